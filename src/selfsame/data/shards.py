@@ -1,0 +1,163 @@
+"""Datasets as WebDataset shards: rendered in parallel, resumable, the same bytes whatever the number of processes.
+
+One sample is `KEY.png` (picture), `KEY.labels.png`, `KEY.depth.png`, `KEY.txt` (caption) and `KEY.json` (attributes, key
+points, boxes, who is in it, the version of the world). A shard is written under a temporary name and renamed when whole, so
+a killed run leaves only whole shards and continues after the last.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import webdataset as wds
+
+from selfsame.mannequins.render import Picture, draw, signature
+from selfsame.mannequins.world import WORLD_VERSION, Sample, sample
+
+SAMPLES_PER_SHARD = 500
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    """What to render: samples 0..count-1 of a split of the world into a folder."""
+
+    folder: Path
+    split: str
+    count: int
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count {self.count}: give at least 1")
+
+    @property
+    def shards(self) -> list[range]:
+        return [range(a, min(a + SAMPLES_PER_SHARD, self.count)) for a in range(0, self.count, SAMPLES_PER_SHARD)]
+
+    def path(self, samples: range) -> Path:
+        return self.folder / f"{self.split}-{samples.start:07d}-{len(samples):04d}.tar"
+
+
+def _png(array: np.ndarray) -> bytes:
+    if array.ndim == 3:
+        array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
+    ok, data = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    assert ok
+    return data.tobytes()
+
+
+def record_of(item: Sample, picture: Picture, index: int) -> dict[str, Any]:
+    """The JSON of a sample."""
+    return {
+        "world": WORLD_VERSION,
+        "index": index,
+        "kind": item.kind,
+        "seeds": list(item.seeds),
+        "names": list(item.names),
+        "attributes": item.attributes,
+        "kps": picture.kps.round(3).tolist(),
+        "boxes": picture.boxes.round(3).tolist(),
+        "height": item.scene.height,
+        "width": item.scene.width,
+    }
+
+
+def _draw_many(items: list[Sample], device: str) -> list[Picture]:
+    """One by one on a CPU (tight windows, fixed bytes); grouped by signature on a GPU."""
+    if device == "cpu":
+        return [draw([item.scene])[0] for item in items]
+    pictures: list[Picture | None] = [None] * len(items)
+    groups: dict[object, list[int]] = {}
+    for i, item in enumerate(items):
+        groups.setdefault(signature(item.scene), []).append(i)
+    for members in groups.values():
+        for start in range(0, len(members), 64):
+            chunk = members[start : start + 64]
+            for i, picture in zip(chunk, draw([items[i].scene for i in chunk], device), strict=True):
+                pictures[i] = picture
+    return [p for p in pictures if p is not None]
+
+
+def render_shard(job: RenderJob, samples: range) -> Path:
+    """Draw one shard, atomically. Does nothing when it is already there."""
+    path = job.path(samples)
+    if path.exists():
+        return path
+    torch.set_num_threads(1)
+    items = [sample(job.split, i) for i in samples]
+    partial = path.with_suffix(f".tar.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as stream, wds.TarWriter(stream, mtime=0, encoder=False) as tar:
+            for i, item, picture in zip(samples, items, _draw_many(items, job.device), strict=True):
+                tar.write(
+                    {
+                        "__key__": f"{job.split}{i:07d}",
+                        "png": _png(picture.image),
+                        "labels.png": _png(picture.labels),
+                        "depth.png": _png(picture.depth),
+                        "txt": item.caption.encode(),
+                        "json": json.dumps(record_of(item, picture, i)).encode(),
+                    }
+                )
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _worker(args: tuple[RenderJob, range]) -> int:
+    render_shard(*args)
+    return len(args[1])
+
+
+def render_dataset(job: RenderJob, num_processes: int) -> Iterator[int]:
+    """Render a dataset; yields how many samples each finished shard holds, those found finished first.
+
+    Raises:
+        ValueError: the folder holds a dataset of another version of the world.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    about = job.folder / "dataset.json"
+    if about.exists():
+        version = json.loads(about.read_text())["world"]
+        if version != WORLD_VERSION:
+            raise ValueError(f"{job.folder} was rendered by world {version}, this is world {WORLD_VERSION}: choose another folder")
+    partial = about.with_suffix(".part")
+    partial.write_text(json.dumps({"world": WORLD_VERSION, "size": 128}, indent=1))
+    os.replace(partial, about)
+    todo = []
+    for samples in job.shards:
+        if job.path(samples).exists():
+            yield len(samples)
+        else:
+            todo.append((job, samples))
+    if job.device != "cpu" or num_processes == 1:
+        yield from map(_worker, todo)
+        return
+    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
+        yield from pool.imap_unordered(_worker, todo)
+
+
+def read_shards(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+    """Samples of a split in order: image, labels, depth (arrays), caption, and the JSON's fields."""
+    paths = sorted(str(p) for p in folder.glob(f"{split}-*.tar"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no shards of split {split!r}: make them with `selfsame render --dataset {folder} --split {split}`")
+    for raw in wds.WebDataset(paths, shardshuffle=False, empty_check=False):
+        bgr = cv2.imdecode(np.frombuffer(raw["png"], np.uint8), cv2.IMREAD_COLOR)
+        assert bgr is not None
+        record = json.loads(raw["json"])
+        record["image"] = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        for name in ("labels", "depth"):
+            record[name] = cv2.imdecode(np.frombuffer(raw[f"{name}.png"], np.uint8), cv2.IMREAD_GRAYSCALE)
+        record["caption"] = raw["txt"].decode()
+        yield record

@@ -1,0 +1,88 @@
+"""The one sampling loop. It is a generator: progress, previews, cancelling and time limits are the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfsame.diffusion.schedule import denoised_of
+
+Predict = Callable[[Tensor, Tensor, int], Tensor]  # VP-scaled latents, timestep, index of the step -> raw prediction
+
+
+@dataclass(frozen=True)
+class Step:
+    """The state after one step."""
+
+    index: int
+    num_steps: int
+    sigma: float  # the noise level the step started from
+    latents: Tensor  # b c h w, in the solver's own scaling
+    denoised: Tensor  # b c h w, the clean estimate of this step
+
+
+def guided(with_: Predict, without: Predict, guidance_scale: float) -> Predict:
+    """Classifier-free guidance: u + g (c - u) (arXiv:2207.12598, Eq. 6 in its usual form). g <= 1 runs `with_` alone."""
+    if guidance_scale <= 1:
+        return with_
+
+    def predict(latents: Tensor, t: Tensor, index: int) -> Tensor:
+        u, c = without(latents, t, index), with_(latents, t, index)
+        return u + guidance_scale * (c - u)
+
+    return predict
+
+
+def guided_together(both: Predict, guidance_scale: float) -> Predict:
+    """The same, for a predictor that takes twice the rows: first without, then with."""
+
+    def predict(latents: Tensor, t: Tensor, index: int) -> Tensor:
+        u, c = both(torch.cat([latents, latents]), t, index).chunk(2)
+        return u + guidance_scale * (c - u)
+
+    return predict
+
+
+def in_window(index: int, num_steps: int, start: float, end: float) -> bool:
+    """Whether a condition with a start/end window (shares of the run) acts in a step: i / N >= start and (i + 1) / N <= end."""
+    return not (index / num_steps < start or (index + 1) / num_steps > end)
+
+
+@torch.no_grad()
+def sample(
+    predict: Predict, noise: Tensor, scheduler: Any, num_steps: int, *, generator: torch.Generator | None = None, timesteps: Tensor | None = None
+) -> Iterator[Step]:
+    """Denoise with a fresh diffusers scheduler.
+
+    Args:
+        noise: b c h w standard normal; scaled by the scheduler's init_noise_sigma here. With `timesteps` given it is the
+            already noised start.
+        scheduler: an instance of this run alone; its config names the prediction type.
+        timesteps: the last part of the schedule (image to image); the scheduler must have been set up by the caller.
+    """
+    if timesteps is None:
+        scheduler.set_timesteps(num_steps, device=noise.device)
+        timesteps = scheduler.timesteps
+        latents = noise * scheduler.init_noise_sigma
+    else:
+        latents = noise
+    assert timesteps is not None
+    kind = scheduler.config.prediction_type
+    first = len(scheduler.timesteps) - len(timesteps)
+    sigmas = getattr(scheduler, "sigmas", None)
+    extra = {"generator": generator} if "generator" in scheduler.step.__code__.co_varnames else {}
+    for i, t in enumerate(timesteps):
+        vp = scheduler.scale_model_input(latents, t)
+        if sigmas is not None and len(sigmas) == len(scheduler.timesteps) + 1:
+            abar = 1 / (1 + sigmas[first + i].to(vp.device) ** 2)
+        else:
+            abar = scheduler.alphas_cumprod[t.long().cpu()].to(vp.device)
+        sigma = float(((1 - abar) / abar).sqrt())
+        raw = predict(vp, t, i)
+        denoised = denoised_of(kind, raw, vp, abar.to(vp.dtype))
+        latents = scheduler.step(raw, t, latents, return_dict=False, **extra)[0]
+        yield Step(i, len(timesteps), sigma, latents, denoised)

@@ -1,0 +1,41 @@
+"""Key points as the picture that IdentityNet sees."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+KPS_COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
+LIMBS = (0, 1, 3, 4)  # each joined to the nose, point 2
+
+
+def draw_kps(height: int, width: int, kps: np.ndarray, *, radius: int = 10, stick: int = 4) -> np.ndarray:
+    """InstantID's drawing: dim limbs from each point to the nose, bright discs over them.
+
+    Args:
+        kps: 5 2 (x, y) pixels; points off the canvas are clipped.
+        radius, stick: disc radius and half thickness of limbs in pixels; the defaults are the official ones.
+
+    Returns:
+        h w 3 uint8, RGB.
+    """
+    canvas = np.zeros((height, width, 3), np.float64)
+    kps = np.asarray(kps)
+    for i in LIMBS:
+        colour = KPS_COLOURS[i]
+        x, y = kps[[2, i], 0], kps[[2, i], 1]
+        dx, dy = x[1] - x[0], y[1] - y[0]
+        length = (dx**2 + dy**2) ** 0.5
+        angle = np.degrees(np.arctan2(dy, dx))
+        outline = cv2.ellipse2Poly((int(np.mean(x)), int(np.mean(y))), (int(length / 2), stick), int(angle), 0, 360, 1)
+        canvas = cv2.fillConvexPoly(canvas.copy(), outline, colour)
+    canvas = (canvas * 0.6).astype(np.uint8)
+    for colour, (x, y) in zip(KPS_COLOURS, kps, strict=True):
+        canvas = cv2.circle(canvas.copy(), (int(x), int(y)), radius, colour, -1)
+    return canvas
+
+
+def draw_kps_small(height: int, width: int, kps: np.ndarray, *, zoom: int = 8) -> np.ndarray:
+    """The miniature's drawing: the official one at `zoom` times the size, averaged down, so that discs stay apart at 128 px."""
+    large = draw_kps(height * zoom, width * zoom, (np.asarray(kps, np.float64) + 0.5) * zoom - 0.5, radius=3 * zoom, stick=zoom)
+    return cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)

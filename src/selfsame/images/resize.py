@@ -1,0 +1,33 @@
+"""The official InstantID resize rule, quirks included."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+
+def _sizes(width: int, height: int, max_side: int, min_side: int, multiple: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The two sizes (w, h) that the official helper passes through."""
+    ratio = min_side / min(width, height)
+    w, h = round(ratio * width), round(ratio * height)
+    ratio = max_side / max(w, h)
+    first = round(ratio * w), round(ratio * h)
+    return first, (first[0] // multiple * multiple, first[1] // multiple * multiple)
+
+
+def official_size(width: int, height: int, *, max_side: int = 1280, min_side: int = 1024, multiple: int = 64) -> tuple[int, int]:
+    """Final (width, height): the long side ends at max_side, both are floored to a multiple."""
+    return _sizes(width, height, max_side, min_side, multiple)[1]
+
+
+def resize_official(image: np.ndarray, *, max_side: int = 1280, min_side: int = 1024, multiple: int = 64, pad: bool = False) -> np.ndarray:
+    """Two bilinear resizes one after the other, then optionally a white square of max_side around the middle. h w 3 uint8."""
+    h, w = image.shape[:2]
+    first, final = _sizes(w, h, max_side, min_side, multiple)
+    small = np.asarray(Image.fromarray(image).resize(first, Image.Resampling.BILINEAR).resize(final, Image.Resampling.BILINEAR))
+    if not pad:
+        return small
+    canvas = np.full((max_side, max_side, 3), 255, np.uint8)
+    top, left = (max_side - final[1]) // 2, (max_side - final[0]) // 2
+    canvas[top : top + final[1], left : left + final[0]] = small
+    return canvas

@@ -1,0 +1,173 @@
+"""InstantID as one object that attaches to a stock U-Net: tokens, conditions and one prediction of both networks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from selfsame.adapters.processors import cross_attention_paths, processors_replaced
+from selfsame.methods.instantid.modules import DecoupledCrossAttention, FaceProjections, Resampler
+from selfsame.values.conditioning import Conditioning, FaceCondition, SpatialCondition
+
+
+@dataclass(frozen=True)
+class ResamplerSize:
+    """Sizes of the Resampler; the defaults are the official SDXL ones."""
+
+    dim: int = 1280
+    depth: int = 4
+    dim_head: int = 64
+    heads: int = 20
+    num_queries: int = 16
+    embedding_dim: int = 512
+    output_dim: int = 2048
+    ff_mult: int = 4
+
+
+class ImageAdapter(nn.Module):
+    """K' and V' of every cross-attention layer, numbered as in the official file (odd numbers; down, up, mid)."""
+
+    def __init__(self, layers: dict[str, FaceProjections]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({path.replace(".", "/"): layer for path, layer in layers.items()})
+
+    @classmethod
+    def of(cls, unet: UNet2DConditionModel, *, from_base: bool = True) -> ImageAdapter:
+        """Projections of the right widths; `from_base` starts them from the layer's own K and V, as IP-Adapter does."""
+        layers = {}
+        for path in cross_attention_paths(unet):
+            attn = unet.get_submodule(path)
+            to_k: nn.Linear = attn.to_k  # type: ignore[assignment]
+            to_v: nn.Linear = attn.to_v  # type: ignore[assignment]
+            layer = FaceProjections(to_k.out_features, to_k.in_features)
+            if from_base:
+                layer.to_k_ip.weight.data.copy_(to_k.weight.data)
+                layer.to_v_ip.weight.data.copy_(to_v.weight.data)
+            layers[path] = layer
+        return cls(layers)
+
+    def processors(self) -> dict[str, DecoupledCrossAttention]:
+        return {name.replace("/", "."): DecoupledCrossAttention(layer) for name, layer in self.layers.items()}  # type: ignore[arg-type]
+
+
+class InstantID(nn.Module):
+    """Resampler, Image Adapter and IdentityNet. Its parameters are exactly what InstantID trains."""
+
+    def __init__(self, resampler: Resampler, adapter: ImageAdapter, identity_net: ControlNetModel, size: ResamplerSize) -> None:
+        super().__init__()
+        self.resampler, self.adapter, self.identity_net, self.size = resampler, adapter, identity_net, size
+
+    @classmethod
+    def new(cls, unet: UNet2DConditionModel, size: ResamplerSize, conditioning_channels: Sequence[int] = (16, 32, 96, 256)) -> InstantID:
+        """A fresh method for a base: K', V' and IdentityNet start from the base's weights."""
+        net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=tuple(conditioning_channels))
+        return cls(Resampler(**asdict(size)), ImageAdapter.of(unet), net.requires_grad_(True), size)
+
+    @contextmanager
+    def attached(self, unet: UNet2DConditionModel) -> Iterator[UNet2DConditionModel]:
+        """The U-Net with decoupled cross-attention; detached it is bit-identical to what it was."""
+        with processors_replaced(unet, self.adapter.processors()):
+            yield unet
+
+    def tokens(self, face_embedding: Tensor) -> Tensor:
+        """Raw embeddings b k 512 (k photos of one person jointly) -> ip_tokens b 16 c."""
+        weight = self.resampler.proj_in.weight
+        return self.resampler(face_embedding.to(weight))
+
+    def no_face(self, count: int, num_photos: int = 1) -> Tensor:
+        """Tokens of "no face": the Resampler of zeros, which is not zero. count 16 c."""
+        return self.tokens(torch.zeros(1, num_photos, self.size.embedding_dim)).expand(count, -1, -1)
+
+    def save_pretrained(self, folder: Path, *, half: bool = False) -> None:
+        """One safetensors file for Resampler and adapter, a diffusers folder for IdentityNet."""
+        folder.mkdir(parents=True, exist_ok=True)
+        dtype = torch.float16 if half else None
+
+        def kept(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+            return {f"{prefix}.{k}": v.detach().to(dtype or v.dtype).contiguous().cpu() for k, v in module.state_dict().items()}
+
+        values = kept(self.resampler, "image_proj") | kept(self.adapter, "ip_adapter")
+        partial = folder / "adapter.part"
+        save_file(values, partial, metadata={"format": "pt", "resampler": json.dumps(asdict(self.size))})
+        os.replace(partial, folder / "adapter.safetensors")
+        net = self.identity_net
+        if half:
+            net = ControlNetModel.from_config(net.config)  # type: ignore[assignment]
+            net.load_state_dict(self.identity_net.state_dict())
+            net = net.half()
+        net.save_pretrained(folder / "ControlNetModel")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, unet: UNet2DConditionModel, dtype: torch.dtype = torch.float32) -> InstantID:
+        """Load what `save_pretrained` wrote, for a base whose layers have the same widths.
+
+        Raises:
+            RuntimeError: keys or shapes differ from those of this base.
+        """
+        from safetensors import safe_open
+
+        path = folder / "adapter.safetensors"
+        with safe_open(path, "pt") as f:
+            size = ResamplerSize(**json.loads((f.metadata() or {})["resampler"]))
+        values = load_file(path)
+        net = ControlNetModel.from_pretrained(folder / "ControlNetModel", torch_dtype=dtype, local_files_only=True)
+        made = cls(Resampler(**asdict(size)), ImageAdapter.of(unet, from_base=False), net, size)
+        for module, prefix in ((made.resampler, "image_proj."), (made.adapter, "ip_adapter.")):
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}, strict=True)
+        return made.to(dtype).eval().requires_grad_(False)
+
+
+def predict(unet: UNet2DConditionModel, net: ControlNetModel | None, noisy: Tensor, timesteps: Tensor, c: Conditioning) -> Tensor:
+    """One raw prediction under per-row conditions; parts whose condition is None are not run.
+
+    Args:
+        unet: with processors attached when `c.face` is given.
+        net: IdentityNet; needed when `c.spatial` is given.
+        noisy: b c h w, VP scaling.
+        timesteps: b or scalar.
+    """
+    added = c.added
+    down: list[Tensor] | None = None
+    mid: Tensor | None = None
+    if c.spatial is not None:
+        assert net is not None, "a spatial condition needs IdentityNet"
+        down_out, mid_out = net(
+            noisy,
+            timesteps,
+            encoder_hidden_states=c.spatial.encoder_hidden_states,
+            controlnet_cond=c.spatial.image,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )
+        scale = c.spatial.scale.to(noisy).view(-1, 1, 1, 1)
+        down, mid = [d * scale for d in down_out], mid_out * scale
+    return unet(
+        noisy,
+        timesteps,
+        encoder_hidden_states=c.encoder_hidden_states,
+        cross_attention_kwargs=None if c.face is None else {"ip_hidden_states": c.face},
+        added_cond_kwargs=added,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=mid,
+        return_dict=False,
+    )[0]
+
+
+def face_conditions(
+    ip_tokens: Tensor, kps_image: Tensor, adapter_scale: float, controlnet_scale: float, region: Tensor | None = None
+) -> tuple[FaceCondition | None, SpatialCondition | None]:
+    """The two conditions of equal strength in all rows; strength 0 leaves a part out altogether."""
+    rows = torch.ones(len(ip_tokens), device=ip_tokens.device)
+    face = FaceCondition(ip_tokens, rows * adapter_scale, region) if adapter_scale else None
+    spatial = SpatialCondition(kps_image, ip_tokens, rows * controlnet_scale) if controlnet_scale else None
+    return face, spatial

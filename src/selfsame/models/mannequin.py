@@ -1,0 +1,90 @@
+"""The miniature models as stock classes: the same parts as Stable Diffusion, small enough to train on two cores."""
+
+from __future__ import annotations
+
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+LATENT_CHANNELS = 8
+CONTEXT_DIM = 128
+MAX_TOKENS = 48
+
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+}
+
+
+def new_vae() -> AutoencoderKL:
+    """128 px -> 16 x 16 x 8 latents; no attention, so any multiple of 8 works."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=128,
+        scaling_factor=1.0,
+        force_upcast=False,
+        mid_block_add_attention=False,
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """The base U-Net: attention at 16 x 16 and 8 x 8, heads of 32."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(96, 96, 128),
+        layers_per_block=1,
+        attention_head_dim=(3, 3, 4),  # diffusers' name for the number of heads
+        cross_attention_dim=CONTEXT_DIM,
+        norm_num_groups=32,
+    )
+
+
+def new_text_encoder(vocab_size: int, bos: int, eos: int) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocab_size,
+            hidden_size=CONTEXT_DIM,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=CONTEXT_DIM,
+            bos_token_id=bos,
+            eos_token_id=eos,
+            pad_token_id=eos,
+        )
+    )
+
+
+def new_image_encoder() -> CLIPVisionModelWithProjection:
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=128,
+            patch_size=16,
+            projection_dim=CONTEXT_DIM,
+        )
+    )
+
+
+def new_scheduler() -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ 2M with trailing timesteps, what the miniature samples with by default."""
+    return DPMSolverMultistepScheduler(**SCHEDULE, timestep_spacing="trailing", algorithm_type="dpmsolver++", solver_order=2)

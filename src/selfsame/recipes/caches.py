@@ -1,0 +1,80 @@
+"""Everything that stays the same over a training run, computed once: latents, text states, face embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from selfsame.data.tables import Table
+from selfsame.models.text import encode_prompts
+from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
+from selfsame.recipes.common import to_pixels
+
+
+def fingerprint(module: nn.Module, count: int) -> str:
+    """Short hash of a module's weights and a row count: a cache of other weights or data is never used."""
+    digest = hashlib.sha256(str(count).encode())
+    for value in module.state_dict().values():
+        digest.update(value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def cached(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array at `path`, made and written atomically when it is not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.part.npy")
+        np.save(partial, make())
+        os.replace(partial, path)
+    return np.load(path, mmap_mode="r")
+
+
+def _chunks(count: int, size: int) -> Iterable[slice]:
+    return (slice(a, min(a + size, count)) for a in range(0, count, size))
+
+
+@torch.no_grad()
+def latents_of(vae: AutoencoderKL, table: Table, folder: Path, name: str) -> np.ndarray:
+    """Posterior means of all rows, n c h w float16, scaled by the VAE's scaling_factor."""
+
+    def make() -> np.ndarray:
+        scale = vae.config.scaling_factor
+        parts = [vae.encode(to_pixels(table.images[rows])).latent_dist.mean * scale for rows in _chunks(len(table), 32)]
+        return torch.cat(parts).half().numpy()
+
+    return cached(folder / f"{name}.latents.{fingerprint(vae, len(table))}.npy", make)
+
+
+def text_of(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, captions: list[str], folder: Path, name: str) -> np.ndarray:
+    """Text states of captions, n t c float16."""
+
+    def make() -> np.ndarray:
+        return encode_prompts(tokenizer, text_encoder, captions).encoder_hidden_states.half().numpy()
+
+    mark = hashlib.sha256("\n".join(captions).encode()).hexdigest()[:8]
+    return cached(folder / f"{name}.text.{fingerprint(text_encoder, len(captions))}.{mark}.npy", make)
+
+
+def faces_of(encoder: nn.Module, table: Table, rows: np.ndarray, folder: Path, name: str) -> np.ndarray:
+    """Raw (not normalised) embeddings of the first face of rows, n 512 float32; other rows are zero."""
+
+    def make() -> np.ndarray:
+        out = np.zeros((len(table), 512), np.float32)
+        for part in np.array_split(rows, max(1, len(rows) // 256)):
+            crops = to_crops([np.asarray(table.images[i]) for i in part], [table.kps[i] for i in part], ENCODER_CROP)
+            out[part] = embed(encoder, crops).numpy()
+        return out
+
+    return cached(folder / f"{name}.faces.{fingerprint(encoder, len(table))}.npy", make)
+
+
+def as_tensor(rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(rows)).float()

@@ -1,0 +1,98 @@
+"""What all recipes share: where data and runs lie, random rows by step, pictures as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from selfsame.training.loop import Progress, Run, train
+
+DATA = Path("data/world1")
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line may change in any recipe."""
+
+    data: Path = DATA
+    runs: Path = RUNS
+    steps: int = 0  # 0: the recipe's own
+    minutes: float = 0.0  # stop after this long; the run can be resumed
+    smoke: bool = False  # two steps, to see that everything is in place
+    on_progress: Callable[[Progress], None] | None = None
+
+    def run(self, default: Run) -> Run:
+        """The recipe's run with these changes."""
+        run = replace(default, max_minutes=self.minutes)
+        if self.steps:
+            run = replace(run, max_steps=self.steps)
+        if self.smoke:
+            run = replace(run, folder=run.folder.with_name(run.folder.name + "-smoke"), max_steps=2, log_every=1, save_every=1, look_every=0)
+        return run
+
+    def folder(self, name: str) -> Path:
+        return self.runs / name
+
+
+@dataclass
+class Trained:
+    """A recipe's result: the module with EMA weights, its figures, where the run lies."""
+
+    module: nn.Module
+    figures: dict[str, float]
+    folder: Path
+    samples: int
+
+
+def generator_at(seed: int, step: int) -> np.random.Generator:
+    """Random numbers of one step of one run."""
+    return np.random.default_rng([seed, step])
+
+
+def torch_generator(rng: np.random.Generator) -> torch.Generator:
+    return torch.Generator().manual_seed(int(rng.integers(2**62)))
+
+
+def epoch_rows(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Rows of a step when each epoch visits all rows once, in a new order."""
+    first = step * batch_size
+    rows: list[np.ndarray] = []
+    while sum(map(len, rows)) < batch_size:
+        epoch, at = divmod(first, count)
+        order = _order(count, seed, epoch)
+        take = order[at : at + batch_size - sum(map(len, rows))]
+        rows.append(take)
+        first += len(take)
+    return np.concatenate(rows)
+
+
+_orders: dict[tuple[int, int, int], np.ndarray] = {}
+
+
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    key = (count, seed, epoch)
+    if key not in _orders:
+        if len(_orders) > 3:
+            _orders.clear()
+        _orders[key] = np.random.default_rng([seed, 77, epoch]).permutation(count)
+    return _orders[key]
+
+
+def to_pixels(images: np.ndarray) -> Tensor:
+    """n h w 3 uint8 -> n 3 h w in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def finish(run: Run, module: nn.Module, objective: Any, batch_at: Any, options: Options, look: Any) -> Trained:
+    """Train and measure once more at the end."""
+    module = train(run, module, objective, batch_at, on_progress=options.on_progress, look=look)
+    with torch.no_grad():
+        figures = dict(look(module, run.max_steps)) if look else {}
+    return Trained(module, figures, run.folder, run.max_steps * run.batch_size)

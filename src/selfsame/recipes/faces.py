@@ -1,0 +1,182 @@
+"""Recipes of the face models: the conditioning encoder, the judge, the detector. First in order; all else is gated by them."""
+
+from __future__ import annotations
+
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from selfsame.data.tables import Table, open_table
+from selfsame.mannequins.people import SPLITS, split_person
+from selfsame.mannequins.render import draw
+from selfsame.mannequins.world import neutral_scene
+from selfsame.perception.detector import FaceDetector, detect, detector_loss
+from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, CropSpec, FaceEncoder, JudgeNet, MarginLoss, embed, rank1, to_crops
+from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, to_pixels, torch_generator
+from selfsame.training.loop import Batch, Loss, Run
+
+SLACK = 8  # crops are cached this much larger and cut at random places
+
+
+class Classified(nn.Module):
+    """An encoder with the classifier that trains it."""
+
+    def __init__(self, net: nn.Module, num_people: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.net = net
+        self.margin = MarginLoss(num_people, embedding_dim)
+
+    def forward(self, crops: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
+        return self.margin(self.net(crops), people)
+
+
+def face_rows(table: Table) -> np.ndarray:
+    return table.rows(lambda r: r["kind"] in ("person", "celebrity"))
+
+
+def cached_crops(table: Table, rows: np.ndarray, spec: CropSpec) -> np.ndarray:
+    """Loose crops of rows, n s s 3 uint8 with s = size + SLACK."""
+    loose = CropSpec(spec.size + SLACK, spec.share * spec.size / (spec.size + SLACK), spec.shift_y * spec.size / (spec.size + SLACK))
+    kps = table.kps
+    out = [to_crops([np.asarray(table.images[i])], [kps[i]], loose)[0] for i in rows]
+    return ((torch.stack(out) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def augment(crops: Tensor, rng: np.random.Generator) -> Tensor:
+    """Light, colour, greyness, a covered patch: what a face may undergo and stay itself. b 3 s s in [-1, 1]."""
+    g = torch_generator(rng)
+    b, _, s, _ = crops.shape
+
+    def u(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(b, *shape, generator=g) * (high - low) + low
+
+    x = crops * u(0.8, 1.2, 1, 1, 1) + u(-0.15, 0.15, 1, 1, 1) + u(-0.08, 0.08, 3, 1, 1)
+    grey = x.mean(1, keepdim=True)
+    x = torch.lerp(grey.expand_as(x), x, torch.where(u(0, 1, 1, 1, 1) < 0.25, 0.0, u(0.7, 1.2, 1, 1, 1)))
+    x = x + 0.04 * torch.randn(x.shape, generator=g)
+    at = torch.randint(0, s - 16, (b, 2), generator=g)
+    grid = torch.arange(s)
+    inside = [(grid >= at[:, i, None]) & (grid < at[:, i, None] + 16) for i in (0, 1)]
+    hole = (inside[0][:, :, None] & inside[1][:, None, :])[:, None] & (u(0, 1, 1, 1, 1) < 0.3)
+    return x.masked_fill(hole, 0.0).clamp(-1, 1)
+
+
+def gallery_crops(split: str, count: int, spec: CropSpec) -> Tensor:
+    """One neutral render of each of the first `count` people of a split."""
+    pictures = [draw([neutral_scene(split_person(split, i))])[0] for i in range(count)]
+    return to_crops([p.image for p in pictures], [p.kps[0] for p in pictures], spec)
+
+
+def _train_embedder(name: str, split: str, net: nn.Module, dim: int, spec: CropSpec, run: Run, options: Options) -> Trained:
+    run = options.run(run)
+    table = open_table(options.data, split)
+    rows = face_rows(table)
+    crops = cached_crops(table, rows, spec)
+    people, truth = np.unique(table.people[rows], return_inverse=True)
+    module = Classified(net, len(people), dim)
+
+    held = open_table(options.data, "validation")
+    probe_rows = face_rows(held)
+    probe_rows = probe_rows[held.people[probe_rows] < SPLITS["validation"][0] + 100]
+    probes = to_crops([np.asarray(held.images[i]) for i in probe_rows], [held.kps[i] for i in probe_rows], spec)
+    probe_truth = torch.from_numpy(held.people[probe_rows] - SPLITS["validation"][0])
+    is_photo = torch.tensor([held.records[i]["attributes"]["style"] == "photo" for i in probe_rows])
+    gallery = gallery_crops("validation", 100, spec)
+
+    def batch_at(step: int) -> Batch:
+        rng = generator_at(run.seed, step)
+        at = epoch_rows(len(rows), run.batch_size, run.seed, step)
+        x = to_pixels(crops[at])
+        dy, dx = rng.integers(0, SLACK + 1, 2)
+        x = x[:, :, dy : dy + spec.size, dx : dx + spec.size]
+        return {"crops": augment(x, rng).contiguous(memory_format=torch.channels_last), "people": torch.from_numpy(truth[at])}
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        loss, right = model(batch["crops"], batch["people"])
+        return Loss(loss, {"train_right": right})
+
+    def look(model: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, Classified)
+        p, g = embed(model.net, probes), embed(model.net, gallery)
+        model.train()
+        return {"rank1_of_100": rank1(p, g, probe_truth), "rank1_photo": rank1(p[is_photo], g, probe_truth[is_photo])}
+
+    return finish(run, module.to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
+
+
+def encoder(options: Options) -> Trained:
+    """The conditioning face encoder, 512 numbers."""
+    run = Run(folder=options.folder("encoder"), max_steps=2400, batch_size=128, learning_rate=2e-3, ema_decay=0.995, look_every=300, seed=11)
+    return _train_embedder("encoder", "train", FaceEncoder(), 512, ENCODER_CROP, run, options)
+
+
+def judge(options: Options) -> Trained:
+    """The judge: another architecture, crop, seed and other people."""
+    run = Run(folder=options.folder("judge"), max_steps=2400, batch_size=128, learning_rate=1e-3, ema_decay=0.995, look_every=300, seed=12)
+    return _train_embedder("judge", "judge", JudgeNet(), 256, JUDGE_CROP, run, options)
+
+
+def detector(options: Options) -> Trained:
+    """Faces and key points, people and things alike, with flips and shifts."""
+    run = options.run(
+        Run(folder=options.folder("detector"), max_steps=2000, batch_size=32, learning_rate=2e-3, ema_decay=0.995, look_every=400, seed=13)
+    )
+    table, held = open_table(options.data, "train"), open_table(options.data, "validation")
+    images, boxes, kps = table.images, torch.from_numpy(table.boxes), torch.from_numpy(table.kps)
+
+    def batch_at(step: int) -> Batch:
+        rng = generator_at(run.seed, step)
+        at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
+        x, box, points = to_pixels(images[at]), boxes[at].clone(), kps[at].clone()
+        if rng.random() < 0.5:  # zoom: shrink onto a canvas, so that small faces are known too
+            zoom = float(rng.uniform(0.45, 0.95))
+            size = int(128 * zoom) // 2 * 2
+            small = torch.nn.functional.interpolate(x, (size, size), mode="area")
+            oy, ox = (int(v) for v in rng.integers(0, 129 - size, 2))
+            x = small.mean((2, 3), keepdim=True).repeat(1, 1, 128, 128).contiguous()
+            x[:, :, oy : oy + size, ox : ox + size] = small
+            shift = torch.tensor([ox, oy], dtype=torch.float32)
+            points = (points + 0.5) * (size / 128) - 0.5 + shift
+            box = ((box.view(-1, 2, 2) + 0.5) * (size / 128) - 0.5 + shift).view(-1, 4)
+        dy, dx = (int(v) for v in rng.integers(-12, 13, 2))
+        x = torch.roll(x, (dy, dx), (2, 3))
+        move = torch.tensor([dx, dy], dtype=torch.float32)
+        points, box = points + move, (box.view(-1, 2, 2) + move).view(-1, 4)
+        if rng.random() < 0.5:
+            x = x.flip(3)
+            points = points[:, [1, 0, 2, 4, 3]] * torch.tensor([-1.0, 1.0]) + torch.tensor([127.0, 0.0])
+            box = torch.stack([127 - box[:, 2], box[:, 1], 127 - box[:, 0], box[:, 3]], 1)
+        x = (x * float(rng.uniform(0.8, 1.2)) + float(rng.uniform(-0.15, 0.15))).clamp(-1, 1)
+        return {"pixels": x.contiguous(memory_format=torch.channels_last), "boxes": box, "kps": points}
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        score, point = detector_loss(model, batch["pixels"], batch["boxes"], batch["kps"])
+        return Loss(score + 2 * point, {"score": score, "points": point})
+
+    def look(model: nn.Module, step: int) -> dict[str, float]:
+        model.eval()
+        return detector_figures(model, held, 300)
+
+    return finish(run, FaceDetector().to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
+
+
+def detector_figures(net: nn.Module, table: Table, count: int) -> dict[str, float]:
+    """On held-out pictures: share found, extra finds per picture, mean key-point error over face width."""
+    found, extra, errors = 0, 0, []
+    rows = range(min(count, len(table)))
+    faces = 0
+    for i in rows:
+        faces_here = detect(net, np.asarray(table.images[i]))
+        has = not np.isnan(table.kps[i]).any()
+        faces += has
+        extra += max(0, len(faces_here) - int(has))
+        if has and faces_here:
+            width = float(table.boxes[i][2] - table.boxes[i][0])
+            error = float(np.linalg.norm(faces_here[0].kps - table.kps[i], axis=1).mean()) / width
+            found += error < 0.2
+            errors.append(error)
+    return {"found": found / max(1, faces), "extra_per_picture": extra / len(rows), "kps_error": float(np.mean(errors)) if errors else 1.0}
+
+
+FACE_RECIPES = {"encoder": encoder, "judge": judge, "detector": detector}

@@ -1,0 +1,94 @@
+"""Put a trained model into the package, with its hash and where it came from."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from selfsame.mannequins.world import WORLD_VERSION
+from selfsame.models.mannequin import new_scheduler
+from selfsame.recipes.common import Trained
+from selfsame.weights.mannequin import FOLDER, note, ship
+
+
+def provenance(trained: Trained) -> dict[str, Any]:
+    """What a user may want to know of shipped weights."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "world": WORLD_VERSION,
+        "samples": trained.samples,
+        "figures": {k: round(v, 4) for k, v in trained.figures.items()},
+        "commit": commit,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _save_stock(model: Any, sub: str, about: dict[str, Any], folder: Path) -> None:
+    """A diffusers or transformers model in half precision, as its own save_pretrained lays it out."""
+    target = folder / sub
+    half = copy.deepcopy(model).half()
+    half.save_pretrained(target)
+    for file in sorted(target.glob("*.safetensors")):
+        note(str(file.relative_to(folder).as_posix()), about, folder)
+
+
+def ship_trained(name: str, trained: Trained, folder: Path = FOLDER) -> None:
+    """Install a recipe's result under its fixed name.
+
+    Raises:
+        ValueError: no model of that name ships.
+    """
+    about, module = provenance(trained), trained.module
+    folder.mkdir(parents=True, exist_ok=True)
+    if name in ("encoder", "judge"):
+        assert isinstance(module.net, nn.Module)
+        ship(module.net.state_dict(), f"{name}.safetensors", about, folder)
+    elif name in ("detector", "reader"):
+        ship(module.state_dict(), f"{name}.safetensors", about, folder)
+    elif name == "vae":
+        _save_stock(module.vae, "base/vae", about, folder)
+    elif name == "clip":
+        _save_stock(module.text, "base/text_encoder", about, folder)
+        shutil.copytree(trained.folder / "tokenizer", folder / "base/tokenizer", dirs_exist_ok=True)
+        assert isinstance(module.image, nn.Module) and isinstance(module.text_projection, nn.Module)
+        values = {f"image.{k}": v for k, v in module.image.state_dict().items()}
+        values |= {f"text_projection.{k}": v for k, v in module.text_projection.state_dict().items()}
+        ship(values, "clip_image.safetensors", about, folder)
+    elif name == "base":
+        _save_stock(module.unet, "base/unet", about, folder)
+        new_scheduler().save_pretrained(folder / "base/scheduler")
+        write_model_index(folder / "base")
+    elif name == "instantid":
+        module.method.save_pretrained(folder / "instantid", half=True)  # type: ignore[union-attr, operator]
+        for file in sorted((folder / "instantid").rglob("*.safetensors")):
+            note(str(file.relative_to(folder).as_posix()), about, folder)
+    else:
+        raise ValueError(f"no shipped model is called {name!r}")
+
+
+def write_model_index(folder: Path) -> None:
+    """What stock `StableDiffusionPipeline.from_pretrained` reads first."""
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.0",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,143 @@
+"""Recipe of the VAE: 64 px crops, most of them on faces, the features of the face weighing more."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor, nn
+
+from selfsame.data.tables import Table, open_table
+from selfsame.mannequins import paint
+from selfsame.models.mannequin import new_vae
+from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, to_pixels, torch_generator
+from selfsame.training.loop import Batch, Loss, Run
+
+CROP = 64
+FACE_SHARE = 0.7  # of the crops are centred near a face
+WEIGHTS = {paint.EYES: 6.0, paint.BROWS: 4.0, paint.NOSE: 4.0, paint.MOUTH: 5.0, paint.GLASSES: 4.0, paint.SKIN: 2.5, paint.HAIR: 1.5, paint.EARS: 1.5}
+
+
+class Reconstruct(nn.Module):
+    """Encode, sample, decode in one call, so that several processes may wrap it."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels b 3 h w, noise b c h/8 w/8 -> reconstruction, mean, logvar."""
+        posterior = self.vae.encode(pixels).latent_dist
+        z = posterior.mean + posterior.std * noise
+        return self.vae.decode(z).sample, posterior.mean, posterior.logvar
+
+
+def vae_loss(pixels: Tensor, out: Tensor, mean: Tensor, logvar: Tensor, weight: Tensor, kl_weight: float) -> Loss:
+    """Weighted L1 on pixels and on their differences, and a little KL."""
+    out, mean, logvar = out.float(), mean.float(), logvar.float()
+    w = weight / weight.mean()
+    l1 = ((out - pixels).abs() * w).mean()
+
+    def diff(t: Tensor, dim: int) -> Tensor:
+        return t.narrow(dim, 1, t.shape[dim] - 1) - t.narrow(dim, 0, t.shape[dim] - 1)
+
+    edges = sum((((diff(out, d) - diff(pixels, d)).abs()) * w.narrow(d, 1, w.shape[d] - 1)).mean() for d in (2, 3))
+    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+    return Loss(l1 + edges + kl_weight * kl, {"l1": l1, "edges": torch.as_tensor(edges), "kl": kl})
+
+
+def weight_table() -> np.ndarray:
+    table = np.ones(256, np.float32)
+    for label, value in WEIGHTS.items():
+        table[label] = value
+    return table
+
+
+def vae(options: Options) -> Trained:
+    """AutoencoderKL 16/32/64/96 with 8 latent channels."""
+    run = options.run(
+        Run(folder=options.folder("vae"), max_steps=24000, batch_size=16, learning_rate=2e-3, weight_decay=0.0, ema_decay=0.998, look_every=1000, seed=21)
+    )
+    table, held = open_table(options.data, "train"), open_table(options.data, "validation")
+    weights = weight_table()
+    net = Reconstruct(new_vae()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def batch_at(step: int) -> Batch:
+        rng = generator_at(run.seed, step)
+        at = epoch_rows(len(table), run.batch_size, run.seed, step)
+        crops, maps = [], []
+        for i in at:
+            y, x = (int(v) for v in rng.integers(0, 129 - CROP, 2))
+            box = table.boxes[i]
+            if not np.isnan(box).any() and rng.random() < FACE_SHARE:
+                cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+                x, y = (int(np.clip(c - CROP / 2 + rng.integers(-16, 17), 0, 128 - CROP)) for c in (cx, cy))
+            crops.append(table.images[i, y : y + CROP, x : x + CROP])
+            maps.append(weights[table.labels[i, y : y + CROP, x : x + CROP]])
+        pixels = to_pixels(np.stack(crops))
+        if rng.random() < 0.5:
+            pixels, maps = pixels.flip(3), [m[:, ::-1] for m in maps]
+        noise = torch.randn((len(at), net.vae.config.latent_channels, CROP // 8, CROP // 8), generator=torch_generator(rng))
+        return {"pixels": pixels.contiguous(memory_format=torch.channels_last), "weight": torch.from_numpy(np.stack(maps))[:, None], "noise": noise}
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        out, mean, logvar = model(batch["pixels"], batch["noise"])
+        return vae_loss(batch["pixels"], out, mean, logvar, batch["weight"], 1e-3)
+
+    def look(model: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, Reconstruct)
+        return vae_figures(model.vae, held, 64)
+
+    done = finish(run, net, objective, batch_at, options, look)
+    fold_statistics(net.vae, table)
+    return done
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise of pictures in [-1, 1], dB."""
+    return float(10 * torch.log10(4 / (a - b).square().mean().clamp_min(1e-9)))
+
+
+@torch.no_grad()
+def vae_figures(model: AutoencoderKL, table: Table, count: int) -> dict[str, float]:
+    """PSNR inside the face box on photo style, over all styles, and of whole pictures; mean over pictures, dB."""
+    rows = table.rows(lambda r: len(r["boxes"]) == 1)[:count]
+    photo, styled, whole = [], [], []
+    for chunk in np.array_split(rows, max(1, len(rows) // 16)):
+        pixels = to_pixels(table.images[chunk])
+        out = model.decode(model.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+        for j, i in enumerate(chunk):
+            x0, y0, x1, y1 = np.clip(table.boxes[i].round().astype(int), 0, 128)
+            face = psnr(out[j, :, y0:y1, x0:x1], pixels[j, :, y0:y1, x0:x1])
+            styled.append(face)
+            if table.records[i]["attributes"]["style"] == "photo":
+                photo.append(face)
+            whole.append(psnr(out[j], pixels[j]))
+    return {"face_db_photo": float(np.mean(photo)), "face_db_all": float(np.mean(styled)), "whole_db": float(np.mean(whole))}
+
+
+@torch.no_grad()
+def latent_statistics(model: AutoencoderKL, table: Table, count: int = 512) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each latent channel over some pictures, c each."""
+    rows = np.linspace(0, len(table) - 1, min(count, len(table))).astype(int)
+    z = torch.cat([model.encode(to_pixels(table.images[chunk])).latent_dist.mean for chunk in np.array_split(rows, max(1, len(rows) // 32))])
+    return z.mean((0, 2, 3)), z.std((0, 2, 3))
+
+
+@torch.no_grad()
+def fold_statistics(model: AutoencoderKL, table: Table) -> None:
+    """Make every latent channel zero-mean and unit-variance by changing the 1 x 1 convolutions around the latents.
+
+    A stock pipeline reads only `scaling_factor`, so the normalisation must live in the weights; pictures do not change.
+    """
+    mean, std = latent_statistics(model, table)
+    c = len(mean)
+    assert model.quant_conv is not None and model.post_quant_conv is not None
+    enter, leave = model.quant_conv, model.post_quant_conv
+    assert enter.bias is not None and leave.bias is not None
+    enter.weight[:c] /= std.view(-1, 1, 1, 1)
+    enter.bias[:c] = (enter.bias[:c] - mean) / std
+    enter.bias[c:] -= 2 * std.log()
+    leave.bias += F.conv2d(mean.view(1, -1, 1, 1), leave.weight).flatten()
+    leave.weight *= std.view(1, -1, 1, 1)

@@ -1,0 +1,131 @@
+"""Recipes of the models that join words and pictures: CLIP's two towers and the attribute reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsame.data.tables import Table, open_table
+from selfsame.mannequins.captions import caption_person
+from selfsame.mannequins.people import FIRST_NAMES, LAST_NAMES
+from selfsame.models.mannequin import CONTEXT_DIM, new_image_encoder, new_text_encoder
+from selfsame.models.text import tokenize
+from selfsame.models.tokens import train_tokenizer
+from selfsame.perception.reader import ATTRIBUTES, AttributeReader, agreement, read, reader_loss, readable
+from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, to_pixels, torch_generator
+from selfsame.training.loop import Batch, Loss, Run
+
+VOCABULARY = 1500
+
+
+class TwoTowers(nn.Module):
+    """CLIP: text and image features in one space (arXiv:2103.00020)."""
+
+    def __init__(self, vocab_size: int, bos: int, eos: int) -> None:
+        super().__init__()
+        self.text = new_text_encoder(vocab_size, bos, eos)
+        self.text_projection = nn.Linear(CONTEXT_DIM, CONTEXT_DIM, bias=False)
+        self.image = new_image_encoder()
+        self.logit_scale = nn.Parameter(torch.tensor(2.6593))  # ln(1 / 0.07)
+
+    def forward(self, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids b t, pixels b 3 128 128 -> unit features b c, b c; the text's carry the scale."""
+        t = F.normalize(self.text_projection(self.text(ids).pooler_output), dim=-1)
+        v = F.normalize(self.image(pixels).image_embeds, dim=-1)
+        return t * self.logit_scale.clamp(max=4.6052).exp(), v
+
+
+def make_tokenizer(table: Table, folder: Path):
+    """Vocabulary from the captions; every name of the world is one token."""
+    names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
+    captions = [r["caption"] for r in table.records]
+    return train_tokenizer([*captions, *names, *names, *names], VOCABULARY, folder)
+
+
+def clip(options: Options) -> Trained:
+    """Contrastive training of both towers; the text tower conditions the base U-Net."""
+    run = options.run(
+        Run(folder=options.folder("clip"), max_steps=1200, batch_size=192, learning_rate=1e-3, ema_decay=0.99, look_every=200, weight_decay=0.02, seed=31)
+    )
+    table, held = open_table(options.data, "train"), open_table(options.data, "validation")
+    tokenizer = make_tokenizer(table, run.folder / "tokenizer")
+    net = TwoTowers(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+    def words(record: dict, rng: np.random.Generator) -> str:
+        if record["kind"] in ("person", "celebrity"):
+            return caption_person(record["attributes"], record["names"][0], rng)
+        return record["caption"]
+
+    def batch_at(step: int) -> Batch:
+        rng = generator_at(run.seed, step)
+        at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
+        ids, _ = tokenize(tokenizer, [words(table.records[i], rng) for i in at])
+        return {"ids": ids, "pixels": to_pixels(table.images[at])}
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        t, v = model(batch["ids"], batch["pixels"])
+        logits = (t @ v.T).float()
+        truth = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+        return Loss(loss, {"train_match": (logits.argmax(1) == truth).float().mean()})
+
+    def look(model: nn.Module, step: int) -> dict[str, float]:
+        rows = np.arange(min(200, len(held)))
+        ids, _ = tokenize(tokenizer, [caption_person(held.records[i]["attributes"], None, None) for i in rows])
+        t, v = model(ids, to_pixels(held.images[rows]))
+        logits = t @ v.T
+        truth = torch.arange(len(rows))
+        return {"match_of_200": float((logits.argmax(1) == truth).float().mean())}
+
+    return finish(run, net, objective, batch_at, options, look)
+
+
+def reader(options: Options) -> Trained:
+    """What a picture shows: nine attributes of people."""
+    run = options.run(
+        Run(folder=options.folder("reader"), max_steps=1500, batch_size=64, learning_rate=1.5e-3, ema_decay=0.99, look_every=300, weight_decay=0.05, seed=32)
+    )
+    table, held = open_table(options.data, "train"), open_table(options.data, "validation")
+    rows = table.rows(lambda r: r["kind"] in ("person", "celebrity"))
+    classes = {name: np.full(len(table), -1, np.int64) for name in ATTRIBUTES}
+    for i in rows:
+        for name, k in readable(table.records[i]["attributes"]).items():
+            classes[name][i] = k
+
+    def batch_at(step: int) -> Batch:
+        rng = generator_at(run.seed, step)
+        at = np.sort(rows[epoch_rows(len(rows), run.batch_size, run.seed, step)])
+        g = torch_generator(rng)
+        pixels = to_pixels(table.images[at])
+        dy, dx = (int(v) for v in rng.integers(-5, 6, 2))
+        pixels = torch.roll(pixels, (dy, dx), (2, 3))
+        blur = float(rng.uniform(0, 1))
+        if blur > 0.6:  # generated pictures are softer than renders
+            pixels = F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
+        pixels = pixels * float(rng.uniform(0.9, 1.1)) + 0.03 * torch.randn(pixels.shape, generator=g)
+        return {"pixels": pixels.contiguous(memory_format=torch.channels_last)} | {f"is_{n}": torch.from_numpy(c[at]) for n, c in classes.items()}
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        return Loss(reader_loss(model(batch["pixels"]), {n: batch[f"is_{n}"] for n in ATTRIBUTES}))
+
+    def look(model: nn.Module, step: int) -> dict[str, float]:
+        return reader_figures(model, held)
+
+    return finish(run, AttributeReader().to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
+
+
+def reader_figures(net: nn.Module, held: Table, count: int = 400) -> dict[str, float]:
+    """Accuracy over all readable attributes of held-out renders, and per attribute."""
+    rows = held.rows(lambda r: r["kind"] in ("person", "celebrity"))[:count]
+    seen = read(net, [np.asarray(held.images[i]) for i in rows])
+    pairs = [(held.records[i]["attributes"], s) for i, s in zip(rows, seen, strict=True)]
+    scores = [agreement(asked, s) for asked, s in pairs]
+    figures = {"accuracy": sum(r for r, _ in scores) / sum(n for _, n in scores)}
+    for name in ATTRIBUTES:
+        alone = [(s[name] == a[name]) for (a, s) in pairs if name in readable(a)]
+        figures[f"acc_{name}"] = float(np.mean(alone)) if alone else 0.0
+    return figures

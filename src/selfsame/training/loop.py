@@ -1,0 +1,271 @@
+"""The training loop: any objective, any batches. It knows no paper.
+
+Batches are a function of the step, random numbers included, so a killed and resumed run equals an uninterrupted one and two
+processes see the same global batch as one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The number to descend and its named parts, for the log."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """How long, how fast, how often. Saved whole beside the result."""
+
+    folder: Path
+    max_steps: int
+    batch_size: int = 64  # global: all processes and accumulation steps together
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    decay: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    grad_clip: float = 1.0
+    accumulate: int = 1
+    ema_decay: float = 0.999
+    precision: Literal["no", "bf16", "auto"] = "auto"
+    seed: int = 0
+    log_every: int = 20
+    save_every: int = 500
+    look_every: int = 0  # samples and metrics; 0: only at the end
+    max_minutes: float = 0.0  # 0: until max_steps
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps {self.max_steps}: give at least 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay {self.ema_decay}: choose from [0, 1)")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine to a hundredth (or constant)."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.decay == "constant":
+            return self.learning_rate * warm
+        at = min(1.0, step / self.max_steps)
+        return self.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * at)))
+
+
+@dataclass
+class Progress:
+    """What the caller may show: after each logged step."""
+
+    step: int
+    max_steps: int
+    loss: float
+    parts: dict[str, float]
+    learning_rate: float
+    samples_per_s: float
+    eta_s: float
+
+
+def fast_bf16() -> bool:
+    """Whether bf16 products are faster than fp32 here: CUDA, or a CPU with AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return bool(amx())
+
+
+def rows_of(rank: int, world_size: int, count: int) -> slice:
+    """The rows of a global batch that a process takes."""
+    share = count // world_size
+    return slice(rank * share, (rank + 1) * share)
+
+
+def _part(batch: Batch, rows: slice, device: torch.device) -> Batch:
+    def take(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[rows].to(device, non_blocking=True)
+        return value[rows] if isinstance(value, list) else value
+
+    return {k: take(v) for k, v in batch.items()}
+
+
+class Checkpoint:
+    """All state of a run in one file, written atomically."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "state.pt"
+
+    def save(self, state: dict[str, Any]) -> None:
+        partial = self.path.with_suffix(f".{os.getpid()}.part")
+        torch.save(state, partial)
+        os.replace(partial, self.path)
+
+    def load(self) -> dict[str, Any] | None:
+        return torch.load(self.path, map_location="cpu", weights_only=True) if self.path.exists() else None
+
+
+def train(
+    run: Run,
+    module: nn.Module,
+    objective: Callable[[nn.Module, Batch], Loss],
+    batch_at: Callable[[int], Batch],
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    look: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+) -> nn.Module:
+    """Train the parameters of `module` that require gradients.
+
+    Args:
+        run: the numbers of the run; its folder gets `state.pt`, `log.csv`, `run.json`.
+        objective: loss of one (part of a) batch; calls the module it is given, which may be wrapped for several processes.
+        batch_at: the global batch of a step, a pure function.
+        look: called with the module holding EMA weights every `run.look_every` steps and at the end; its numbers are logged.
+
+    Returns:
+        `module`, holding the EMA weights.
+    """
+    precision = ("bf16" if fast_bf16() else "no") if run.precision == "auto" else run.precision
+    accelerator = Accelerator(mixed_precision=precision, step_scheduler_with_optimizer=False)
+    main = accelerator.is_main_process
+    run.folder.mkdir(parents=True, exist_ok=True)
+    params = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(params, lr=run.learning_rate, betas=run.betas, weight_decay=run.weight_decay, fused=True)
+    torch.manual_seed(run.seed)
+    ema = EMAModel(params, decay=run.ema_decay, use_ema_warmup=False, foreach=True)
+    checkpoint = Checkpoint(run.folder)
+    state = checkpoint.load()
+    step = 0
+    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    if state is not None:
+        module.load_state_dict(state["module"], strict=False)
+        optimizer.load_state_dict(state["optimizer"])
+        ema.load_state_dict(state["ema"])
+        torch.set_rng_state(state["rng"])
+        step = state["step"]
+    if main:
+        (run.folder / "run.json").write_text(json.dumps(asdict(run) | {"precision": precision}, default=str, indent=1))
+    wrapped, optimizer = accelerator.prepare(module, optimizer)
+    ema.to(accelerator.device)
+    log = CurveLog(run.folder / "log.csv", step)
+    began, began_step, last_look = time.monotonic(), step, -1
+    sums: dict[str, float] = {}
+    counted = 0
+
+    def save() -> None:
+        if main:
+            values = {k: v for k, v in accelerator.unwrap_model(wrapped).state_dict().items() if k in trained or _is_buffer(module, k)}
+            checkpoint.save(
+                {"step": step, "module": values, "optimizer": optimizer.state_dict(), "ema": ema.state_dict(), "rng": torch.get_rng_state()}
+            )
+
+    def look_now() -> dict[str, float]:
+        nonlocal last_look
+        last_look = step
+        if look is None or not main:
+            return {}
+        ema.store(params)
+        ema.copy_to(params)
+        was_training = module.training
+        module.eval()
+        try:
+            with torch.no_grad():
+                return dict(look(module, step))
+        finally:
+            module.train(was_training)
+            ema.restore(params)
+
+    module.train()
+    try:
+        while step < run.max_steps:
+            for group in optimizer.param_groups:
+                group["lr"] = run.learning_rate_at(step)
+            batch = batch_at(step)
+            rows = rows_of(accelerator.process_index, accelerator.num_processes, run.batch_size)
+            share = (rows.stop - rows.start) // run.accumulate
+            for k in range(run.accumulate):
+                part = _part(batch, slice(rows.start + k * share, rows.start + (k + 1) * share), accelerator.device)
+                last = k == run.accumulate - 1
+                with nullcontext() if last else accelerator.no_sync(wrapped), accelerator.autocast():
+                    loss = objective(wrapped, part)
+                    accelerator.backward(loss.total / run.accumulate)
+                for name, value in {"loss": loss.total, **loss.parts}.items():
+                    sums[name] = sums.get(name, 0.0) + float(value.detach()) / run.accumulate
+            if run.grad_clip:
+                accelerator.clip_grad_norm_(params, run.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.step(params)
+            step += 1
+            counted += 1
+            if step % run.log_every == 0 or step == run.max_steps:
+                seconds = time.monotonic() - began
+                rate = (step - began_step) / seconds
+                means = {k: v / counted for k, v in sums.items()}
+                if not math.isfinite(means["loss"]):
+                    raise FloatingPointError(f"the loss is {means['loss']} at step {step}: lower the learning rate of {run.learning_rate:g}")
+                sums, counted = {}, 0
+                row = {"step": step, "samples": step * run.batch_size, "lr": run.learning_rate_at(step - 1), **means}
+                if run.look_every and step % run.look_every == 0:
+                    row |= look_now()
+                if main:
+                    log.add(row)
+                    if on_progress:
+                        loss_value = means.pop("loss")
+                        on_progress(Progress(step, run.max_steps, loss_value, means, row["lr"], rate * run.batch_size, (run.max_steps - step) / rate))
+            if step % run.save_every == 0:
+                save()
+            if run.max_minutes and time.monotonic() - began > 60 * run.max_minutes:
+                break
+    finally:
+        save()  # also on Ctrl-C: nothing is lost
+    if look and last_look != step:
+        numbers = look_now()
+        if main and numbers:
+            log.add({"step": step, "samples": step * run.batch_size, **numbers})
+    ema.copy_to(params)
+    module.eval()
+    return module
+
+
+def _is_buffer(module: nn.Module, key: str) -> bool:
+    return key in {n for n, _ in module.named_buffers()} and "running" in key
+
+
+class CurveLog:
+    """A CSV that grows; columns may appear later. Rows after the resumed step are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path.exists() and step:
+            with open(path, newline="") as f:
+                self.rows = [r for r in csv.DictReader(f) if int(r["step"]) <= step]
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        columns = list(dict.fromkeys(k for r in self.rows for k in r))
+        partial = self.path.with_suffix(".part")
+        with open(partial, "w", newline="") as f:
+            writer = csv.DictWriter(f, columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(partial, self.path)

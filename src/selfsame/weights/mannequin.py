@@ -1,0 +1,134 @@
+"""The weights that ship inside the package: where they lie, their hashes, how they are read and replaced."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+FOLDER = Path(__file__).parent / "mannequin_files"
+MANIFEST = "manifest.json"
+
+
+class WeightsError(RuntimeError):
+    """Weights are missing or are not what the manifest says."""
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def manifest(folder: Path | None = None) -> dict[str, Any]:
+    """What ships: file -> sha256, and for each model its provenance.
+
+    Raises:
+        WeightsError: the manifest is missing.
+    """
+    path = (folder or FOLDER) / MANIFEST
+    if not path.exists():
+        raise WeightsError(f"{path} is missing: reinstall selfsame, or train the model with `selfsame train` and ship it")
+    return json.loads(path.read_text())
+
+
+@cache
+def _checked(name: str, folder: Path) -> Path:
+    path = folder / name
+    if not path.exists():
+        raise WeightsError(f"{path} is missing: reinstall selfsame")
+    expected = manifest(folder)["files"].get(name)
+    if expected is None:
+        raise WeightsError(f"{path} is not in the manifest: reinstall selfsame, or ship it with `selfsame train ... --ship`")
+    actual = sha256(path)
+    if actual != expected:
+        raise WeightsError(f"{path} has sha256 {actual[:12]}..., the manifest says {expected[:12]}...: reinstall selfsame")
+    return path
+
+
+def checked(name: str, folder: Path | None = None) -> Path:
+    """A shipped file whose hash is right.
+
+    Raises:
+        WeightsError: it is missing or has another hash; the message names the file and the remedy.
+    """
+    return _checked(name, folder or FOLDER)
+
+
+def load_into(module: nn.Module, name: str, folder: Path | None = None) -> nn.Module:
+    """Fill a module strictly from a shipped safetensors file, in float32, ready for use."""
+    values = {k: v.float() if v.is_floating_point() else v for k, v in load_file(checked(name, folder)).items()}
+    module.load_state_dict(values, strict=True)
+    return module.eval().requires_grad_(False)
+
+
+def ship(values: dict[str, torch.Tensor], name: str, provenance: dict[str, Any], folder: Path | None = None) -> Path:
+    """Put weights into the package as float16 safetensors and note their hash and provenance, atomically."""
+    folder = folder or FOLDER
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = {k: (v.detach().half() if v.is_floating_point() else v.detach()).contiguous().cpu() for k, v in values.items()}
+    partial = path.with_suffix(".part")
+    save_file(half, partial, metadata={"format": "pt"})
+    os.replace(partial, path)
+    note(name, provenance, folder)
+    return path
+
+
+def note(name: str, provenance: dict[str, Any], folder: Path | None = None) -> None:
+    """Record the hash and provenance of a shipped file."""
+    folder = folder or FOLDER
+    path = folder / MANIFEST
+    content = json.loads(path.read_text()) if path.exists() else {"files": {}, "provenance": {}}
+    content["files"][name] = sha256(folder / name)
+    if provenance:
+        content["provenance"][name] = provenance
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    os.replace(partial, path)
+    _checked.cache_clear()
+
+
+def _folder_model(cls: Any, sub: str, folder: Path | None) -> Any:
+    root = folder or FOLDER
+    for file in sorted((root / sub).glob("*.safetensors")):
+        checked(str(file.relative_to(root).as_posix()), root)
+    if not (root / sub / "config.json").exists():
+        raise WeightsError(f"{root / sub} is missing: reinstall selfsame, or train and ship the model")
+    model = cls.from_pretrained(root / sub, torch_dtype=torch.float32, local_files_only=True)
+    return model.eval().requires_grad_(False)
+
+
+def load_vae(folder: Path | None = None) -> AutoencoderKL:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return _folder_model(AutoencoderKL, "base/vae", folder)
+
+
+def load_unet(folder: Path | None = None) -> UNet2DConditionModel:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return _folder_model(UNet2DConditionModel, "base/unet", folder)
+
+
+def load_text(folder: Path | None = None) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    root = folder or FOLDER
+    text_encoder = _folder_model(CLIPTextModel, "base/text_encoder", root)
+    return CLIPTokenizer.from_pretrained(root / "base/tokenizer", local_files_only=True), text_encoder
