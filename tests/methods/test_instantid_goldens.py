@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from tests.goldens import recipe
 from torch import Tensor
 
 from selfsame.diffusion.sampling import guided_together, sample
@@ -19,6 +18,7 @@ from selfsame.methods.instantid.checkpoint import adapter_from_official, adapter
 from selfsame.methods.instantid.method import InstantID, ResamplerSize, face_conditions, predict
 from selfsame.methods.instantid.modules import DecoupledCrossAttention, FaceProjections, Resampler
 from selfsame.values.conditioning import Conditioning, FaceCondition, stacked
+from tests.goldens import recipe
 
 
 def close(ours: Tensor | np.ndarray, theirs: np.ndarray, rtol: float) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import webdataset as wds
+from webdataset.compat import WebDataset
+from webdataset.writer import TarWriter
 
 from selfsame.mannequins.render import Picture, draw, signature
 from selfsame.mannequins.world import WORLD_VERSION, Sample, sample
@@ -96,7 +97,7 @@ def render_shard(job: RenderJob, samples: range) -> Path:
     items = [sample(job.split, i) for i in samples]
     partial = path.with_suffix(f".tar.{os.getpid()}.part")
     try:
-        with open(partial, "wb") as stream, wds.TarWriter(stream, mtime=0, encoder=False) as tar:
+        with open(partial, "wb") as stream, TarWriter(stream, mtime=0, encoder=False) as tar:
             for i, item, picture in zip(samples, items, _draw_many(items, job.device), strict=True):
                 tar.write(
                     {
@@ -152,7 +153,7 @@ def read_shards(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     paths = sorted(str(p) for p in folder.glob(f"{split}-*.tar"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no shards of split {split!r}: make them with `selfsame render --dataset {folder} --split {split}`")
-    for raw in wds.WebDataset(paths, shardshuffle=False, empty_check=False):
+    for raw in WebDataset(paths, shardshuffle=False, empty_check=False):
         bgr = cv2.imdecode(np.frombuffer(raw["png"], np.uint8), cv2.IMREAD_COLOR)
         assert bgr is not None
         record = json.loads(raw["json"])

@@ -13,7 +13,7 @@ def scaled_linear_alphas_cumprod(num_timesteps: int = 1000, beta_start: float = 
 
 
 def _at(values: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
-    if timesteps.numel() and not (0 <= int(timesteps.min()) and int(timesteps.max()) < len(values)):
+    if timesteps.numel() and not (int(timesteps.min()) >= 0 and int(timesteps.max()) < len(values)):
         raise ValueError(f"timesteps {int(timesteps.min())}..{int(timesteps.max())} leave the range 0..{len(values) - 1}")
     return values.to(like.device)[timesteps].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from selfsame.mannequins.anatomy import FacePlan
@@ -36,10 +37,10 @@ class Place:
     part: Tensor
     soft: float | Tensor  # width of a soft edge, local units (b 1 1 in a batch)
 
-    def num(self, values: Sequence[float]) -> Tensor:
+    def num(self, values: ArrayLike) -> Tensor:
         return torch.tensor(np.asarray(values, dtype=np.float32), device=self.x.device).view(-1, 1, 1)
 
-    def colour(self, values: Sequence[np.ndarray] | np.ndarray) -> Tensor:
+    def colour(self, values: ArrayLike) -> Tensor:
         """Linear-light colours (b 3 1 1) from sRGB triples."""
         return torch.tensor(np.asarray(values, dtype=np.float32) ** 2, device=self.x.device).view(-1, 3, 1, 1)
 
@@ -105,10 +106,7 @@ def by_kind(kinds: Sequence[str], place: Place, paint: Callable[[str], Tensor]) 
     result: Tensor | None = None
     for kind in dict.fromkeys(kinds):
         value = paint(kind)
-        if result is None:
-            result = value
-        else:
-            result = torch.where(place.num([float(k == kind) for k in kinds]) > 0.5, value, result)
+        result = value if result is None else torch.where(place.num([float(k == kind) for k in kinds]) > 0.5, value, result)
     assert result is not None
     return result
 
@@ -174,19 +172,17 @@ def paint_face(place: Place, sitters: list[Sitter]) -> Coat:
     if any(freckled):
         grain = torch.sin(x * 61 + 2 * torch.sin(y * 23)) * torch.sin(y * 57 + 2 * torch.sin(x * 19))
         where = torch.exp(-(((ax - 0.34) / 0.24) ** 2) - ((y + 0.17) / 0.12) ** 2)
-        albedo = over(albedo, dark, place.num(np.float32(freckled)) * front * 0.8 * place.edge(grain - 0.55, 30) * where)
+        albedo = over(albedo, dark, place.num(freckled) * front * 0.8 * place.edge(grain - 0.55, 30) * where)
     marked = [abs(p.last.mole_x) > 0.55 for p in people]
     if any(marked):
         at_x = place.num([np.sign(p.last.mole_x) * (0.30 + 0.5 * (abs(p.last.mole_x) - 0.55)) for p in people])
         r = torch.sqrt((x - at_x) ** 2 + (y + 0.40 - 0.13 * last("mole_y")) ** 2)
-        albedo = over(albedo, dark * 0.25, place.num(np.float32(marked)) * front * place.edge(0.036 - r))
+        albedo = over(albedo, dark * 0.25, place.num(marked) * front * place.edge(0.036 - r))
     aged = np.clip([(p.last.age - 0.2) / 0.8 for p in people], 0, 1)
     if aged.any():
         fold = (ax - (nose_w * 1.5 + 0.55 * (nose_y + 0.02 - y))).abs()
         lines = place.edge(0.016 - fold) * place.edge(nose_y + 0.02 - y, 4) * place.edge(y - mouth_y, 4)
-        brow_lines = place.edge((torch.sin((y + 0.03 * torch.cos(x * 5)) * 52) - 0.82) * 0.02) * torch.exp(
-            -((x / 0.36) ** 4) - ((y - 0.56) / 0.11) ** 4
-        )
+        brow_lines = place.edge((torch.sin((y + 0.03 * torch.cos(x * 5)) * 52) - 0.82) * 0.02) * torch.exp(-((x / 0.36) ** 4) - ((y - 0.56) / 0.11) ** 4)
         albedo = over(albedo, dark, place.num(aged) * front * 0.7 * torch.maximum(lines, brow_lines))
 
     # Mouth curves are needed by the beard too.
@@ -211,7 +207,9 @@ def paint_face(place: Place, sitters: list[Sitter]) -> Coat:
                 return place.edge(tache, 1.5)
             chin = torch.minimum(0.23 - ax, low_out - 0.0 - y)
             if kind == "goatee":
-                return place.edge(torch.maximum(torch.maximum(chin, tache), 0.05 - (ax - mouth_w - 0.02).abs() + 0 * y).where(y < top_out, torch.maximum(chin, tache)), 2)
+                return place.edge(
+                    torch.maximum(torch.maximum(chin, tache), 0.05 - (ax - mouth_w - 0.02).abs() + 0 * y).where(y < top_out, torch.maximum(chin, tache)), 2
+                )
             jaw = mouth_y + 0.15 + 0.62 * (ax - 0.30).clamp_min(0) - y
             full = place.edge(jaw, 6)
             return 0.34 * full if kind == "stubble" else full
@@ -300,7 +298,7 @@ def paint_hair(place: Place, sitters: list[Sitter]) -> Coat:
     return Coat(albedo, gloss, _labels(place, HAIR), wrap=0.25)
 
 
-def cut_hair(u: tuple[Tensor, Tensor, Tensor], place_num: Callable[[Sequence[float]], Tensor], sitters: list[Sitter]) -> Tensor:
+def cut_hair(u: tuple[Tensor, Tensor, Tensor], place_num: Callable[[ArrayLike], Tensor], sitters: list[Sitter]) -> Tensor:
     """Where the cap of hair is cut away for the face: below the hairline, by direction from the middle of the head."""
     firsts = [s.person.first for s in sitters]
     ux, uy, uz = u
@@ -329,7 +327,7 @@ def paint_cloth(place: Place, sitters: list[Sitter]) -> Coat:
     main = place.colour([rgb(s.look.clothes_colour) for s in sitters])
     light_cloth = [s.look.clothes_colour in ("white", "yellow", "pink") for s in sitters]
     second = place.colour([rgb("blue" if pale else "white") for pale in light_cloth])
-    ink = place.colour([(0.10, 0.10, 0.12)])
+    place.colour([(0.10, 0.10, 0.12)])
     skin = place.colour([s.person.skin_rgb() for s in sitters])
     ax = x.abs()
     soft = place.soft * 6
@@ -424,7 +422,7 @@ def paint_hat(place: Place, sitters: list[Sitter]) -> Coat:
     return Coat(by_kind_colour(kinds, place, hat), gloss, _labels(place, HAT), wrap=0.2)
 
 
-def cut_hat(u: tuple[Tensor, Tensor, Tensor], kind: str, hats: Sequence[str], num: Callable[[Sequence[float]], Tensor]) -> Tensor:
+def cut_hat(u: tuple[Tensor, Tensor, Tensor], kind: str, hats: Sequence[str], num: Callable[[ArrayLike], Tensor]) -> Tensor:
     """Hats are open below; a crown is open above too, with points."""
     if kind == "drum":
         hole = u[0] * u[0] + u[2] * u[2] < 0.9**2

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from selfsame.mannequins import paint
@@ -19,7 +20,7 @@ from selfsame.mannequins.anatomy import Body, face_box, face_plan, head_frame, k
 from selfsame.mannequins.attributes import Light, Look, View
 from selfsame.mannequins.people import Person
 from selfsame.mannequins.scenes import backdrop
-from selfsame.mannequins.solids import FAR, Frame, Grid, Slot, Window, melt
+from selfsame.mannequins.solids import FAR, Grid, Slot, Window, melt
 from selfsame.mannequins.styles import apply_style
 from selfsame.mannequins.things import Thing, paint_thing, thing_bodies
 
@@ -168,7 +169,7 @@ def _add_people(stage: Stage, subjects: Sequence[PersonIn], owner: int) -> None:
     sitters = [paint.Sitter(s.person, s.look, face_plan(s.person, s.look)) for s in subjects]
     sets = [{body.painter: body for body in mannequin(s.person, s.look, s.view)} for s in subjects]
 
-    def num(values: Sequence[float]) -> Tensor:
+    def num(values: ArrayLike) -> Tensor:
         return torch.tensor(np.asarray(values, dtype=np.float32), device=stage.grid.device).view(-1, 1, 1)
 
     def cut(painter: str) -> Callable | None:
@@ -199,7 +200,7 @@ def _light(stage: Stage, scenes: Sequence[Scene], ground: Tensor) -> tuple[Tenso
     """
     device = stage.grid.device
 
-    def num(values: Sequence[float]) -> Tensor:
+    def num(values: ArrayLike) -> Tensor:
         return torch.tensor(np.asarray(values, dtype=np.float32), device=device).view(-1, 1, 1)
 
     lights = [s.light for s in scenes]
@@ -217,7 +218,7 @@ def _light(stage: Stage, scenes: Sequence[Scene], ground: Tensor) -> tuple[Tenso
     small = F.avg_pool2d(depth.unsqueeze(1), 4)
     near = F.avg_pool2d(F.pad(small, (4, 4, 4, 4), mode="replicate"), 9, 1)
     hidden = (near - small).clamp(0, 0.5)
-    b, _, h, w = small.shape
+    b, _, h, _w = small.shape
     steps = []
     for reach in (0.10, 0.2, 0.32):
         moved = []
@@ -301,7 +302,7 @@ def draw(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> list[Pi
     for i, kind in enumerate(type(s) for s in scenes[0].subjects):
         subjects: list[Any] = [s.subjects[i] for s in scenes]
         (_add_people if kind is PersonIn else _add_things)(stage, subjects, i + 1)
-    h, w = scenes[0].height, scenes[0].width
+    _h, _w = scenes[0].height, scenes[0].width
     ground = _ground(scenes, dev)
     linear, light = _light(stage, scenes, F.interpolate(ground, scale_factor=SUPERSAMPLE, mode="nearest"))
     light = F.avg_pool2d(light.unsqueeze(1), SUPERSAMPLE)[:, 0]

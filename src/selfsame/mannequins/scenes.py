@@ -127,9 +127,7 @@ def desert(b: Backcloth) -> Tensor:
         outline = level + 0.16 * torch.sin(b.x * b.u(1.2, 2.6) + b.u(0, 6))
         p = b.lay(p, b.colour(tone, 0.05) * (1 + 0.10 * (b.y - outline + 0.2)), b.edge(outline - b.y))
     x0 = b.u(0.55, 0.95) * (1 if b.u(-1, 1) > 0 else -1)
-    stem = torch.maximum(
-        torch.minimum(0.055 - (b.x - x0).abs(), 0.34 - b.y), torch.minimum(0.04 - (b.x - x0 - 0.13).abs(), 0.07 - (b.y - 0.1).abs())
-    )
+    stem = torch.maximum(torch.minimum(0.055 - (b.x - x0).abs(), 0.34 - b.y), torch.minimum(0.04 - (b.x - x0 - 0.13).abs(), 0.07 - (b.y - 0.1).abs()))
     stem = torch.maximum(stem, torch.minimum(0.035 - (b.y - 0.04).abs(), 0.075 - (b.x - x0 - 0.075).abs()))
     return b.lay(p, b.colour((70, 128, 66)), b.edge(stem) * b.edge(b.y + 0.4))
 

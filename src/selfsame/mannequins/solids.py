@@ -257,10 +257,7 @@ class Slot:
         else:
             local = tuple(v.abs() ** p * v.sign() for v in u)
         m = self._m
-        n = [
-            self._t(m[:, 0, i]) * local[0] + self._t(m[:, 1, i]) * local[1] + self._t(m[:, 2, i]) * local[2]
-            for i in range(3)
-        ]
+        n = [self._t(m[:, 0, i]) * local[0] + self._t(m[:, 1, i]) * local[1] + self._t(m[:, 2, i]) * local[2] for i in range(3)]
         scale = torch.rsqrt(n[0] * n[0] + n[1] * n[1] + n[2] * n[2] + 1e-12)
         return n[0] * scale, n[1] * scale, n[2] * scale
 

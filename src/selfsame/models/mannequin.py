@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
@@ -11,7 +13,7 @@ LATENT_CHANNELS = 8
 CONTEXT_DIM = 128
 MAX_TOKENS = 48
 
-SCHEDULE = {
+SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -22,36 +24,38 @@ SCHEDULE = {
 
 def new_vae() -> AutoencoderKL:
     """128 px -> 16 x 16 x 8 latents; no attention, so any multiple of 8 works."""
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 96),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
-        sample_size=128,
-        scaling_factor=1.0,
-        force_upcast=False,
-        mid_block_add_attention=False,
-    )
+    config: dict[str, Any] = {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (16, 32, 64, 96),
+        "layers_per_block": 1,
+        "latent_channels": LATENT_CHANNELS,
+        "norm_num_groups": 8,
+        "sample_size": 128,
+        "scaling_factor": 1.0,
+        "force_upcast": False,
+        "mid_block_add_attention": False,
+    }
+    return AutoencoderKL(**config)
 
 
 def new_unet() -> UNet2DConditionModel:
     """The base U-Net: attention at 16 x 16 and 8 x 8, heads of 32."""
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(96, 96, 128),
-        layers_per_block=1,
-        attention_head_dim=(3, 3, 4),  # diffusers' name for the number of heads
-        cross_attention_dim=CONTEXT_DIM,
-        norm_num_groups=32,
-    )
+    config: dict[str, Any] = {
+        "sample_size": 16,
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (96, 96, 128),
+        "layers_per_block": 1,
+        "attention_head_dim": (3, 3, 4),  # diffusers' name for the number of heads
+        "cross_attention_dim": CONTEXT_DIM,
+        "norm_num_groups": 32,
+    }
+    return UNet2DConditionModel(**config)
 
 
 def new_text_encoder(vocab_size: int, bos: int, eos: int) -> CLIPTextModel:

@@ -91,7 +91,7 @@ class JudgeNet(nn.Module):
 class MarginLoss(nn.Module):
     """Additive-margin softmax over training identities.
 
-        L = -log softmax(s (cos theta_y - m, cos theta_j))[y]        CosFace (arXiv:1801.09414), Eq. 4
+    L = -log softmax(s (cos theta_y - m, cos theta_j))[y]        CosFace (arXiv:1801.09414), Eq. 4
     """
 
     def __init__(self, num_people: int, embedding_dim: int, scale: float = 24.0, margin: float = 0.2) -> None:

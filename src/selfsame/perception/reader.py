@@ -48,9 +48,16 @@ class AttributeReader(nn.Module):
         def conv(c_in: int, c_out: int, stride: int) -> list[nn.Module]:
             return [nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
 
-        self.body = nn.Sequential(  # fmt: skip
-            *conv(3, w, 2), *conv(w, 2 * w, 2), *conv(2 * w, 2 * w, 1), *conv(2 * w, 4 * w, 2), *conv(4 * w, 4 * w, 1), *conv(4 * w, 6 * w, 2),
-            nn.Conv2d(6 * w, 64, 1), nn.ReLU(), nn.Flatten(),
+        self.body = nn.Sequential(
+            *conv(3, w, 2),
+            *conv(w, 2 * w, 2),
+            *conv(2 * w, 2 * w, 1),
+            *conv(2 * w, 4 * w, 2),
+            *conv(4 * w, 4 * w, 1),
+            *conv(4 * w, 6 * w, 2),
+            nn.Conv2d(6 * w, 64, 1),
+            nn.ReLU(),
+            nn.Flatten(),
         )
         self.hidden = nn.Sequential(nn.Linear(64 * 64, 128), nn.ReLU(), nn.Dropout(0.1))
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in ATTRIBUTES.items()})

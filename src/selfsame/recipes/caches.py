@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from selfsame.data.tables import Table
+from selfsame.models.latents import encode
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.common import to_pixels
@@ -46,8 +47,7 @@ def latents_of(vae: AutoencoderKL, table: Table, folder: Path, name: str) -> np.
     """Posterior means of all rows, n c h w float16, scaled by the VAE's scaling_factor."""
 
     def make() -> np.ndarray:
-        scale = vae.config.scaling_factor
-        parts = [vae.encode(to_pixels(table.images[rows])).latent_dist.mean * scale for rows in _chunks(len(table), 32)]
+        parts = [encode(vae, to_pixels(table.images[rows])) for rows in _chunks(len(table), 32)]
         return torch.cat(parts).half().numpy()
 
     return cached(folder / f"{name}.latents.{fingerprint(vae, len(table))}.npy", make)

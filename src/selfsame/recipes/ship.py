@@ -60,7 +60,8 @@ def ship_trained(name: str, trained: Trained, folder: Path = FOLDER) -> None:
     elif name == "clip":
         _save_stock(module.text, "base/text_encoder", about, folder)
         shutil.copytree(trained.folder / "tokenizer", folder / "base/tokenizer", dirs_exist_ok=True)
-        assert isinstance(module.image, nn.Module) and isinstance(module.text_projection, nn.Module)
+        assert isinstance(module.image, nn.Module)
+        assert isinstance(module.text_projection, nn.Module)
         values = {f"image.{k}": v for k, v in module.image.state_dict().items()}
         values |= {f"text_projection.{k}": v for k, v in module.text_projection.state_dict().items()}
         ship(values, "clip_image.safetensors", about, folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from selfsame.data.tables import Table, open_table
 from selfsame.mannequins import paint
+from selfsame.models.latents import decode, encode
 from selfsame.models.mannequin import new_vae
 from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, to_pixels, torch_generator
 from selfsame.training.loop import Batch, Loss, Run
@@ -28,9 +31,10 @@ class Reconstruct(nn.Module):
 
     def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels b 3 h w, noise b c h/8 w/8 -> reconstruction, mean, logvar."""
-        posterior = self.vae.encode(pixels).latent_dist
+        vae: Any = self.vae
+        posterior = vae.encode(pixels).latent_dist
         z = posterior.mean + posterior.std * noise
-        return self.vae.decode(z).sample, posterior.mean, posterior.logvar
+        return vae.decode(z).sample, posterior.mean, posterior.logvar
 
 
 def vae_loss(pixels: Tensor, out: Tensor, mean: Tensor, logvar: Tensor, weight: Tensor, kl_weight: float) -> Loss:
@@ -106,7 +110,7 @@ def vae_figures(model: AutoencoderKL, table: Table, count: int) -> dict[str, flo
     photo, styled, whole = [], [], []
     for chunk in np.array_split(rows, max(1, len(rows) // 16)):
         pixels = to_pixels(table.images[chunk])
-        out = model.decode(model.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+        out = decode(model, encode(model, pixels))
         for j, i in enumerate(chunk):
             x0, y0, x1, y1 = np.clip(table.boxes[i].round().astype(int), 0, 128)
             face = psnr(out[j, :, y0:y1, x0:x1], pixels[j, :, y0:y1, x0:x1])
@@ -121,7 +125,7 @@ def vae_figures(model: AutoencoderKL, table: Table, count: int) -> dict[str, flo
 def latent_statistics(model: AutoencoderKL, table: Table, count: int = 512) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each latent channel over some pictures, c each."""
     rows = np.linspace(0, len(table) - 1, min(count, len(table))).astype(int)
-    z = torch.cat([model.encode(to_pixels(table.images[chunk])).latent_dist.mean for chunk in np.array_split(rows, max(1, len(rows) // 32))])
+    z = torch.cat([encode(model, to_pixels(table.images[chunk])) for chunk in np.array_split(rows, max(1, len(rows) // 32))])
     return z.mean((0, 2, 3)), z.std((0, 2, 3))
 
 
@@ -133,9 +137,11 @@ def fold_statistics(model: AutoencoderKL, table: Table) -> None:
     """
     mean, std = latent_statistics(model, table)
     c = len(mean)
-    assert model.quant_conv is not None and model.post_quant_conv is not None
+    assert model.quant_conv is not None
+    assert model.post_quant_conv is not None
     enter, leave = model.quant_conv, model.post_quant_conv
-    assert enter.bias is not None and leave.bias is not None
+    assert enter.bias is not None
+    assert leave.bias is not None
     enter.weight[:c] /= std.view(-1, 1, 1, 1)
     enter.bias[:c] = (enter.bias[:c] - mean) / std
     enter.bias[c:] -= 2 * std.log()

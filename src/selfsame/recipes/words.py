@@ -14,8 +14,8 @@ from selfsame.mannequins.captions import caption_person
 from selfsame.mannequins.people import FIRST_NAMES, LAST_NAMES
 from selfsame.models.mannequin import CONTEXT_DIM, new_image_encoder, new_text_encoder
 from selfsame.models.text import tokenize
-from selfsame.models.tokens import train_tokenizer
-from selfsame.perception.reader import ATTRIBUTES, AttributeReader, agreement, read, reader_loss, readable
+from selfsame.models.tokens import BOS, EOS, train_tokenizer
+from selfsame.perception.reader import ATTRIBUTES, AttributeReader, agreement, read, readable, reader_loss
 from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, to_pixels, torch_generator
 from selfsame.training.loop import Batch, Loss, Run
 
@@ -53,7 +53,8 @@ def clip(options: Options) -> Trained:
     )
     table, held = open_table(options.data, "train"), open_table(options.data, "validation")
     tokenizer = make_tokenizer(table, run.folder / "tokenizer")
-    net = TwoTowers(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    vocabulary = tokenizer.get_vocab()
+    net = TwoTowers(len(tokenizer), vocabulary[BOS], vocabulary[EOS])
 
     def words(record: dict, rng: np.random.Generator) -> str:
         if record["kind"] in ("person", "celebrity"):

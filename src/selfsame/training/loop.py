@@ -173,9 +173,7 @@ def train(
     def save() -> None:
         if main:
             values = {k: v for k, v in accelerator.unwrap_model(wrapped).state_dict().items() if k in trained or _is_buffer(module, k)}
-            checkpoint.save(
-                {"step": step, "module": values, "optimizer": optimizer.state_dict(), "ema": ema.state_dict(), "rng": torch.get_rng_state()}
-            )
+            checkpoint.save({"step": step, "module": values, "optimizer": optimizer.state_dict(), "ema": ema.state_dict(), "rng": torch.get_rng_state()})
 
     def look_now() -> dict[str, float]:
         nonlocal last_look

@@ -62,18 +62,14 @@ def stacked(a: Conditioning, b: Conditioning) -> Conditioning:
     if (a.face is None) != (b.face is None) or (a.spatial is None) != (b.spatial is None):
         raise ValueError("rows with and without a condition cannot share a batch")
     if a.face is not None and b.face is not None:
-        face = FaceCondition(
-            torch.cat([a.face.ip_tokens, b.face.ip_tokens]), torch.cat([a.face.scale, b.face.scale]), _cat(a.face.region, b.face.region)
-        )
+        face = FaceCondition(torch.cat([a.face.ip_tokens, b.face.ip_tokens]), torch.cat([a.face.scale, b.face.scale]), _cat(a.face.region, b.face.region))
     if a.spatial is not None and b.spatial is not None:
         spatial = SpatialCondition(
             torch.cat([a.spatial.image, b.spatial.image]),
             torch.cat([a.spatial.encoder_hidden_states, b.spatial.encoder_hidden_states]),
             torch.cat([a.spatial.scale, b.spatial.scale]),
         )
-    return Conditioning(
-        torch.cat([a.encoder_hidden_states, b.encoder_hidden_states]), _cat(a.pooled, b.pooled), _cat(a.time_ids, b.time_ids), face, spatial
-    )
+    return Conditioning(torch.cat([a.encoder_hidden_states, b.encoder_hidden_states]), _cat(a.pooled, b.pooled), _cat(a.time_ids, b.time_ids), face, spatial)
 
 
 def without_face(c: Conditioning) -> Conditioning:

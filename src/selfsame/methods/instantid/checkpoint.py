@@ -52,6 +52,4 @@ def resampler_from_official(values: Mapping[str, Tensor], resampler: Resampler) 
 def adapter_to_official(adapter: ImageAdapter) -> dict[str, Tensor]:
     """Our adapter under the official numbers."""
     own = adapter.state_dict()
-    return {
-        f"{2 * i + 1}.{part}.weight": own[f"layers.{name}.{part}.weight"] for i, name in enumerate(adapter.layers) for part in ("to_k_ip", "to_v_ip")
-    }
+    return {f"{2 * i + 1}.{part}.weight": own[f"layers.{name}.{part}.weight"] for i, name in enumerate(adapter.layers) for part in ("to_k_ip", "to_v_ip")}

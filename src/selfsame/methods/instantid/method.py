@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -102,9 +103,7 @@ class InstantID(nn.Module):
         os.replace(partial, folder / "adapter.safetensors")
         net = self.identity_net
         if half:
-            net = ControlNetModel.from_config(net.config)  # type: ignore[assignment]
-            net.load_state_dict(self.identity_net.state_dict())
-            net = net.half()
+            net = copy.deepcopy(net).half()
         net.save_pretrained(folder / "ControlNetModel")
 
     @classmethod

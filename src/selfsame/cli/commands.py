@@ -1,0 +1,387 @@
+"""The commands as typed values: fields are flags, docstrings are the help. Heavy imports wait until `run`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from selfsame.cli.say import warn
+
+REQUEST_FIELDS = (
+    "prompt", "negative_prompt", "style", "adapter_scale", "adapter_start", "adapter_end", "controlnet_scale", "controlnet_start",
+    "controlnet_end", "photos", "height", "width", "seed", "num_images", "num_steps", "guidance_scale", "solver",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Paint the person of a photo anew.
+
+    Example: selfsame generate --face ada.png --prompt "a watercolour of a person laughing on a beach" --out out.png
+    """
+
+    face: tuple[Path, ...] = ()
+    """Photos of one person, one or more. Without any the base model paints somebody."""
+    identity: Path | None = None
+    """An identity file instead of photos."""
+    prompt: str = ""
+    """What to paint; empty: the face alone decides."""
+    out: Path = Path("out.png")
+    """The PNG to write; several pictures get -1, -2 ... before the ending."""
+    negative_prompt: str = ""
+    """What not to paint."""
+    style: str = "none"
+    """A style preset: photo, pencil sketch, watercolour, pixel art, film noir, neon, clay, comic."""
+    adapter_scale: float = 1.0
+    """Image Adapter, 0 to 2: how much the face tokens say."""
+    adapter_start: float = 0.0
+    """Share of the run at which the Image Adapter starts."""
+    adapter_end: float = 1.0
+    """Share of the run at which the Image Adapter ends."""
+    controlnet_scale: float = 1.0
+    """IdentityNet, 0 to 2: key points and identity in space."""
+    controlnet_start: float = 0.0
+    """Share of the run at which IdentityNet starts."""
+    controlnet_end: float = 1.0
+    """Share of the run at which IdentityNet ends."""
+    photos: Literal["mean", "joint"] = "mean"
+    """Several photos: the mean of their embeddings, or all of them jointly."""
+    pose: Path | None = None
+    """Another picture whose face lends the key points."""
+    which: int | None = None
+    """Which face of a photo with several, counted from the left, from 0; default: the largest."""
+    height: int = 128
+    """Pixels, a multiple of 32."""
+    width: int = 128
+    """Pixels, a multiple of 32."""
+    seed: int = 0
+    """Picture i has seed + i."""
+    num_images: int = 1
+    """How many pictures."""
+    num_steps: int = 16
+    """Denoising steps."""
+    guidance_scale: float = 3.0
+    """How strongly the prompt and the face are followed; 1 and below: no guidance."""
+    solver: str = "dpmpp-2m"
+    """dpmpp-2m, dpmpp-2m-karras, euler, ddim, unipc or heun."""
+    like: Path | None = None
+    """Repeat the picture in this PNG; other flags change it."""
+    device: str = "cpu"
+    """cpu, cuda or mps."""
+    score: bool = True
+    """Print how alike the judge finds the result and the photo."""
+
+    @staticmethod
+    def like_defaults(args: list[str]) -> Generate:
+        """Defaults from the picture given with --like, before the other flags are read."""
+        from selfsame.images.files import InputError, read_metadata
+        from selfsame.studio.request import Request
+
+        value = ""
+        for a, b in zip(args, [*args[1:], ""], strict=True):
+            if a == "--like":
+                value = b
+            elif a.startswith("--like="):
+                value = a.removeprefix("--like=")
+        if not value or value.startswith("--"):
+            raise InputError("--like needs the path of a PNG that selfsame wrote")
+        content = read_metadata(value)
+        request = Request.from_json(content.get("request", {}))
+        made = {name: getattr(request, name) for name in REQUEST_FIELDS}
+        known: dict[str, Any] = {k: content.get(k) for k in ("pose", "which", "identity")}
+        known |= {k: Path(known[k]) for k in ("pose", "identity") if known[k]}
+        return Generate(face=tuple(Path(p) for p in content.get("faces", ())), like=Path(value), **made, **known)
+
+    def run(self) -> int:
+        from selfsame.images.files import InputError, check_output, read_image, write_image
+        from selfsame.studio.request import Request
+        from selfsame.values.identity import Identity
+
+        began = time.monotonic()
+        request = Request(**{name: getattr(self, name) for name in REQUEST_FIELDS})
+        out = check_output(self.out)
+        if self.identity and self.face:
+            raise InputError("give --face or --identity, not both")
+        images = [read_image(p) for p in self.face]
+        if self.pose:
+            read_image(self.pose)
+        from selfsame.studio.studio import load
+
+        studio = load(device=self.device)
+        who = None
+        if self.identity:
+            who = Identity.load(self.identity)
+        elif images:
+            for path, image in zip(self.face, images, strict=True):
+                _, notes = studio.face(image, which=self.which, name=str(path))
+                for note in notes:
+                    warn(note)
+            who = studio.identity(*self.face, which=self.which)
+        if self.like and who is not None:
+            _warn_if_changed(self.like, list(who.sources))
+        pose = studio.pose_of(self.pose) if self.pose else None
+        about = {
+            "faces": [str(p.resolve()) for p in self.face],
+            "sources": list(who.sources) if who else [],
+            "identity": str(self.identity.resolve()) if self.identity else None,
+            "pose": str(self.pose.resolve()) if self.pose else None,
+            "which": self.which,
+            "model": "mannequin",
+        }
+        with _bar("painting", request.num_steps * -(-request.num_images // 4)) as tick:
+            for i, made in enumerate(studio.generate_each(request, who, pose=pose, on_step=lambda _: tick(1))):
+                path = out if request.num_images == 1 else out.with_name(f"{out.stem}-{i + 1}{out.suffix}")
+                write_image(path, made.pixels, {"request": made.request.to_json(), **about})
+                for note in made.notes if i == 0 else ():
+                    warn(note)
+                line = f"{path}"
+                if self.score and images:
+                    likeness = studio.likeness(made.pixels, images[0])
+                    line += "  no face found in it" if likeness is None else f"  identity {likeness:.2f} (judge's cosine; the same person: 0.5 and more)"
+                print(f"{line}  {time.monotonic() - began:.1f} s")
+        return 0
+
+
+def _warn_if_changed(like: Path, sources: list[str]) -> None:
+    from selfsame.images.files import read_metadata
+
+    recorded = read_metadata(like).get("sources", [])
+    if recorded != sources:
+        warn(f"{like} was made from other photos than those given now; the person will differ")
+
+
+class _bar:
+    """A progress bar on stderr when somebody is looking; calls add to it."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total = what, total
+
+    def __enter__(self) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        self.progress = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        self.progress.start()
+        task = self.progress.add_task(self.what, total=self.total, note="")
+
+        def tick(count: float, note: str = "") -> None:
+            self.progress.update(task, advance=count, note=note)
+
+        return tick
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Say which faces a picture shows and which one would be used.
+
+    Example: selfsame faces photo.png
+    """
+
+    picture: Path
+    """The picture to look at."""
+    out: Path | None = None
+    """A PNG with boxes and key points drawn in."""
+
+    def run(self) -> int:
+        import cv2
+
+        from selfsame.images.files import InputError, check_output, read_image, write_image
+        from selfsame.studio.studio import load
+
+        image = read_image(self.picture)
+        if self.out:
+            check_output(self.out)
+        studio = load()
+        found = studio.faces(image)
+        if not found:
+            raise InputError(f"{self.picture}: no face was found; use a picture in which the face is upright, whole and larger than a tenth of the picture")
+        drawn = image.copy()
+        ordered = sorted(found, key=lambda f: float(f.box[0] + f.box[2]))
+        for i, face in enumerate(ordered):
+            x0, y0, x1, y1 = (round(float(v)) for v in face.box)
+            used = "  <- used" if face is found[0] else ""
+            print(f"{i}: box {x0},{y0} to {x1},{y1}  {x1 - x0} x {y1 - y0} px  score {face.score:.2f}{used}")
+            cv2.rectangle(drawn, (x0, y0), (x1, y1), (255, 220, 0), 1)
+            for x, y in face.kps:
+                cv2.circle(drawn, (round(float(x)), round(float(y))), 1, (255, 0, 0), -1)
+        if self.out:
+            print(write_image(self.out, drawn))
+        return 0
+
+
+@dataclass(frozen=True)
+class Render:
+    """Draw people of the world: a contact sheet, one person, or a dataset.
+
+    Examples:
+      selfsame render --out sheet.png                     people x views x styles
+      selfsame render --person 300007 --out ada.png       one neutral portrait
+      selfsame render --dataset data/world1 --count 16000 --pack
+    """
+
+    out: Path = Path("sheet.png")
+    """The PNG of the sheet or portrait."""
+    person: int | None = None
+    """Draw this one person (a seed; 300000 and above were never trained on)."""
+    name: str | None = None
+    """Draw this named person, such as "ada fox"."""
+    people: int = 8
+    """Rows of the sheet."""
+    first: int = 300000
+    """Seed of the sheet's first person."""
+    dataset: Path | None = None
+    """A folder for WebDataset shards instead of a sheet."""
+    split: Literal["train", "judge", "validation", "test"] = "train"
+    """Whose pictures."""
+    count: int = 1000
+    """How many samples the dataset holds in all."""
+    processes: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes that draw; the bytes are the same for any number."""
+    device: str = "cpu"
+    """cpu, or cuda to draw in batches."""
+    pack: bool = False
+    """Also unpack the shards into memory maps for training."""
+
+    def run(self) -> int:
+        if self.dataset:
+            return self._dataset(self.dataset)
+        from selfsame.images.files import InputError, check_output, write_image
+        from selfsame.mannequins.people import FIRST_NAMES, LAST_NAMES, person_named, person_of
+        from selfsame.mannequins.render import draw
+        from selfsame.mannequins.sheets import people_sheet
+        from selfsame.mannequins.world import neutral_scene
+
+        out = check_output(self.out)
+        if self.person is not None and self.name:
+            raise InputError("give --person or --name, not both")
+        if self.person is not None or self.name:
+            if self.name:
+                words = self.name.lower().split()
+                if len(words) != 2 or words[0] not in FIRST_NAMES or words[1] not in LAST_NAMES:
+                    raise InputError(
+                        f"--name {self.name!r}: give a first and a last name of the world, such as 'ada fox' ({len(FIRST_NAMES)} x {len(LAST_NAMES)} names)"
+                    )
+                person = person_named(words[0], words[1])
+            else:
+                assert self.person is not None
+                if self.person < 0:
+                    raise InputError(f"--person {self.person}: give a seed from 0")
+                person = person_of(self.person)
+            print(write_image(out, draw([neutral_scene(person)])[0].image))
+            return 0
+        if not 1 <= self.people <= 100:
+            raise InputError(f"--people {self.people}: give 1 to 100")
+        with _bar("drawing", self.people) as tick:
+            sheet = people_sheet(self.first, self.people, on_row=lambda: tick(1))
+        print(write_image(out, sheet))
+        return 0
+
+    def _dataset(self, folder: Path) -> int:
+        from selfsame.data.shards import RenderJob, render_dataset
+        from selfsame.data.tables import pack
+
+        began = time.monotonic()
+        done = 0
+        with _bar("rendering", self.count) as tick:
+            for n in render_dataset(RenderJob(folder, self.split, self.count, self.device), self.processes):
+                done += n
+                tick(n)
+        print(f"{folder}: {done} samples of split {self.split}, {time.monotonic() - began:.0f} s")
+        if self.pack:
+            with _bar("packing", done) as tick:
+                for _ in pack(folder, self.split):
+                    tick(1)
+        return 0
+
+
+RecipeName = Literal["encoder", "judge", "detector", "vae", "clip", "reader", "base", "instantid"]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one of the models; a run that was stopped goes on where it was.
+
+    Example: selfsame train instantid --smoke
+    """
+
+    name: RecipeName
+    """Which recipe; each needs those before it."""
+    data: Path = Path("data/world1")
+    """Folder with the packed dataset (selfsame render --dataset ... --pack)."""
+    runs: Path = Path("runs")
+    """Folder for checkpoints, curves and caches."""
+    steps: int = 0
+    """Steps in all; 0: the recipe's own number."""
+    minutes: float = 0.0
+    """Stop after this many minutes; 0: when the steps are done."""
+    smoke: bool = False
+    """Two steps, to see that everything is in place."""
+    ship: bool = False
+    """Install the trained weights into the package."""
+
+    def run(self) -> int:
+        from selfsame.recipes import catalogue
+        from selfsame.recipes.common import Options
+        from selfsame.recipes.curves import draw_curve
+
+        shown = False
+        with _bar(f"training {self.name}", 1) as tick:
+            done = 0.0
+
+            def show(p: Any) -> None:
+                nonlocal done, shown
+                share = p.step / p.max_steps
+                tick(share - done, f"loss {p.loss:.4f}  {p.samples_per_s:.0f} samples/s  {p.eta_s:.0f} s left")
+                done, shown = share, True
+                if not sys.stderr.isatty():
+                    parts = "  ".join(f"{k} {v:.4g}" for k, v in p.parts.items())
+                    print(f"{self.name} step {p.step}/{p.max_steps}  loss {p.loss:.4f}  {parts}  {p.samples_per_s:.1f}/s  eta {p.eta_s:.0f} s", flush=True)
+
+            options = Options(data=self.data, runs=self.runs, steps=self.steps, minutes=self.minutes, smoke=self.smoke, on_progress=show)
+            trained = catalogue.recipes()[self.name](options)
+        print(f"{self.name}: " + "  ".join(f"{k} {v:.4g}" for k, v in trained.figures.items()))
+        print(draw_curve(trained.folder / "log.csv", trained.folder / "curve.png", self.name))
+        if self.ship:
+            from selfsame.recipes.ship import ship_trained
+
+            ship_trained(self.name, trained)
+            print(f"{self.name} installed into the package")
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure identity, prompt and pose by the pinned protocol, or the figure of one model.
+
+    Example: selfsame evaluate identity --out report
+    """
+
+    what: Literal["identity", "models"]
+    """identity: InstantID on held-out people. models: each small model's figure."""
+    out: Path = Path("out/evaluation")
+    """Folder for report.json and report.html."""
+    people: int = 0
+    """Only this many of the protocol's people (for a quick look; the report says so). 0: all."""
+    rows: tuple[str, ...] = ()
+    """Only these rows of the table."""
+    data: Path = Path("data/world1")
+    """Folder with the packed dataset, for `models`."""
+
+    def run(self) -> int:
+        from selfsame.recipes import measure
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self.what == "models":
+            return measure.models(self.data, self.out)
+        with _bar("measuring", 1) as tick:
+            report = measure.identity(self.out, people=self.people, only=self.rows, on_progress=lambda share, note: tick(share, note))
+        print(report)
+        return 0

@@ -1,0 +1,45 @@
+"""`selfsame`: the command line. Parsing only; the studio, the recipes and the evaluation do the work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from selfsame.cli.commands import Evaluate, Faces, Generate, Render, Train
+from selfsame.cli.say import fail
+
+Command = (
+    Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Faces, tyro.conf.subcommand("faces")]
+    | Annotated[Render, tyro.conf.subcommand("render")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+)
+
+DESCRIPTION = (
+    "One picture in, the selfsame person in a new picture. Try: selfsame generate --face ada.png --prompt 'a watercolour of a person laughing on a beach'"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when all went well, 1 when an item of a batch failed, 2 for bad input, 130 after Ctrl-C."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if args[:1] == ["generate"] and any(a == "--like" or a.startswith("--like=") for a in args):
+            command = tyro.cli(Generate, args=args[1:], default=Generate.like_defaults(args), prog="selfsame generate")
+        else:
+            command = tyro.cli(Command, args=args, prog="selfsame", description=DESCRIPTION, config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore[call-overload]
+        return command.run()
+    except KeyboardInterrupt:
+        print("stopped; nothing was left half-written", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return fail(error)
+
+
+def entry() -> None:
+    """The console script."""
+    raise SystemExit(main())

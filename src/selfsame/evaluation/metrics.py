@@ -1,0 +1,48 @@
+"""Numbers with their uncertainty. No network, no paper: embeddings, points and words in, figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def bootstrap_interval(values: Sequence[float], *, num_draws: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean. NaN for no values."""
+    data = np.asarray(values, np.float64)
+    if len(data) == 0:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    means = data[rng.integers(0, len(data), (num_draws, len(data)))].mean(1)
+    tail = (1 - level) / 2
+    return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
+
+
+def paired_interval(a: Sequence[float], b: Sequence[float], *, num_draws: int = 1000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of a - b over pairs and its 95 % bootstrap interval.
+
+    Raises:
+        ValueError: the sequences differ in length.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"pairs need equal lengths, not {len(a)} and {len(b)}")
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return (float(difference.mean()), *bootstrap_interval(list(difference), num_draws=num_draws, seed=seed))
+
+
+def is_first(probe: np.ndarray | None, gallery: np.ndarray, truth: int) -> bool:
+    """Whether the unit gallery row (n d) nearest to the probe (d) is the true one; no face is a miss."""
+    return probe is not None and int((gallery @ probe).argmax()) == truth
+
+
+def point_error(found: np.ndarray | None, asked: np.ndarray, face_width: float) -> float:
+    """Mean distance of five points over the face's width; NaN when no face was found."""
+    if found is None:
+        return float("nan")
+    return float(np.linalg.norm(np.asarray(found) - asked, axis=1).mean() / face_width)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean of what is not NaN."""
+    kept = [v for v in values if not np.isnan(v)]
+    return float(np.mean(kept)) if kept else float("nan")

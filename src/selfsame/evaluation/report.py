@@ -1,0 +1,97 @@
+"""A measurement as JSON, a terminal table and one self-contained HTML page with the pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: its name and columns in order."""
+
+    name: str
+    columns: dict[str, float | str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was measured and under what protocol."""
+
+    title: str
+    protocol: Mapping[str, Any]
+    rows: Sequence[Row]
+    by_style: Sequence[Row] = ()
+    notes: Sequence[str] = ()
+    pictures: Sequence[tuple[str, Sequence[np.ndarray]]] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.title}\n\n{text_table(self.rows)}\n\n{text_table(self.by_style)}\n" + "\n".join(self.notes)
+
+
+def _cell(value: float | str) -> str:
+    return value if isinstance(value, str) else ("-" if np.isnan(value) else f"{value:.3f}")
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    """Aligned columns."""
+    if not rows:
+        return ""
+    heads = ["", *dict.fromkeys(k for r in rows for k in r.columns)]
+    lines = [heads] + [[r.name, *(_cell(r.columns.get(h, float("nan"))) for h in heads[1:])] for r in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines)
+
+
+def _html_table(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    heads = list(dict.fromkeys(k for r in rows for k in r.columns))
+    top = "".join(f"<th>{html.escape(h)}</th>" for h in ["", *heads])
+    body = "".join(
+        f"<tr><th>{html.escape(r.name)}</th>" + "".join(f"<td>{html.escape(_cell(r.columns.get(h, float('nan'))))}</td>" for h in heads) + "</tr>" for r in rows
+    )
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _img(pixels: np.ndarray) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return f'<img src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+
+
+def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
+    """Write report.json and report.html atomically; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "title": report.title,
+        "protocol": dict(report.protocol),
+        "rows": [asdict(r) for r in report.rows],
+        "by_style": [asdict(r) for r in report.by_style],
+        "notes": list(report.notes),
+    }
+    strips = "".join(f"<figure><figcaption>{html.escape(name)}</figcaption>{''.join(map(_img, images))}</figure>" for name, images in report.pictures)
+    page = (
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(report.title)}</title><style>body{{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;"
+        "max-width:1100px}table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}"
+        "th:first-child{text-align:left}figure{margin:.6rem 0}img{width:128px;image-rendering:auto}pre{background:#f5f5f5;padding:1rem;overflow:auto}</style>"
+        f"<h1>{html.escape(report.title)}</h1>{_html_table(report.rows)}<h2>By style</h2>{_html_table(report.by_style)}"
+        f"<ul>{''.join(f'<li>{html.escape(n)}</li>' for n in report.notes)}</ul><h2>Pictures</h2>{strips}"
+        f"<h2>Protocol</h2><pre>{html.escape(json.dumps(dict(report.protocol), indent=1))}</pre>"
+    )
+    paths = folder / "report.json", folder / "report.html"
+    for path, text in zip(paths, (json.dumps(content, indent=1), page), strict=True):
+        partial = path.with_suffix(".part")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    return paths

@@ -1,0 +1,114 @@
+"""Pictures in and out of files: every common mode accepted, hostile ones refused, writes atomic, parameters inside."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+MAX_PIXELS = 50_000_000
+METADATA_KEY = "selfsame"
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used: one line saying what, where and the remedy. Exit code 2."""
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """A picture file as h w 3 uint8, upright (EXIF), transparency over white.
+
+    Raises:
+        InputError: no such file, not a picture, truncated, or over 50 megapixels; the message names the file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give one picture")
+    try:
+        with Image.open(path) as image:
+            w, h = image.size
+            if w * h > MAX_PIXELS:
+                raise InputError(f"{path}: {w} x {h} is {w * h / 1e6:.0f} megapixels, the limit is 50; make it smaller first")
+            image.load()
+            return to_rgb(image)
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not a picture that can be read; give a PNG, JPEG or WebP file") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{path}: larger than 50 megapixels; make it smaller first") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: the picture is damaged or cut off ({error}); save it again") from None
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Any PIL mode to h w 3 uint8: EXIF turned, 16-bit scaled, CMYK and palettes converted, alpha laid over white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        array = np.asarray(image, np.float64)
+        top = 65535.0 if array.max() > 255 else 255.0
+        grey = np.clip(array / top * 255, 0, 255).round().astype(np.uint8)
+        return np.repeat(grey[..., None], 3, 2)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return np.asarray(Image.alpha_composite(white, rgba).convert("RGB")).copy()
+    return np.asarray(image.convert("RGB")).copy()
+
+
+def check_output(path: str | Path) -> Path:
+    """A path that can be written, before any long work.
+
+    Raises:
+        InputError: its folder is missing or read-only, or its ending is no picture's.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path}: pictures are written as PNG; end the name in .png")
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; make it first or choose another --out")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written; choose another --out")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give a file name")
+    return path
+
+
+def write_image(path: str | Path, pixels: np.ndarray, metadata: Mapping[str, Any] | None = None) -> Path:
+    """Write h w 3 uint8 as PNG, atomically, with the parameters that made it."""
+    path = Path(path)
+    info = PngImagePlugin.PngInfo()
+    if metadata is not None:
+        info.add_text(METADATA_KEY, json.dumps(dict(metadata), default=str))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        Image.fromarray(pixels).save(partial, format="PNG", pnginfo=info)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The parameters inside a picture made by selfsame.
+
+    Raises:
+        InputError: the picture carries none.
+    """
+    read_image(path)
+    with Image.open(path) as image:
+        text = image.info.get(METADATA_KEY)
+    try:
+        content = json.loads(text) if isinstance(text, str) else None
+    except json.JSONDecodeError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: carries no selfsame parameters; give a picture that `selfsame generate` wrote")
+    return content

@@ -1,0 +1,48 @@
+"""Batch to loss: the base frozen; Resampler, K'/V' and IdentityNet trained together.
+
+The official training code was never released; the paper gives the objective (arXiv:2401.07519, Eq. 3):
+
+    L = E || eps - eps_theta(z_t, t, C_text, C_face) ||^2
+
+here with the base's own prediction type as target, and a weight on the face that is 1 in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from selfsame.methods.instantid.method import InstantID, predict
+from selfsame.values.conditioning import Conditioning, FaceCondition, SpatialCondition
+
+
+class InstantIDTrainer(nn.Module):
+    """The method attached to its frozen base, behind one call that several processes may wrap."""
+
+    def __init__(self, method: InstantID, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.method = method
+        self.unet = unet.requires_grad_(False)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, embedding: Tensor, kps_image: Tensor) -> Tensor:
+        """noisy b c h w (VP), timesteps b, text b t c, embedding b k 512 (zeros: no face), kps_image b 3 H W in [0, 1]."""
+        tokens = self.method.tokens(embedding)
+        rows = torch.ones(len(noisy), device=noisy.device)
+        c = Conditioning(text, face=FaceCondition(tokens, rows), spatial=SpatialCondition(kps_image, tokens, rows))
+        with self.method.attached(self.unet):
+            return predict(self.unet, self.method.identity_net, noisy, timesteps, c)
+
+
+def instantid_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted mean square error and its parts.
+
+    Args:
+        batch: `noisy`, `t`, `text`, `embedding`, `kps_image` as the trainer's call takes them, `target` b c h w, `weight` b 1 h w.
+    """
+    out = model(batch["noisy"], batch["t"], batch["text"], batch["embedding"], batch["kps_image"]).float()
+    square = (out - batch["target"]).square().mean(1, keepdim=True)
+    face = batch["weight"] > 1.0
+    return (square * batch["weight"]).mean(), {"plain": square.mean(), "face": (square * face).sum() / face.sum().clamp_min(1)}

@@ -1,0 +1,79 @@
+"""Raw items to InstantID training samples: which photo lends the face, which one is painted, what is dropped, what weighs more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstantIDSamples:
+    """How training samples are drawn.
+
+    The paper (arXiv:2401.07519, Sec. 3) drops nothing and embeds the painted picture itself; IP-Adapter's scripts drop 5/5/5 %.
+    Another photo of the person stops the adapter from copying pose and expression.
+    """
+
+    drop_face: float = 0.10  # embedding of zeros: what guidance runs as "no face"
+    drop_text: float = 0.05
+    drop_both: float = 0.05
+    max_photos: int = 4  # photos that lend the face, 1 to this many
+    joint_share: float = 0.3  # of steps with several photos that give them as K tokens rather than as their mean
+    face_weight: float = 3.0  # loss weight on the face mask; 1 is the paper
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_face + self.drop_text + self.drop_both <= 1:
+            raise ValueError("the three drop rates must lie in [0, 1] together")
+        if self.max_photos < 1:
+            raise ValueError(f"max_photos {self.max_photos}: give at least 1")
+
+
+class PhotosOf:
+    """Which rows show whom; people with a single picture cannot teach."""
+
+    def __init__(self, people: np.ndarray, rows: np.ndarray) -> None:
+        self.of: dict[int, np.ndarray] = {}
+        for who in np.unique(people[rows]):
+            mine = rows[people[rows] == who]
+            if len(mine) > 1:
+                self.of[int(who)] = mine
+        self.rows = np.concatenate(list(self.of.values())) if self.of else rows[:0]
+        self.people = people
+
+    def others(self, row: int, count: int, rng: np.random.Generator) -> np.ndarray:
+        """`count` photos of the person of `row`, never `row` itself; repeated when there are too few."""
+        mine = self.of[int(self.people[row])]
+        mine = mine[mine != row]
+        return rng.choice(mine, count, replace=len(mine) < count)
+
+
+def lend_faces(embeddings: np.ndarray, photos: PhotosOf, rows: Sequence[int], how: InstantIDSamples, rng: np.random.Generator) -> Tensor:
+    """Embeddings for the painted rows from other photos: b k d; k is 1 for means, the number of photos for joint steps."""
+    count = int(rng.integers(1, how.max_photos + 1))
+    picked = np.stack([embeddings[photos.others(int(row), count, rng)] for row in rows])  # b k d
+    lent = torch.from_numpy(picked).float()
+    return lent if rng.random() < how.joint_share else lent.mean(1, keepdim=True)
+
+
+def drop(batch: Mapping[str, Tensor], empty_text: Tensor, how: InstantIDSamples, generator: torch.Generator) -> dict[str, Tensor]:
+    """Take away face, text or both of some rows: the face becomes an embedding of zeros, the text an empty prompt."""
+    draw = torch.rand(len(batch["text"]), generator=generator)
+    face = draw < how.drop_face
+    text = (draw >= how.drop_face) & (draw < how.drop_face + how.drop_text)
+    both = (draw >= how.drop_face + how.drop_text) & (draw < how.drop_face + how.drop_text + how.drop_both)
+    return {
+        **batch,
+        "embedding": batch["embedding"].masked_fill((face | both)[:, None, None], 0.0),
+        "text": torch.where((text | both)[:, None, None], empty_text, batch["text"]),
+    }
+
+
+def face_weights(face_mask: Tensor, size: tuple[int, int], how: InstantIDSamples) -> Tensor:
+    """Pixel masks b H W (1 on the face) to loss weights on latents b 1 h w with mean 1."""
+    weight = 1 + (how.face_weight - 1) * F.adaptive_avg_pool2d(face_mask[:, None].float(), size)
+    return weight / weight.mean((1, 2, 3), keepdim=True)

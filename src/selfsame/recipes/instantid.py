@@ -1,0 +1,101 @@
+"""Recipe of InstantID on the miniature base."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from selfsame.data.tables import Table, open_table
+from selfsame.diffusion.schedule import add_noise, lognormal_timesteps, scaled_linear_alphas_cumprod, target
+from selfsame.images.draw import draw_kps_small
+from selfsame.mannequins import paint
+from selfsame.methods.instantid.method import InstantID, ResamplerSize
+from selfsame.methods.instantid.objective import InstantIDTrainer, instantid_loss
+from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, drop, face_weights, lend_faces
+from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE
+from selfsame.models.text import encode_prompts
+from selfsame.perception.embedders import FaceEncoder
+from selfsame.recipes.caches import as_tensor, cached, faces_of, latents_of, text_of
+from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, torch_generator
+from selfsame.recipes.faces import face_rows
+from selfsame.training.loop import Batch, Loss, Run
+from selfsame.weights.mannequin import load_into, load_text, load_unet, load_vae
+
+SIZE = ResamplerSize(dim=192, depth=2, dim_head=32, heads=6, num_queries=16, embedding_dim=512, output_dim=CONTEXT_DIM)
+FACE_LABELS = (paint.SKIN, paint.HAIR, paint.EYES, paint.BROWS, paint.NOSE, paint.MOUTH, paint.EARS)
+
+
+def drawings_of(table: Table, rows: np.ndarray, folder, name: str) -> np.ndarray:
+    """Key-point drawings of rows, n h w 3 uint8; other rows are black."""
+
+    def make() -> np.ndarray:
+        out = np.zeros((len(table), 128, 128, 3), np.uint8)
+        for i in rows:
+            out[i] = draw_kps_small(128, 128, table.kps[i])
+        return out
+
+    return cached(folder / f"{name}.kps.{len(table)}.npy", make)
+
+
+def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> Trained:
+    """Resampler, K'/V' and IdentityNet together, from another photo of the person than the one painted."""
+    run = options.run(
+        Run(
+            folder=options.folder("instantid"), max_steps=15625, batch_size=64, learning_rate=2e-4, ema_decay=0.999, weight_decay=0.01, look_every=1000, seed=51
+        )
+    )
+    vae, (tokenizer, text_encoder), unet = load_vae(), load_text(), load_unet()
+    encoder = load_into(FaceEncoder(), "encoder.safetensors")
+    cache = options.runs / "cache"
+    abar = scaled_linear_alphas_cumprod()
+    empty = encode_prompts(tokenizer, text_encoder, [""]).encoder_hidden_states[0]
+    on_face = np.isin(np.arange(256), FACE_LABELS)
+
+    class Side:
+        """One split with everything that stays the same computed once."""
+
+        def __init__(self, split: str) -> None:
+            self.table = open_table(options.data, split)
+            rows = face_rows(self.table)
+            self.latents = latents_of(vae, self.table, cache, split)
+            self.text = text_of(tokenizer, text_encoder, [r["caption"] for r in self.table.records], cache, split)
+            self.faces = faces_of(encoder, self.table, rows, cache, split)
+            self.drawings = drawings_of(self.table, rows, cache, split)
+            self.photos = PhotosOf(self.table.people, rows)
+
+        def batch(self, at: np.ndarray, rng: np.random.Generator, how: InstantIDSamples) -> Batch:
+            g = torch_generator(rng)
+            clean = as_tensor(self.latents[at])
+            t = lognormal_timesteps(len(at), abar, g)
+            noise = torch.randn(clean.shape, generator=g)
+            mask = torch.from_numpy(on_face[self.table.labels[at]])
+            made = {
+                "noisy": add_noise(clean, noise, t, abar),
+                "t": t,
+                "target": target(SCHEDULE["prediction_type"], clean, noise, t, abar),
+                "text": as_tensor(self.text[at]),
+                "embedding": lend_faces(self.faces, self.photos, list(at), how, rng),
+                "kps_image": torch.from_numpy(np.ascontiguousarray(self.drawings[at])).permute(0, 3, 1, 2).float() / 255,
+                "weight": face_weights(mask, (clean.shape[2], clean.shape[3]), how),
+            }
+            return drop(made, empty, how, g)
+
+    side, held = Side("train"), Side("validation")
+    never = InstantIDSamples(drop_face=0, drop_text=0, drop_both=0, max_photos=1)
+    fixed = [held.batch(held.photos.rows[i : i + 64], generator_at(run.seed, 10**9 + i), never) for i in (0, 64, 128, 192)]
+
+    def batch_at(step: int) -> Batch:
+        at = np.sort(side.photos.rows[epoch_rows(len(side.photos.rows), run.batch_size, run.seed, step)])
+        return side.batch(at, generator_at(run.seed, step), how)
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        return Loss(*instantid_loss(model, batch))
+
+    def look(model: nn.Module, step: int) -> dict[str, float]:
+        parts = [instantid_loss(model, b)[1] for b in fixed]
+        return {f"held_out_{k}": float(np.mean([float(p[k]) for p in parts])) for k in parts[0]}
+
+    torch.manual_seed(run.seed)
+    module = InstantIDTrainer(InstantID.new(unet, SIZE, conditioning_channels=(16, 32, 64, 96)), unet)
+    return finish(run, module, objective, batch_at, options, look)

@@ -1,0 +1,120 @@
+"""What a user may ask of a picture, checked before any work."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from selfsame.images.files import InputError
+from selfsame.mannequins.captions import STYLE_PHRASES
+
+SOLVERS = ("dpmpp-2m", "dpmpp-2m-karras", "euler", "ddim", "unipc", "heun")
+STYLES = ("none", *STYLE_PHRASES)
+STRIDE = 32  # 8 pixels a latent, two halvings in the U-Net
+MAX_SIDE = 512
+
+
+def nearest(value: str, options: Sequence[str], what: str) -> str:
+    """`value` when it is an option.
+
+    Raises:
+        InputError: it is not; the message suggests the nearest and lists all.
+    """
+    if value in options:
+        return value
+    close = difflib.get_close_matches(value.lower(), options, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise InputError(f"{what} {value!r} is unknown; {hint}choose from {', '.join(options)}")
+
+
+def _between(value: float, low: float, high: float, what: str) -> None:
+    if not math.isfinite(value) or not low <= value <= high:
+        raise InputError(f"{what} {value}: give a number from {low:g} to {high:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """All parameters of a picture except who is in it. The PNG carries them; `--like` repeats them."""
+
+    prompt: str = ""  # empty: the face and the key points alone
+    negative_prompt: str = ""
+    style: str = "none"
+    adapter_scale: float = 1.0  # Image Adapter: how much the face tokens say
+    adapter_start: float = 0.0
+    adapter_end: float = 1.0
+    controlnet_scale: float = 1.0  # IdentityNet: key points and identity in space
+    controlnet_start: float = 0.0
+    controlnet_end: float = 1.0
+    photos: Literal["mean", "joint"] = "mean"  # several photos: mean embedding, or all tokens jointly (official form)
+    height: int = 128
+    width: int = 128
+    seed: int = 0
+    num_images: int = 1
+    num_steps: int = 16
+    guidance_scale: float = 3.0
+    solver: str = "dpmpp-2m"
+
+    def __post_init__(self) -> None:
+        _between(self.adapter_scale, 0, 2, "the Image Adapter's strength")
+        _between(self.controlnet_scale, 0, 2, "IdentityNet's strength")
+        for start, end, who in ((self.adapter_start, self.adapter_end, "adapter"), (self.controlnet_start, self.controlnet_end, "controlnet")):
+            _between(start, 0, 1, f"{who} start")
+            _between(end, 0, 1, f"{who} end")
+            if start >= end:
+                raise InputError(f"{who} window {start:g} to {end:g}: the start must come before the end")
+        if self.photos not in ("mean", "joint"):
+            raise InputError(f"photos {self.photos!r}: choose mean or joint")
+        for side, name in ((self.height, "height"), (self.width, "width")):
+            if side % STRIDE or not STRIDE <= side <= MAX_SIDE:
+                near = min(max(STRIDE, round(side / STRIDE) * STRIDE), MAX_SIDE)
+                raise InputError(f"{name} {side}: give a multiple of {STRIDE} from {STRIDE} to {MAX_SIDE}, such as {near}")
+        if not 1 <= self.num_images <= 64:
+            raise InputError(f"{self.num_images} pictures: give 1 to 64")
+        if not 1 <= self.num_steps <= 200:
+            raise InputError(f"{self.num_steps} steps: give 1 to 200")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed {self.seed}: give a number from 0 to 2^63 - 1")
+        _between(self.guidance_scale, 0, 30, "guidance")
+        nearest(self.solver, SOLVERS, "solver")
+        nearest(self.style, STYLES, "style")
+
+    @property
+    def full_prompt(self) -> str:
+        """The prompt inside the style's words."""
+        if self.style == "none":
+            return self.prompt
+        return STYLE_PHRASES[self.style][0].format(self.prompt or "a person")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Request:
+        """From a picture's metadata.
+
+        Raises:
+            InputError: a field is unknown or of the wrong kind.
+        """
+        names = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - names)
+        if unknown:
+            raise InputError(f"the picture's parameters hold unknown fields {unknown}: it was made by another version of selfsame")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"the picture's parameters cannot be used: {error}") from None
+
+
+@dataclass(frozen=True)
+class Made:
+    """One picture and what made it."""
+
+    pixels: np.ndarray  # h w 3 uint8
+    request: Request
+    seed: int  # of this picture
+    notes: tuple[str, ...] = ()

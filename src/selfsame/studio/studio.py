@@ -1,0 +1,323 @@
+"""A studio: loaded models, photos to identities, requests to pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from selfsame.diffusion.sampling import Step, guided_together, in_window, sample
+from selfsame.images.draw import draw_kps_small
+from selfsame.images.files import InputError, read_image
+from selfsame.methods.instantid.method import InstantID, face_conditions, predict
+from selfsame.models.latents import decode
+from selfsame.models.text import encode_prompts
+from selfsame.perception.detector import FaceDetector, Found, detect
+from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, FaceEncoder, JudgeNet, embed, to_crops
+from selfsame.studio.request import Made, Request, nearest
+from selfsame.values.conditioning import Conditioning, stacked
+from selfsame.values.identity import Identity
+from selfsame.weights import mannequin
+
+ENCODER_NAME = "mannequin-encoder-1"
+MODELS = ("mannequin",)
+ROWS = 4  # pictures denoised together
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a photo's face stands: key points 5 2 in the photo's pixels, and the photo's size."""
+
+    kps: np.ndarray
+    height: int
+    width: int
+
+    def in_picture(self, height: int, width: int) -> np.ndarray:
+        """The key points in a picture of another size: scaled to fit its height, centred across."""
+        zoom = height / self.height
+        points = (self.kps + 0.5) * zoom - 0.5
+        points[:, 0] += (width - self.width * zoom) / 2
+        return points
+
+
+def load(name: str = "mannequin", *, device: str = "cpu") -> Studio:
+    """Load a model family.
+
+    Raises:
+        InputError: no such model, or a device that is not there.
+    """
+    nearest(name, MODELS, "model")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device!r}: no CUDA device is visible to torch; use --device cpu")
+    return Studio(device)
+
+
+class Studio:
+    """The miniature models behind one door. Networks load when first needed."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    # ------------------------------------------------------------------------------------------ parts
+
+    @cached_property
+    def detector(self) -> nn.Module:
+        return mannequin.load_into(FaceDetector(), "detector.safetensors")
+
+    @cached_property
+    def encoder(self) -> nn.Module:
+        return mannequin.load_into(FaceEncoder(), "encoder.safetensors")
+
+    @cached_property
+    def judge(self) -> nn.Module:
+        return mannequin.load_into(JudgeNet(), "judge.safetensors")
+
+    @cached_property
+    def vae(self) -> Any:
+        return _on(mannequin.load_vae(), self.device)
+
+    @cached_property
+    def unet(self) -> Any:
+        return _on(mannequin.load_unet(), self.device)
+
+    @cached_property
+    def text(self) -> tuple[Any, Any]:
+        tokenizer, encoder = mannequin.load_text()
+        return tokenizer, _on(encoder, self.device)
+
+    @cached_property
+    def instantid(self) -> InstantID:
+        mannequin.checked("instantid/adapter.safetensors")
+        mannequin.checked("instantid/ControlNetModel/diffusion_pytorch_model.safetensors")
+        return InstantID.from_pretrained(mannequin.FOLDER / "instantid", self.unet).to(self.device)
+
+    # ------------------------------------------------------------------------------------------ faces
+
+    def faces(self, image: np.ndarray) -> list[Found]:
+        """Faces of a picture, largest first."""
+        return detect(self.detector, image)
+
+    def face(self, image: np.ndarray, *, which: int | None = None, name: str = "the picture") -> tuple[Found, tuple[str, ...]]:
+        """The face to use: the largest, or number `which` counted from image left, from 0. Also warnings.
+
+        Raises:
+            InputError: no face, no such face, or one cut by the border.
+        """
+        found = self.faces(image)
+        if not found:
+            raise InputError(f"{name}: no face was found; use a picture in which the face is upright, whole and larger than a tenth of the picture")
+        notes: tuple[str, ...] = ()
+        chosen = found[0]
+        if which is not None:
+            ordered = sorted(found, key=lambda f: float(f.box[0] + f.box[2]))
+            if not 0 <= which < len(ordered):
+                raise InputError(f"{name}: --which {which}, but {len(ordered)} face(s) were found; choose 0 to {len(ordered) - 1}, counted from the left")
+            chosen = ordered[which]
+        elif len(found) > 1:
+            notes = (f"{name}: {len(found)} faces, the largest is used; choose another with --which 0..{len(found) - 1}, counted from the left",)
+        h, w = image.shape[:2]
+        x0, y0, x1, y1 = chosen.box
+        size = max(x1 - x0, y1 - y0)
+        beyond = max(-x0, -y0, x1 - w, y1 - h) / size
+        inside = (chosen.kps >= 0).all() and (chosen.kps[:, 0] < w).all() and (chosen.kps[:, 1] < h).all()
+        if beyond > 0.12 or not inside:
+            raise InputError(f"{name}: the face is cut by the border of the picture; use one that shows the whole face")
+        return chosen, notes
+
+    def identity(self, *photos: str | Path | np.ndarray, which: int | None = None, consent: str = "") -> Identity:
+        """One person from one or more photos (files or h w 3 uint8 arrays).
+
+        Raises:
+            InputError: a photo cannot be read or shows no usable face.
+        """
+        if not photos:
+            raise InputError("no photo given: give at least one")
+        parts = []
+        for photo in photos:
+            image = photo if isinstance(photo, np.ndarray) else read_image(photo)
+            name = "the picture" if isinstance(photo, np.ndarray) else str(photo)
+            found, _ = self.face(image, which=which, name=name)
+            row = embed(self.encoder, to_crops([image], [found.kps], ENCODER_CROP)).numpy()
+            source = hashlib.sha256(image.tobytes()).hexdigest()
+            parts.append(Identity(row, ENCODER_NAME, found.kps[None].astype(np.float32), np.array([image.shape[:2]]), (source,), consent))
+        return parts[0].joined(*parts[1:])
+
+    def judged(self, image: np.ndarray) -> Tensor | None:
+        """The judge's unit vector of the largest face, 256; None when no face is found."""
+        found = self.faces(image)
+        if not found:
+            return None
+        return torch.nn.functional.normalize(embed(self.judge, to_crops([image], [found[0].kps], JUDGE_CROP))[0], dim=0)
+
+    def likeness(self, image: np.ndarray, reference: np.ndarray) -> float | None:
+        """The judge's cosine between the people of two pictures; None when either shows no face."""
+        a, b = self.judged(image), self.judged(reference)
+        return None if a is None or b is None else float(a @ b)
+
+    # ------------------------------------------------------------------------------------------ pictures
+
+    def scheduler(self, solver: str) -> Any:
+        """A fresh solver with the base model's schedule."""
+        import diffusers
+
+        config: Any = diffusers.DPMSolverMultistepScheduler.load_config(str(mannequin.FOLDER / "base/scheduler"))
+        common: dict[str, Any] = {k: config[k] for k in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")}
+        common["timestep_spacing"] = "trailing"
+        if solver == "dpmpp-2m-karras":
+            return diffusers.DPMSolverMultistepScheduler(**common, use_karras_sigmas=True)
+        kinds = {
+            "dpmpp-2m": diffusers.DPMSolverMultistepScheduler,
+            "euler": diffusers.EulerDiscreteScheduler,
+            "ddim": diffusers.DDIMScheduler,
+            "unipc": diffusers.UniPCMultistepScheduler,
+            "heun": diffusers.HeunDiscreteScheduler,
+        }
+        extra = {"clip_sample": False} if solver == "ddim" else {}
+        return kinds[solver](**common, **extra)
+
+    def text_states(self, prompts: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
+        """Text states b t c, and a warning for each prompt that was too long."""
+        prompted = encode_prompts(*self.text, prompts)
+        notes = tuple(f"the prompt is too long; these words were left out: {cut!r}" for cut in prompted.cut if cut)
+        return prompted.encoder_hidden_states, notes
+
+    def embedding(self, identity: Identity, photos: str) -> Tensor:
+        """What the Resampler gets: 1 1 512 (mean of the photos) or 1 k 512 (jointly).
+
+        Raises:
+            InputError: the identity was made by another encoder.
+        """
+        if identity.encoder != ENCODER_NAME:
+            raise InputError(f"the identity was made by encoder {identity.encoder!r}, this model needs {ENCODER_NAME!r}: make it anew from the photos")
+        rows = torch.from_numpy(identity.embeddings)
+        return (rows.mean(0, keepdim=True) if photos == "mean" else rows)[None].to(self.device)
+
+    def pose(self, identity: Identity) -> Kept:
+        """Where the face stands in the identity's first photo."""
+        return Kept(identity.kps[0].astype(np.float64), *(int(v) for v in identity.sizes[0]))
+
+    def pose_of(self, photo: str | Path) -> Kept:
+        """Key points from another picture."""
+        image = read_image(photo)
+        found, _ = self.face(image, name=str(photo))
+        return Kept(found.kps.astype(np.float64), *image.shape[:2])
+
+    def generate(
+        self,
+        request: Request | str,
+        identity: Identity | None = None,
+        *,
+        pose: Kept | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> list[Made]:
+        """Pictures of a request; `generate_each` yields them as they come."""
+        return list(self.generate_each(request, identity, pose=pose, on_step=on_step))
+
+    def generate_each(
+        self,
+        request: Request | str,
+        identity: Identity | None = None,
+        *,
+        pose: Kept | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Iterator[Made]:
+        """Pictures of a request, a few at a time; picture i has seed + i, whatever it is made together with.
+
+        Args:
+            request: or just a prompt.
+            identity: who; None paints with the base model alone.
+            pose: key points; by default those of the identity's first photo.
+            on_step: sees every step of every group.
+        """
+        request = Request(prompt=request) if isinstance(request, str) else request
+        seeds = [request.seed + i for i in range(request.num_images)]
+        for start in range(0, len(seeds), ROWS):
+            group = seeds[start : start + ROWS]
+            kps = None
+            if identity is not None:
+                kps = (pose or self.pose(identity)).in_picture(request.height, request.width)
+            row = Row(request.full_prompt, request.negative_prompt, None if identity is None else self.embedding(identity, request.photos), kps)
+            pixels, notes = self.paint([row] * len(group), request, group, on_step=on_step)
+            for image, seed in zip(pixels, group, strict=True):
+                yield Made(image, replace(request, seed=seed, num_images=1), seed, notes)
+
+    @torch.no_grad()
+    def paint(
+        self, rows: Sequence[Row], request: Request, seeds: Sequence[int], *, on_step: Callable[[Step], None] | None = None
+    ) -> tuple[list[np.ndarray], tuple[str, ...]]:
+        """Denoise rows of different prompts and people together. Size, steps, solver, strengths come from the request."""
+        r, n = request, len(rows)
+        with_face = rows[0].embedding is not None
+        states, notes = self.text_states([row.prompt for row in rows])
+        empty, more = self.text_states([row.negative_prompt for row in rows])
+        shape = (self.vae.config.latent_channels, r.height // 8, r.width // 8)
+        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(self.device)
+        face = self._face_rows(rows, r) if with_face else None
+
+        def condition(text: Tensor, tokens: Tensor | None, index: int) -> Conditioning:
+            if tokens is None or face is None:
+                return Conditioning(text)
+            adapter = r.adapter_scale * in_window(index, r.num_steps, r.adapter_start, r.adapter_end)
+            control = r.controlnet_scale * in_window(index, r.num_steps, r.controlnet_start, r.controlnet_end)
+            f, s = face_conditions(tokens, face[1], adapter, control)
+            return Conditioning(text, face=f, spatial=s)
+
+        net = self.instantid.identity_net if with_face else None
+        tokens = face[0] if face else None
+        no_face = self.instantid.no_face(n) if face else None
+
+        def both(latents: Tensor, t: Tensor, index: int) -> Tensor:
+            return predict(self.unet, net, latents, t, stacked(condition(empty, no_face, index), condition(states, tokens, index)))
+
+        def one(latents: Tensor, t: Tensor, index: int) -> Tensor:
+            return predict(self.unet, net, latents, t, condition(states, tokens, index))
+
+        latents = noise
+        with ExitStack() as stack:
+            if with_face:
+                stack.enter_context(self.instantid.attached(self.unet))
+            step = guided_together(both, r.guidance_scale) if r.guidance_scale > 1 else one
+            generator = torch.Generator().manual_seed(seeds[0])
+            for state in sample(step, noise, self.scheduler(r.solver), r.num_steps, generator=generator):
+                latents = state.latents
+                if on_step:
+                    on_step(state)
+        return self.decode(latents), notes + more
+
+    def _face_rows(self, rows: Sequence[Row], r: Request) -> tuple[Tensor, Tensor]:
+        """Face tokens and key-point drawings of rows."""
+        tokens, drawings = [], []
+        for row in rows:
+            if row.embedding is None or row.kps is None:
+                raise ValueError("rows with and without a face cannot share a batch")
+            tokens.append(self.instantid.tokens(row.embedding.to(self.device)))
+            drawings.append(draw_kps_small(r.height, r.width, row.kps))
+        images = torch.from_numpy(np.stack(drawings)).permute(0, 3, 1, 2).float() / 255
+        return torch.cat(tokens), images.to(self.device)
+
+    def decode(self, latents: Tensor) -> list[np.ndarray]:
+        """Latents b c h w to pictures h w 3 uint8."""
+        pixels = decode(self.vae, latents)
+        return [((p.permute(1, 2, 0).cpu().numpy() + 1) * 127.5).round().astype(np.uint8) for p in pixels.float()]
+
+
+def _on(model: Any, device: torch.device) -> Any:
+    return model.to(device)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch: what to paint and whom."""
+
+    prompt: str
+    negative_prompt: str = ""
+    embedding: Tensor | None = None  # 1 k 512
+    kps: np.ndarray | None = None  # 5 2 pixels of the picture to be

@@ -1,0 +1,104 @@
+"""The loop's promises: resuming changes nothing, accumulation changes nothing, nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from selfsame.training.loop import Checkpoint, Loss, Run, rows_of, train
+
+
+def batch_at(step: int) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(step)
+    x = torch.randn(8, 4, generator=g)
+    return {"x": x, "y": x.sum(1, keepdim=True)}
+
+
+def objective(model: nn.Module, batch: dict[str, torch.Tensor]) -> Loss:
+    return Loss((model(batch["x"]) - batch["y"]).square().mean())
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def run(folder: Path, steps: int = 12, **more: object) -> Run:
+    values = {"folder": folder, "max_steps": steps, "batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "log_every": 3, "save_every": 5, "precision": "no"}
+    return Run(**(values | more))  # type: ignore[arg-type]
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.flatten() for p in model.parameters()])
+
+
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path):
+    whole = train(run(tmp_path / "whole"), net(), objective, batch_at)
+
+    def killed(step: int) -> dict[str, torch.Tensor]:
+        if step == 7:
+            raise KeyboardInterrupt
+        return batch_at(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run(tmp_path / "cut"), net(), objective, killed)
+    resumed = train(run(tmp_path / "cut"), net(), objective, batch_at)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert (tmp_path / "cut/log.csv").read_text().count("\n") == (tmp_path / "whole/log.csv").read_text().count("\n")
+
+
+def test_accumulation_gives_the_same_steps(tmp_path: Path):
+    a = train(run(tmp_path / "a"), net(), objective, batch_at)
+    b = train(run(tmp_path / "b", accumulate=4), net(), objective, batch_at)
+    assert torch.allclose(weights(a), weights(b), atol=1e-5)
+
+
+def test_processes_share_a_global_batch_without_overlap():
+    rows = [rows_of(rank, 2, 8) for rank in range(2)]
+    assert [list(range(8))[r] for r in rows] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_frozen_parameters_stay(tmp_path: Path):
+    model = net()
+    model[0].requires_grad_(False)  # type: ignore[index]
+    before = model[0].weight.clone()  # type: ignore[index, union-attr, operator]
+    train(run(tmp_path), model, objective, batch_at)
+    assert torch.equal(before, model[0].weight)  # type: ignore[index, arg-type]
+
+
+def test_the_loss_goes_down_and_is_logged(tmp_path: Path):
+    train(run(tmp_path, steps=120), net(), objective, batch_at)
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    column = lines[0].split(",").index("loss")
+    losses = [float(line.split(",")[column]) for line in lines[1:]]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
+    def broken(model: nn.Module, batch: dict[str, torch.Tensor]) -> Loss:
+        return Loss(objective(model, batch).total * float("nan"))
+
+    with pytest.raises(FloatingPointError, match="learning rate"):
+        train(run(tmp_path), net(), broken, batch_at)
+
+
+def test_checkpoints_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoint = Checkpoint(tmp_path)
+    checkpoint.save({"step": 1})
+
+    def fails(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save({"step": 2})
+    assert checkpoint.load() == {"step": 1}
+
+
+@pytest.mark.parametrize("bad", [{"max_steps": 0}, {"ema_decay": 1.0}, {"batch_size": 8, "accumulate": 3}])
+def test_bad_runs_are_refused(tmp_path: Path, bad: dict[str, object]):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        run(tmp_path, **bad)
