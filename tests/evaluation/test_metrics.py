@@ -1,0 +1,53 @@
+"""Figures that can be checked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from selfsame.evaluation.metrics import bootstrap_interval, is_first, mean, paired_interval, point_error
+from selfsame.evaluation.report import Report, Row, text_table, write_report
+
+
+def test_intervals_hold_the_mean_and_shrink_with_data():
+    few, many = (np.random.default_rng(0).normal(3, 1, n) for n in (20, 2000))
+    wide, narrow = bootstrap_interval(few), bootstrap_interval(many)
+    assert wide[0] < few.mean() < wide[1]
+    assert narrow[1] - narrow[0] < (wide[1] - wide[0]) / 5
+    assert all(math.isnan(v) for v in bootstrap_interval([]))
+
+
+def test_pairs_see_a_difference_that_the_spread_would_hide():
+    spread = np.random.default_rng(1).normal(0, 10, 200)
+    middle, low, high = paired_interval(list(spread + 0.5), list(spread))
+    assert middle == pytest.approx(0.5)
+    assert low == pytest.approx(high)
+    with pytest.raises(ValueError, match="equal lengths"):
+        paired_interval([1], [1, 2])
+
+
+def test_a_picture_without_a_face_is_a_miss():
+    gallery = np.eye(3)
+    assert is_first(np.array([0.1, 0.9, 0.0]), gallery, 1)
+    assert not is_first(np.array([0.1, 0.9, 0.0]), gallery, 0)
+    assert not is_first(None, gallery, 0)
+
+
+def test_point_error_is_a_share_of_the_face():
+    asked = np.zeros((5, 2))
+    assert point_error(asked + [3, 4], asked, 50) == pytest.approx(0.1)
+    assert math.isnan(point_error(None, asked, 50))
+    assert mean([1, float("nan"), 3]) == 2
+
+
+def test_the_page_stands_alone(tmp_path):
+    image = np.zeros((4, 4, 3), np.uint8)
+    report = Report("t <x>", {"a": 1}, [Row("r", {"rank-1": 0.5, "ci": "a..b"})], (), ("note",), (("row", (image,)),))
+    _, page = write_report(report, tmp_path)
+    text = page.read_text()
+    assert "data:image/png;base64" in text
+    assert "http" not in text
+    assert "t &lt;x&gt;" in text
+    assert "0.500" in text_table(report.rows)

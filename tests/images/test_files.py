@@ -1,0 +1,115 @@
+"""Every common picture is read rightly, every bad one gets one clear line, writes are whole or absent."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfsame.images.files import InputError, check_output, read_image, read_metadata, write_image
+
+
+def gradient(h: int = 24, w: int = 32) -> np.ndarray:
+    y, x = np.mgrid[0:h, 0:w]
+    return np.stack([x * 255 // w, y * 255 // h, (x + y) * 255 // (h + w)], -1).astype(np.uint8)
+
+
+def test_plain_rgb_comes_back_exactly(tmp_path: Path):
+    write_image(tmp_path / "a.png", gradient())
+    assert np.array_equal(read_image(tmp_path / "a.png"), gradient())
+
+
+def test_transparency_lies_over_white(tmp_path: Path):
+    rgba = np.dstack([gradient(), np.zeros((24, 32), np.uint8)])
+    rgba[:12, :, 3] = 255
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    seen = read_image(tmp_path / "a.png")
+    assert np.array_equal(seen[:12], gradient()[:12])
+    assert (seen[12:] == 255).all()
+
+
+def test_grey_is_grey_in_three_channels(tmp_path: Path):
+    Image.fromarray(gradient()[..., 0]).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.repeat(gradient()[..., :1], 3, 2))
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path):
+    deep = gradient()[..., 0].astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png")[..., 0], gradient()[..., 0])
+
+
+def test_cmyk_and_palette_are_converted(tmp_path: Path):
+    Image.fromarray(gradient()).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - gradient()).mean() < 12
+    Image.fromarray(gradient()).quantize(64).save(tmp_path / "b.png")
+    assert np.abs(read_image(tmp_path / "b.png").astype(int) - gradient()).mean() < 12
+
+
+def test_exif_turns_the_picture_upright(tmp_path: Path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(gradient()).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    assert read_image(tmp_path / "a.jpg").shape == (32, 24, 3)
+
+
+def test_bad_files_are_named(tmp_path: Path):
+    with pytest.raises(InputError, match=r"nowhere.png: no such file"):
+        read_image(tmp_path / "nowhere.png")
+    with pytest.raises(InputError, match="is a folder"):
+        read_image(tmp_path)
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(InputError, match=r"text.png: not a picture"):
+        read_image(tmp_path / "text.png")
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(whole, format="PNG")
+    (tmp_path / "cut.png").write_bytes(whole.getvalue()[:2000])
+    with pytest.raises(InputError, match=r"cut.png: the picture is damaged or cut off"):
+        read_image(tmp_path / "cut.png")
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [8000, 60000])
+def test_bombs_are_refused_before_they_are_opened(tmp_path: Path, side: int):
+    (tmp_path / "bomb.png").write_bytes(png_header(side, side))
+    with pytest.raises(InputError, match="megapixels"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_outputs_are_checked_before_any_work(tmp_path: Path):
+    with pytest.raises(InputError, match="no such folder"):
+        check_output(tmp_path / "missing" / "out.png")
+    with pytest.raises(InputError, match=r"end the name in .png"):
+        check_output(tmp_path / "out.gif")
+    (tmp_path / "dir.png").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        check_output(tmp_path / "dir.png")
+
+
+def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_image(tmp_path / "a.png", gradient())
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_image(path, gradient() * 0)
+    assert np.array_equal(read_image(path), gradient())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parameters_travel_inside(tmp_path: Path):
+    write_image(tmp_path / "a.png", gradient(), {"seed": 3, "prompt": "ünïcode"})
+    assert read_metadata(tmp_path / "a.png") == {"seed": 3, "prompt": "ünïcode"}
+    write_image(tmp_path / "b.png", gradient())
+    with pytest.raises(InputError, match="carries no selfsame parameters"):
+        read_metadata(tmp_path / "b.png")

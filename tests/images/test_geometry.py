@@ -1,0 +1,59 @@
+"""Alignment and key-point drawings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfsame.images.align import ARCFACE_112, crop_face, similarity, template
+from selfsame.images.draw import KPS_COLOURS, draw_kps, draw_kps_small
+
+finite = st.floats(-50, 50)
+
+
+@given(angle=st.floats(-3, 3), zoom=st.floats(0.2, 5), dx=finite, dy=finite)
+def test_similarity_recovers_any_turn_zoom_and_shift(angle: float, zoom: float, dx: float, dy: float):
+    turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = similarity(ARCFACE_112, ARCFACE_112 @ turn.T + [dx, dy])
+    assert np.allclose(matrix, np.c_[turn, [dx, dy]], atol=1e-6)
+
+
+def test_similarity_never_mirrors():
+    mirrored = ARCFACE_112 * [-1, 1]
+    assert np.linalg.det(similarity(ARCFACE_112, mirrored)[:, :2]) > 0
+
+
+def test_points_on_one_spot_are_refused():
+    with pytest.raises(ValueError, match="one spot"):
+        similarity(np.ones((5, 2)), ARCFACE_112)
+
+
+@given(share=st.floats(0.3, 1.2))
+def test_template_keeps_its_middle(share: float):
+    assert np.allclose(template(64, share=share).mean(0) - 32, (ARCFACE_112.mean(0) / 112 - 0.5) * 64 * share)
+
+
+@pytest.mark.parametrize("zoom", [1, 3, 7])
+def test_crops_of_the_same_face_at_any_size_agree(zoom: int):
+    y, x = np.mgrid[0 : 60 * zoom, 0 : 60 * zoom] / zoom
+    image = np.stack([127 + 100 * np.sin(x / 9), 127 + 100 * np.cos(y / 8), x * 4], -1).astype(np.uint8)
+    kps = (template(60) + 0.5) * zoom - 0.5
+    crop = crop_face(image, kps, 48, share=0.7)
+    y1, x1 = np.mgrid[0:60, 0:60]
+    plain = np.stack([127 + 100 * np.sin(x1 / 9), 127 + 100 * np.cos(y1 / 8), x1 * 4], -1).astype(np.uint8)
+    assert np.abs(crop.astype(int) - crop_face(plain, template(60), 48, share=0.7))[4:-4, 4:-4].mean() < 6
+
+
+def test_small_drawings_keep_the_colours_apart():
+    kps = np.array([[44.0, 50], [80, 50], [62, 70], [50, 90], [76, 90]])
+    image = draw_kps_small(128, 128, kps)
+    for colour, (x, y) in zip(KPS_COLOURS, kps.astype(int), strict=True):
+        assert np.abs(image[y, x].astype(int) - colour).max() < 30
+    assert image.shape == (128, 128, 3)
+
+
+def test_points_off_the_canvas_are_clipped():
+    far = np.array([[-500.0, 10], [900, 10], [50, -300], [40, 900], [60, 900]])
+    assert draw_kps(100, 100, far).shape == (100, 100, 3)

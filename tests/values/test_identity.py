@@ -1,0 +1,47 @@
+"""An identity is a plain value in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selfsame.values.identity import Identity
+
+
+def identity(photos: int = 2, encoder: str = "a") -> Identity:
+    rng = np.random.default_rng(0)
+    sizes = np.tile([128, 96], (photos, 1))
+    return Identity(rng.normal(size=(photos, 512)).astype(np.float32), encoder, rng.uniform(0, 90, (photos, 5, 2)).astype(np.float32), sizes, ("x",) * photos, "mine")
+
+
+def test_it_comes_back_from_its_file(tmp_path: Path):
+    a = identity()
+    b = Identity.load(a.save(tmp_path / "ada.safetensors"))
+    assert np.array_equal(a.embeddings, b.embeddings)
+    assert np.array_equal(a.kps, b.kps)
+    assert (a.encoder, a.sources, a.consent) == (b.encoder, b.sources, b.consent)
+
+
+def test_identities_of_different_encoders_do_not_mix():
+    with pytest.raises(ValueError, match="'a' and 'b' cannot be mixed"):
+        identity(encoder="a").joined(identity(encoder="b"))
+    assert identity(2).joined(identity(3)).num_photos == 5
+
+
+def test_other_files_are_refused_by_name(tmp_path: Path):
+    (tmp_path / "no.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"no.safetensors: cannot be read"):
+        Identity.load(tmp_path / "no.safetensors")
+    with pytest.raises(ValueError, match="cannot be read"):
+        Identity.load(tmp_path / "missing.safetensors")
+
+
+def test_values_are_checked():
+    with pytest.raises(ValueError, match="at least one photo"):
+        Identity(np.zeros((0, 512)), "a", np.zeros((0, 5, 2)), np.zeros((0, 2)), ())
+    with pytest.raises(ValueError, match="not finite"):
+        Identity(np.full((1, 512), np.nan), "a", np.zeros((1, 5, 2)), np.zeros((1, 2)), ("x",))
+    with pytest.raises(ValueError, match="need embeddings"):
+        Identity(np.zeros((2, 512)), "a", np.zeros((1, 5, 2)), np.zeros((1, 2)), ("x",))
