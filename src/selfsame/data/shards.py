@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from webdataset.compat import WebDataset
+from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
 from selfsame.mannequins.render import Picture, draw, signature
@@ -148,12 +148,17 @@ def render_dataset(job: RenderJob, num_processes: int) -> Iterator[int]:
         yield from pool.imap_unordered(_worker, todo)
 
 
+def _open_shard(path: str) -> Iterator[dict[str, Any]]:
+    with open(path, "rb") as stream:
+        yield from group_by_keys(tar_file_expander([{"url": path, "stream": stream}]))
+
+
 def read_shards(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     """Samples of a split in order: image, labels, depth (arrays), caption, and the JSON's fields."""
     paths = sorted(str(p) for p in folder.glob(f"{split}-*.tar"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no shards of split {split!r}: make them with `selfsame render --dataset {folder} --split {split}`")
-    for raw in WebDataset(paths, shardshuffle=False, empty_check=False):
+    for raw in (item for path in paths for item in _open_shard(path)):
         bgr = cv2.imdecode(np.frombuffer(raw["png"], np.uint8), cv2.IMREAD_COLOR)
         assert bgr is not None
         record = json.loads(raw["json"])

@@ -1,0 +1,72 @@
+"""Datasets: the same bytes however they are made, resumable, versioned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selfsame.data import shards
+from selfsame.data.shards import RenderJob, read_shards, render_dataset
+from selfsame.data.tables import open_table, pack
+from selfsame.mannequins.render import draw
+from selfsame.mannequins.world import WORLD_VERSION, sample
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shards, "SAMPLES_PER_SHARD", 3)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("*.tar"))}
+
+
+def test_a_killed_render_goes_on_and_the_bytes_are_the_same(tmp_path: Path):
+    whole, cut = RenderJob(tmp_path / "a", "train", 5), RenderJob(tmp_path / "b", "train", 5)
+    assert sum(render_dataset(whole, 1)) == 5
+    first = next(render_dataset(cut, 1))
+    assert first == 3
+    (cut.folder / "train-0000003-0002.tar.99.part").write_bytes(b"half")
+    assert sum(render_dataset(cut, 1)) == 5
+    assert files(whole.folder) == files(cut.folder)
+
+
+def test_samples_come_back_as_they_were_drawn(tmp_path: Path):
+    list(render_dataset(RenderJob(tmp_path, "train", 4), 1))
+    records = list(read_shards(tmp_path, "train"))
+    assert [r["index"] for r in records] == [0, 1, 2, 3]
+    drawn = draw([sample("train", 2).scene])[0]
+    assert np.array_equal(records[2]["image"], drawn.image)
+    assert np.array_equal(records[2]["labels"], drawn.labels)
+    assert np.array_equal(records[2]["depth"], drawn.depth)
+    assert records[2]["caption"] == sample("train", 2).caption
+    assert all(r["world"] == WORLD_VERSION for r in records)
+
+
+def test_packed_tables_hold_the_rows_of_one_size(tmp_path: Path):
+    list(render_dataset(RenderJob(tmp_path, "train", 14), 1))
+    assert list(pack(tmp_path, "train"))[-1] == 14
+    table = open_table(tmp_path, "train")
+    assert len(table) == 13  # number 11 is a group on a wider canvas
+    assert np.isnan(table.kps[-1]).all()  # a thing
+    assert (table.people[:8] == 0).all()
+    wide = open_table(tmp_path, "train", 128, sample("train", 11).scene.width)
+    assert wide.images.shape[0] == 1
+
+
+def test_another_version_of_the_world_is_refused(tmp_path: Path):
+    (tmp_path / "dataset.json").write_text(json.dumps({"world": "0"}))
+    with pytest.raises(ValueError, match="rendered by world 0"):
+        list(render_dataset(RenderJob(tmp_path, "train", 1), 1))
+
+
+def test_missing_data_says_how_to_make_it(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="selfsame render --dataset"):
+        list(read_shards(tmp_path, "train"))
+    with pytest.raises(FileNotFoundError, match="--pack"):
+        open_table(tmp_path, "train")
+    with pytest.raises(ValueError, match="at least 1"):
+        RenderJob(tmp_path, "train", 0)
