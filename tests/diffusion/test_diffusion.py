@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
@@ -86,7 +88,7 @@ def test_the_loop_is_a_generator_that_can_be_left():
 
 def test_sigmas_fall_and_denoised_is_the_clean_estimate():
     steps = list(sample(gaussian_denoiser(0.0001), torch.randn(1, 1, 4, 4), EulerDiscreteScheduler(**CONFIG), 8))
-    assert all(a.sigma > b.sigma for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a.sigma > b.sigma for a, b in pairwise(steps))
     assert all(s.denoised.abs().max() < 0.05 for s in steps)
 
 

@@ -37,7 +37,7 @@ def test_a_picture_without_a_face_is_a_miss():
 
 def test_point_error_is_a_share_of_the_face():
     asked = np.zeros((5, 2))
-    assert point_error(asked + [3, 4], asked, 50) == pytest.approx(0.1)
+    assert point_error(asked + np.array([3, 4]), asked, 50) == pytest.approx(0.1)
     assert math.isnan(point_error(None, asked, 50))
     assert mean([1, float("nan"), 3]) == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_the_promised_numbers_of_scenes_styles_names_and_celebrities():
 
 def test_splits_are_disjoint():
     ranges = sorted((start, start + count) for start, count in SPLITS.values())
-    assert all(a[1] <= b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in pairwise(ranges))
     with pytest.raises(ValueError, match="choose 0 to"):
         split_person("test", 10**6)
 
@@ -116,7 +117,8 @@ def test_every_name_pair_is_somebody_and_halves_mean_what_they_should():
 def test_identity_changes_shape_not_only_colour():
     """Two people of the same colours still differ where their faces are drawn."""
     a = person_of(11)
-    b = replace(person_of(12), first=replace(person_of(12).first, skin=a.first.skin, undertone=a.first.undertone, hair_colour=a.first.hair_colour, hair_shade=a.first.hair_shade))
+    colours = {name: getattr(a.first, name) for name in ("skin", "undertone", "hair_colour", "hair_shade")}
+    b = replace(person_of(12), first=replace(person_of(12).first, **colours))
     one, two = draw([neutral_scene(a)])[0], draw([neutral_scene(b)])[0]
     assert (one.labels != two.labels).mean() > 0.02
 

@@ -27,7 +27,16 @@ def net() -> nn.Module:
 
 
 def run(folder: Path, steps: int = 12, **more: object) -> Run:
-    values = {"folder": folder, "max_steps": steps, "batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "log_every": 3, "save_every": 5, "precision": "no"}
+    values = {
+        "folder": folder,
+        "max_steps": steps,
+        "batch_size": 8,
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+        "log_every": 3,
+        "save_every": 5,
+        "precision": "no",
+    }
     return Run(**(values | more))  # type: ignore[arg-type]
 
 

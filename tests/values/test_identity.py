@@ -13,7 +13,9 @@ from selfsame.values.identity import Identity
 def identity(photos: int = 2, encoder: str = "a") -> Identity:
     rng = np.random.default_rng(0)
     sizes = np.tile([128, 96], (photos, 1))
-    return Identity(rng.normal(size=(photos, 512)).astype(np.float32), encoder, rng.uniform(0, 90, (photos, 5, 2)).astype(np.float32), sizes, ("x",) * photos, "mine")
+    return Identity(
+        rng.normal(size=(photos, 512)).astype(np.float32), encoder, rng.uniform(0, 90, (photos, 5, 2)).astype(np.float32), sizes, ("x",) * photos, "mine"
+    )
 
 
 def test_it_comes_back_from_its_file(tmp_path: Path):

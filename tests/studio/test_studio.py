@@ -1,0 +1,91 @@
+"""The Python door on the shipped weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import selfsame
+from selfsame.images.files import InputError
+from selfsame.mannequins.people import person_of
+from selfsame.mannequins.render import draw
+from selfsame.mannequins.world import neutral_scene, sample
+from selfsame.studio.request import Request
+from selfsame.studio.studio import Kept, Row, Studio
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def studio() -> Studio:
+    return selfsame.load("mannequin")
+
+
+def test_the_readme_example(studio: Studio):
+    ada = studio.identity(EXAMPLES / "ada.png")
+    made = studio.generate("a photo of a person in a garden", ada)
+    assert made[0].pixels.shape == (128, 128, 3)
+
+
+def test_the_detector_finds_held_out_faces_and_no_faces_on_things(studio: Studio):
+    errors = []
+    for seed in range(300_020, 300_030):
+        picture = draw([neutral_scene(person_of(seed))])[0]
+        found = studio.faces(picture.image)
+        assert len(found) == 1
+        errors.append(np.linalg.norm(found[0].kps - picture.kps[0], axis=1).mean() / (picture.boxes[0][2] - picture.boxes[0][0]))
+    assert np.mean(errors) < 0.08
+    assert all(not studio.faces(draw([sample("train", i).scene])[0].image) for i in (12, 13, 14, 15))
+
+
+def test_the_same_person_is_more_alike_than_another(studio: Studio):
+    one, two, other = (draw([s])[0].image for s in (neutral_scene(person_of(300_004)), sample("test", 32).scene, neutral_scene(person_of(300_001))))
+    same, different = studio.likeness(one, two), studio.likeness(one, other)
+    assert same is not None
+    assert different is not None
+    assert same > different
+
+
+def test_rows_do_not_depend_on_their_neighbours(studio: Studio):
+    request = Request(num_steps=2)
+    ada, bo = (studio.embedding(studio.identity(EXAMPLES / f"{n}.png"), "mean") for n in ("ada", "bo"))
+    kps = studio.pose(studio.identity(EXAMPLES / "ada.png")).in_picture(128, 128)
+    rows = [Row("a photo of a person", "", ada, kps), Row("a comic of a person on a beach", "", bo, kps)]
+    together, _ = studio.paint(rows, request, [1, 2])
+    alone, _ = studio.paint(rows[1:], request, [2])
+    assert np.abs(together[1].astype(int) - alone[0].astype(int)).max() <= 2
+
+
+def test_mean_and_joint_photos_differ_and_one_photo_does_not_care(studio: Studio):
+    one, two = studio.identity(EXAMPLES / "ada.png"), studio.identity(EXAMPLES / "ada.png", EXAMPLES / "bo.png")
+    assert studio.embedding(two, "mean").shape == (1, 1, 512)
+    assert studio.embedding(two, "joint").shape == (1, 2, 512)
+    assert torch.equal(studio.embedding(one, "mean"), studio.embedding(one, "joint"))
+
+
+def test_key_points_follow_the_picture_they_are_put_into():
+    kept = Kept(np.array([[10.0, 10], [20, 10], [15, 15], [11, 20], [19, 20]]), 64, 64)
+    wide = kept.in_picture(128, 192)
+    assert np.allclose(np.diff(wide, axis=0), 2 * np.diff(kept.kps, axis=0))
+    assert wide[:, 0].mean() == pytest.approx(2 * (15 + 0.5) - 0.5 + 32)
+
+
+def test_identities_of_other_encoders_and_unknown_models_are_refused(studio: Studio):
+    from dataclasses import replace
+
+    stranger = replace(studio.identity(EXAMPLES / "ada.png"), encoder="arcface")
+    with pytest.raises(InputError, match="'arcface'"):
+        studio.generate("x", stranger)
+    with pytest.raises(InputError, match="did you mean 'mannequin'"):
+        selfsame.load("manequin")
+
+
+def test_requests_survive_their_json():
+    request = Request(prompt="p", seed=4, style="comic")
+    assert Request.from_json(request.to_json()) == request
+    assert Request(style="comic").full_prompt == "a comic drawing of a person"
+    with pytest.raises(InputError, match="unknown fields"):
+        Request.from_json({"promt": "x"})
