@@ -217,7 +217,7 @@ def train(
             if step % run.log_every == 0 or step == run.max_steps:
                 seconds = time.monotonic() - began
                 rate = (step - began_step) / seconds
-                means = {k: v / counted for k, v in sums.items()}
+                means = _mean_over_processes(accelerator, {k: v / counted for k, v in sums.items()})
                 if not math.isfinite(means["loss"]):
                     raise FloatingPointError(f"the loss is {means['loss']} at step {step}: lower the learning rate of {run.learning_rate:g}")
                 sums, counted = {}, 0
@@ -242,6 +242,15 @@ def train(
     ema.copy_to(params)
     module.eval()
     return module
+
+
+def _mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> dict[str, float]:
+    if accelerator.num_processes == 1:
+        return values
+    together = torch.tensor(list(values.values()), device=accelerator.device)
+    reduced = accelerator.reduce(together, reduction="mean")
+    assert isinstance(reduced, Tensor)
+    return dict(zip(values, reduced.tolist(), strict=True))
 
 
 def _is_buffer(module: nn.Module, key: str) -> bool:
