@@ -77,4 +77,4 @@ def faces_of(encoder: nn.Module, table: Table, rows: np.ndarray, folder: Path, n
 
 
 def as_tensor(rows: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(rows)).float()
+    return torch.from_numpy(np.array(rows)).float()

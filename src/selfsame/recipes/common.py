@@ -87,7 +87,7 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def to_pixels(images: np.ndarray) -> Tensor:
     """n h w 3 uint8 -> n 3 h w in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def finish(run: Run, module: nn.Module, objective: Any, batch_at: Any, options: Options, look: Any) -> Trained:
