@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from accelerate import PartialState
-from tests.training.test_loop import batch_at, net, objective, run
 
 from selfsame.training.loop import train
+from tests.training.test_loop import batch_at, net, objective, run
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
