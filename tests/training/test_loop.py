@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,17 @@ def test_checkpoints_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Mon
 def test_bad_runs_are_refused(tmp_path: Path, bad: dict[str, object]):
     with pytest.raises(ValueError, match=next(iter(bad))):
         run(tmp_path, **bad)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_polite_kill_saves_everything(tmp_path: Path, number: int):
+    def killed(step: int) -> dict[str, torch.Tensor]:
+        if step == 4:
+            os.kill(os.getpid(), number)
+        return batch_at(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run(tmp_path, save_every=1000), net(), objective, killed)
+    state = Checkpoint(tmp_path).load()
+    assert state is not None
+    assert state["step"] == 4

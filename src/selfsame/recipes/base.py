@@ -34,7 +34,7 @@ class Denoiser(nn.Module):
 def base(options: Options) -> Trained:
     """UNet2DConditionModel 96/96/128 from cached latents and text states."""
     run = options.run(
-        Run(folder=options.folder("base"), max_steps=31250, batch_size=64, learning_rate=5e-4, ema_decay=0.9995, weight_decay=0.01, look_every=1000, seed=41)
+        Run(folder=options.folder("base"), max_steps=125000, batch_size=16, learning_rate=4e-4, ema_decay=0.9995, weight_decay=0.01, look_every=1000, seed=41)
     )
     vae, (tokenizer, text_encoder) = load_vae(), load_text()
     table, held = open_table(options.data, "train"), open_table(options.data, "validation")

@@ -42,7 +42,7 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
     """Resampler, K'/V' and IdentityNet together, from another photo of the person than the one painted."""
     run = options.run(
         Run(
-            folder=options.folder("instantid"), max_steps=15625, batch_size=64, learning_rate=2e-4, ema_decay=0.999, weight_decay=0.01, look_every=1000, seed=51
+            folder=options.folder("instantid"), max_steps=62500, batch_size=16, learning_rate=2e-4, ema_decay=0.999, weight_decay=0.01, look_every=1000, seed=51
         )
     )
     vae, (tokenizer, text_encoder), unet = load_vae(), load_text(), load_unet()

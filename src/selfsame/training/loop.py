@@ -10,9 +10,11 @@ import csv
 import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +54,7 @@ class Run:
     seed: int = 0
     log_every: int = 20
     save_every: int = 500
+    save_minutes: float = 3.0  # also after this long, so that slow steps lose little
     look_every: int = 0  # samples and metrics; 0: only at the end
     max_minutes: float = 0.0  # 0: until max_steps
 
@@ -91,6 +94,24 @@ def fast_bf16() -> bool:
         return torch.cuda.is_bf16_supported()
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return bool(amx())
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C and a polite kill both raise KeyboardInterrupt, also in a background job whose shell made it deaf to Ctrl-C."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def rows_of(rank: int, world_size: int, count: int) -> slice:
@@ -167,6 +188,7 @@ def train(
     ema.to(accelerator.device)
     log = CurveLog(run.folder / "log.csv", step)
     began, began_step, last_look = time.monotonic(), step, -1
+    saved = began
     sums: dict[str, float] = {}
     counted = 0
 
@@ -193,46 +215,48 @@ def train(
 
     module.train()
     try:
-        while step < run.max_steps:
-            for group in optimizer.param_groups:
-                group["lr"] = run.learning_rate_at(step)
-            batch = batch_at(step)
-            rows = rows_of(accelerator.process_index, accelerator.num_processes, run.batch_size)
-            share = (rows.stop - rows.start) // run.accumulate
-            for k in range(run.accumulate):
-                part = _part(batch, slice(rows.start + k * share, rows.start + (k + 1) * share), accelerator.device)
-                last = k == run.accumulate - 1
-                with nullcontext() if last else accelerator.no_sync(wrapped), accelerator.autocast():
-                    loss = objective(wrapped, part)
-                    accelerator.backward(loss.total / run.accumulate)
-                for name, value in {"loss": loss.total, **loss.parts}.items():
-                    sums[name] = sums.get(name, 0.0) + float(value.detach()) / run.accumulate
-            if run.grad_clip:
-                accelerator.clip_grad_norm_(params, run.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            ema.step(params)
-            step += 1
-            counted += 1
-            if step % run.log_every == 0 or step == run.max_steps:
-                seconds = time.monotonic() - began
-                rate = (step - began_step) / seconds
-                means = _mean_over_processes(accelerator, {k: v / counted for k, v in sums.items()})
-                if not math.isfinite(means["loss"]):
-                    raise FloatingPointError(f"the loss is {means['loss']} at step {step}: lower the learning rate of {run.learning_rate:g}")
-                sums, counted = {}, 0
-                row = {"step": step, "samples": step * run.batch_size, "lr": run.learning_rate_at(step - 1), **means}
-                if run.look_every and step % run.look_every == 0:
-                    row |= look_now()
-                if main:
-                    log.add(row)
-                    if on_progress:
-                        loss_value = means.pop("loss")
-                        on_progress(Progress(step, run.max_steps, loss_value, means, row["lr"], rate * run.batch_size, (run.max_steps - step) / rate))
-            if step % run.save_every == 0:
-                save()
-            if run.max_minutes and time.monotonic() - began > 60 * run.max_minutes:
-                break
+        with stoppable():
+            while step < run.max_steps:
+                for group in optimizer.param_groups:
+                    group["lr"] = run.learning_rate_at(step)
+                batch = batch_at(step)
+                rows = rows_of(accelerator.process_index, accelerator.num_processes, run.batch_size)
+                share = (rows.stop - rows.start) // run.accumulate
+                for k in range(run.accumulate):
+                    part = _part(batch, slice(rows.start + k * share, rows.start + (k + 1) * share), accelerator.device)
+                    last = k == run.accumulate - 1
+                    with nullcontext() if last else accelerator.no_sync(wrapped), accelerator.autocast():
+                        loss = objective(wrapped, part)
+                        accelerator.backward(loss.total / run.accumulate)
+                    for name, value in {"loss": loss.total, **loss.parts}.items():
+                        sums[name] = sums.get(name, 0.0) + float(value.detach()) / run.accumulate
+                if run.grad_clip:
+                    accelerator.clip_grad_norm_(params, run.grad_clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                ema.step(params)
+                step += 1
+                counted += 1
+                if step % run.log_every == 0 or step == run.max_steps:
+                    seconds = time.monotonic() - began
+                    rate = (step - began_step) / seconds
+                    means = _mean_over_processes(accelerator, {k: v / counted for k, v in sums.items()})
+                    if not math.isfinite(means["loss"]):
+                        raise FloatingPointError(f"the loss is {means['loss']} at step {step}: lower the learning rate of {run.learning_rate:g}")
+                    sums, counted = {}, 0
+                    row = {"step": step, "samples": step * run.batch_size, "lr": run.learning_rate_at(step - 1), **means}
+                    if run.look_every and step % run.look_every == 0:
+                        row |= look_now()
+                    if main:
+                        log.add(row)
+                        if on_progress:
+                            loss_value = means.pop("loss")
+                            on_progress(Progress(step, run.max_steps, loss_value, means, row["lr"], rate * run.batch_size, (run.max_steps - step) / rate))
+                if step % run.save_every == 0 or time.monotonic() - saved > 60 * run.save_minutes:
+                    save()
+                    saved = time.monotonic()
+                if run.max_minutes and time.monotonic() - began > 60 * run.max_minutes:
+                    break
     finally:
         save()  # also on Ctrl-C: nothing is lost
     if look and last_look != step:
