@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,13 +106,28 @@ def note(name: str, provenance: dict[str, Any], folder: Path | None = None) -> N
     _checked.cache_clear()
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Small models load in a blink: no library's progress bar."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
 def _folder_model(cls: Any, sub: str, folder: Path | None) -> Any:
     root = folder or FOLDER
     for file in sorted((root / sub).glob("*.safetensors")):
         checked(str(file.relative_to(root).as_posix()), root)
     if not (root / sub / "config.json").exists():
         raise WeightsError(f"{root / sub} is missing: reinstall selfsame, or train and ship the model")
-    model = cls.from_pretrained(root / sub, torch_dtype=torch.float32, local_files_only=True)
+    with _quiet():
+        model = cls.from_pretrained(root / sub, torch_dtype=torch.float32, local_files_only=True)
     return model.eval().requires_grad_(False)
 
 
