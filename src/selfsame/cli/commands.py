@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tyro.conf import Positional
+
 from selfsame.cli.say import warn
 
 REQUEST_FIELDS = (
@@ -185,7 +187,7 @@ class Faces:
     Example: selfsame faces photo.png
     """
 
-    picture: Path
+    picture: Positional[Path]
     """The picture to look at."""
     out: Path | None = None
     """A PNG with boxes and key points drawn in."""
@@ -312,7 +314,7 @@ class Train:
     Example: selfsame train instantid --smoke
     """
 
-    name: RecipeName
+    name: Positional[RecipeName]
     """Which recipe; each needs those before it."""
     data: Path = Path("data/world1")
     """Folder with the packed dataset (selfsame render --dataset ... --pack)."""
@@ -364,7 +366,7 @@ class Evaluate:
     Example: selfsame evaluate identity --out report
     """
 
-    what: Literal["identity", "models"]
+    what: Positional[Literal["identity", "models"]]
     """identity: InstantID on held-out people. models: each small model's figure."""
     out: Path = Path("out/evaluation")
     """Folder for report.json and report.html."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfsame.training.loop import Progress, Run, train
+from selfsame.training.loop import Checkpoint, Progress, Run, train
 
 DATA = Path("data/world1")
 RUNS = Path("runs")
@@ -95,4 +95,6 @@ def finish(run: Run, module: nn.Module, objective: Any, batch_at: Any, options: 
     module = train(run, module, objective, batch_at, on_progress=options.on_progress, look=look)
     with torch.no_grad():
         figures = dict(look(module, run.max_steps)) if look else {}
-    return Trained(module, figures, run.folder, run.max_steps * run.batch_size)
+    state = Checkpoint(run.folder).load()
+    assert state is not None, "train() always saves"
+    return Trained(module, figures, run.folder, state["samples"])

@@ -38,6 +38,9 @@ def _save_stock(model: Any, sub: str, about: dict[str, Any], folder: Path) -> No
     target = folder / sub
     half = copy.deepcopy(model).half()
     half.save_pretrained(target)
+    config = json.loads((target / "config.json").read_text())
+    if "dtype" in config:  # transformers would load in half precision by itself, and a stock pipeline would mix precisions
+        (target / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
     for file in sorted(target.glob("*.safetensors")):
         note(str(file.relative_to(folder).as_posix()), about, folder)
 

@@ -128,7 +128,7 @@ class Studio:
         size = max(x1 - x0, y1 - y0)
         beyond = max(-x0, -y0, x1 - w, y1 - h) / size
         inside = (chosen.kps >= 0).all() and (chosen.kps[:, 0] < w).all() and (chosen.kps[:, 1] < h).all()
-        if beyond > 0.12 or not inside:
+        if beyond > 0.08 or not inside:
             raise InputError(f"{name}: the face is cut by the border of the picture; use one that shows the whole face")
         return chosen, notes
 

@@ -174,14 +174,14 @@ def train(
     ema = EMAModel(params, decay=run.ema_decay, use_ema_warmup=False, foreach=True)
     checkpoint = Checkpoint(run.folder)
     state = checkpoint.load()
-    step = 0
+    step = samples = 0
     trained = {n for n, p in module.named_parameters() if p.requires_grad}
     if state is not None:
         module.load_state_dict(state["module"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
         torch.set_rng_state(state["rng"])
-        step = state["step"]
+        step, samples = state["step"], state["samples"]
     if main:
         (run.folder / "run.json").write_text(json.dumps(asdict(run) | {"precision": precision}, default=str, indent=1))
     wrapped, optimizer = accelerator.prepare(module, optimizer)
@@ -195,7 +195,8 @@ def train(
     def save() -> None:
         if main:
             values = {k: v for k, v in accelerator.unwrap_model(wrapped).state_dict().items() if k in trained or _is_buffer(module, k)}
-            checkpoint.save({"step": step, "module": values, "optimizer": optimizer.state_dict(), "ema": ema.state_dict(), "rng": torch.get_rng_state()})
+            counts = {"step": step, "samples": samples}
+            checkpoint.save(counts | {"module": values, "optimizer": optimizer.state_dict(), "ema": ema.state_dict(), "rng": torch.get_rng_state()})
 
     def look_now() -> dict[str, float]:
         nonlocal last_look
@@ -236,6 +237,7 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
                 ema.step(params)
                 step += 1
+                samples += run.batch_size
                 counted += 1
                 if step % run.log_every == 0 or step == run.max_steps:
                     seconds = time.monotonic() - began
@@ -244,7 +246,7 @@ def train(
                     if not math.isfinite(means["loss"]):
                         raise FloatingPointError(f"the loss is {means['loss']} at step {step}: lower the learning rate of {run.learning_rate:g}")
                     sums, counted = {}, 0
-                    row = {"step": step, "samples": step * run.batch_size, "lr": run.learning_rate_at(step - 1), **means}
+                    row = {"step": step, "samples": samples, "lr": run.learning_rate_at(step - 1), **means}
                     if run.look_every and step % run.look_every == 0:
                         row |= look_now()
                     if main:
@@ -262,7 +264,7 @@ def train(
     if look and last_look != step:
         numbers = look_now()
         if main and numbers:
-            log.add({"step": step, "samples": step * run.batch_size, **numbers})
+            log.add({"step": step, "samples": samples, **numbers})
     ema.copy_to(params)
     module.eval()
     return module
