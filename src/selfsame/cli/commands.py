@@ -143,7 +143,7 @@ class Generate:
                 line = f"{path}"
                 if self.score and images:
                     likeness = studio.likeness(made.pixels, images[0])
-                    line += "  no face found in it" if likeness is None else f"  identity {likeness:.2f} (judge's cosine; the same person: 0.5 and more)"
+                    line += "  no face found in it" if likeness is None else f"  identity {likeness:.2f} (the judge's cosine)"
                 print(f"{line}  {time.monotonic() - began:.1f} s")
         return 0
 
