@@ -226,7 +226,7 @@ class Render:
     Examples:
       selfsame render --out sheet.png                     people x views x styles
       selfsame render --person 300007 --out ada.png       one neutral portrait
-      selfsame render --dataset data/world1 --count 16000 --pack
+      selfsame render --dataset data/world2 --count 16000 --pack
     """
 
     out: Path = Path("sheet.png")
@@ -316,7 +316,7 @@ class Train:
 
     name: Positional[RecipeName]
     """Which recipe; each needs those before it."""
-    data: Path = Path("data/world1")
+    data: Path = Path("data/world2")
     """Folder with the packed dataset (selfsame render --dataset ... --pack)."""
     runs: Path = Path("runs")
     """Folder for checkpoints, curves and caches."""
@@ -374,7 +374,7 @@ class Evaluate:
     """Only this many of the protocol's people (for a quick look; the report says so). 0: all."""
     rows: tuple[str, ...] = ()
     """Only these rows of the table."""
-    data: Path = Path("data/world1")
+    data: Path = Path("data/world2")
     """Folder with the packed dataset, for `models`."""
 
     def run(self) -> int:

@@ -230,10 +230,14 @@ def _hair(person: Person, look: Look, frame: Frame) -> Body:
         for name, side in _sides("tail"):
             add(name, (side * 1.02 * w, -0.22, -0.2), (0.23 * v, 0.42, 0.26 * v), side * 14)
             add(name + "_tie", (side * 0.86 * w, 0.12, -0.2), (0.15, 0.13, 0.15))
+    if style == "afro":
+        for name, side in _sides("puff"):
+            add(name, (side * 0.76 * w, 0.10, -0.28), (0.38 * v, 0.50 * v, 0.50))
+        add("back", (0, -0.02, -0.62), (0.84 * w, 0.58 * v, 0.50))
     if style == "curly":
         for i in range(7):
             a = np.deg2rad(-105 + i * 35)
-            if covered and abs(a) < 1.2:
+            if covered and abs(a) < 1.5:
                 continue
             add(f"curl_{i}", (0.82 * w * np.sin(a), 0.34 + 0.78 * h * np.cos(a), -0.05), (0.27 * v, 0.26 * v, 0.34))
         for i in range(4):

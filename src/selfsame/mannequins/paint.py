@@ -1,7 +1,7 @@
 """Paint for mannequins: colours, gloss and labels as functions of the place on the body, in local units.
 
 Because paint is a function of the surface point, features can never float off the face, whatever the pose. A painter sees
-one body of a batch of pictures; `num` and `colour` bring one value per picture.
+the points of one body that are in sight, of all pictures of a batch; `num` and `colour` bring one value per picture.
 """
 
 from __future__ import annotations
@@ -29,32 +29,34 @@ SKIN, HAIR, EYES, BROWS, NOSE, MOUTH, EARS, NECK, CLOTH, HAT, GLASSES = range(1,
 
 @dataclass
 class Place:
-    """Surface points of one body: local coordinates, local normals, which solid; b h w each."""
+    """Surface points of one body in one row, 1 1 n each: local coordinates, which part.
+
+    `num` brings one value per picture to the points (1 1 n, or 1 1 1 when all lie in one picture).
+    """
 
     x: Tensor
     y: Tensor
     z: Tensor
     part: Tensor
-    soft: float | Tensor  # width of a soft edge, local units (b 1 1 in a batch)
-
-    def num(self, values: ArrayLike) -> Tensor:
-        return torch.tensor(np.asarray(values, dtype=np.float32), device=self.x.device).view(-1, 1, 1)
+    soft: Tensor  # width of a soft edge, local units
+    num: Callable[[ArrayLike], Tensor]
+    spread_colours: Callable[[ArrayLike], Tensor]
 
     def colour(self, values: ArrayLike) -> Tensor:
-        """Linear-light colours (b 3 1 1) from sRGB triples."""
-        return torch.tensor(np.asarray(values, dtype=np.float32) ** 2, device=self.x.device).view(-1, 3, 1, 1)
+        """Linear-light colours (1 3 1 n or 1 3 1 1) from sRGB triples, one a picture or one for all."""
+        return self.spread_colours(np.asarray(values, dtype=np.float32) ** 2)
 
     def edge(self, inside: Tensor, width: float = 1.0) -> Tensor:
         """0..1 coverage of signed distance `inside` (positive within)."""
-        return (inside / (self.soft * width) + 0.5).clamp_(0, 1)
+        return (inside / (self.soft * width)).add_(0.5).clamp_(0, 1)
 
     def full(self, value: Tensor) -> Tensor:
-        return value.expand(value.shape[0], 3, *self.x.shape[1:]).contiguous()
+        return value.expand(1, 3, 1, self.x.shape[-1]).contiguous()
 
 
 @dataclass
 class Coat:
-    """What a painter leaves: linear albedo (b 3 h w), gloss (b h w or float), labels (b h w uint8), light of its own."""
+    """What a painter leaves: linear albedo (1 3 1 n), gloss (1 1 n or float), labels (1 1 n uint8)."""
 
     albedo: Tensor
     gloss: Tensor | float
@@ -314,7 +316,8 @@ def cut_hair(u: tuple[Tensor, Tensor, Tensor], place_num: Callable[[ArrayLike], 
         return 0.20 if fringe else 0.47 + 0.11 * f.hairline
 
     top = place_num([front_line(f) for f in firsts])
-    side = place_num([-0.05 if HAIR_STYLES[f.hair_style] in ("mohawk", "buzz", "bun", "ponytail") else -0.24 for f in firsts])
+    sides = {"mohawk": -0.05, "buzz": -0.05, "bun": -0.05, "ponytail": -0.05, "afro": -0.36}
+    side = place_num([sides.get(HAIR_STYLES[f.hair_style], -0.24) for f in firsts])
     peak = place_num([0.10 * f.hairline for f in firsts]) * torch.exp(-((ux * 5) ** 2))
     lean = place_num([0.16 * f.parting for f in firsts]) * ux * ramp(0.2, 0.6)
     line = torch.lerp(side, top - peak + lean, ramp(0.28, 0.74))
@@ -373,7 +376,7 @@ def paint_cloth(place: Place, sitters: list[Sitter]) -> Coat:
 
 
 def by_kind_colour(kinds: Sequence[str], place: Place, paint: Callable[[str], Tensor]) -> Tensor:
-    """`by_kind` for colours (b 3 h w)."""
+    """`by_kind` for colours (1 3 1 n)."""
     result: Tensor | None = None
     for kind in dict.fromkeys(kinds):
         value = paint(kind)

@@ -20,8 +20,8 @@ from selfsame.mannequins.anatomy import Body, face_box, face_plan, head_frame, k
 from selfsame.mannequins.attributes import Light, Look, View
 from selfsame.mannequins.people import Person
 from selfsame.mannequins.scenes import backdrop
-from selfsame.mannequins.solids import FAR, Grid, Slot, Window, melt
-from selfsame.mannequins.styles import apply_style
+from selfsame.mannequins.solids import FAR, Grid, Slot, Window, melt, slots_of
+from selfsame.mannequins.styles import Planes, apply_style
 from selfsame.mannequins.things import Thing, paint_thing, thing_bodies
 
 SUPERSAMPLE = 2
@@ -70,28 +70,16 @@ class Picture:
     boxes: np.ndarray  # people 4 float32, pixels xyxy
 
 
-def _frames(bodies: Sequence[Body], grid: Grid) -> tuple[Tensor, Tensor]:
-    """local = matrix @ camera + offset, per picture."""
-    m = np.stack([b.frame.rotation.T / b.frame.scale for b in bodies])
-    o = np.stack([-(r @ b.frame.origin) for r, b in zip(m, bodies, strict=True)])
-    return torch.tensor(m, dtype=torch.float32, device=grid.device), torch.tensor(o, dtype=torch.float32, device=grid.device)
+def _num(values: ArrayLike, device: torch.device) -> Tensor:
+    """One value a picture, b 1 1."""
+    return torch.from_numpy(np.asarray(values, dtype=np.float32).reshape(-1, 1, 1)).to(device)
 
 
-def _place(bodies: Sequence[Body], window: Window, z: Tensor, part: Tensor, grid: Grid) -> paint.Place:
-    m, o = _frames(bodies, grid)
-
-    def along(i: int) -> Tensor:
-        row = m[:, i]
-        flat = row[:, 0].view(-1, 1, 1) * window.x + (row[:, 1].view(-1, 1, 1) * window.y + o[:, i].view(-1, 1, 1))
-        return flat + row[:, 2].view(-1, 1, 1) * z
-
-    soft = 3.2 / grid.height / np.array([b.frame.scale for b in bodies])
-    width = float(soft[0]) if len(soft) == 1 else torch.tensor(soft, dtype=torch.float32, device=grid.device).view(-1, 1, 1)
-    return paint.Place(along(0), along(1), along(2), part, width)
+Painter = Callable[[paint.Place], paint.Coat]
 
 
 class Stage:
-    """Buffers of a batch: what is nearest at each supersampled pixel."""
+    """Buffers of a batch: what is nearest at each supersampled pixel. Bodies are hit first and painted once all stand."""
 
     def __init__(self, scenes: Sequence[Scene], device: torch.device) -> None:
         first = scenes[0]
@@ -99,59 +87,137 @@ class Stage:
         self.grid = Grid(h, w, device)
         self.z = torch.full((b, h, w), FAR, device=device)
         self.normal = torch.zeros((b, 3, h, w), device=device)
-        self.albedo = torch.zeros((b, 3, h, w), device=device)
-        self.gloss = torch.zeros((b, h, w), device=device)
-        self.wrap = torch.zeros((b, h, w), device=device)
-        self.label = torch.zeros((b, h, w), dtype=torch.uint8, device=device)
-        self.owner = torch.zeros((b, h, w), dtype=torch.uint8, device=device)
+        self.part = torch.zeros((b, h, w), dtype=torch.uint8, device=device)
+        self.body = torch.zeros((b, h, w), dtype=torch.uint8, device=device)  # 0 backdrop, i + 1 the i-th body of the stage
+        self.bodies: list[tuple[Sequence[Body], Painter, int]] = []
 
-    def add(self, bodies: Sequence[Body | None], painter: Callable[[paint.Place], paint.Coat], cutter: Callable | None, owner: int) -> None:
-        """Hit, paint and keep one body of each picture (None where a picture lacks it)."""
+    def add(self, parts: Sequence[tuple[Sequence[Body | None], Painter, Callable | None]], owner: int) -> None:
+        """Hit bodies, each given for every picture (None where a picture lacks it), with its painter and what cuts its shells."""
+        slots = slots_of([[body.solids if body else {} for body in bodies] for bodies, _, _ in parts], self.grid)
+        for (bodies, painter, cutter), named in zip(parts, slots, strict=True):
+            self._add(bodies, named, painter, cutter, owner)
+
+    def _add(self, bodies: Sequence[Body | None], slots: list[tuple[str, Slot]], painter: Painter, cutter: Callable | None, owner: int) -> None:
+        """Melt one body and keep it where it is nearest."""
         grid = self.grid
-        names = list(dict.fromkeys(name for body in bodies if body for name in body.solids))
         stand_in = next(body for body in bodies if body)
         shells = frozenset().union(*(body.shells for body in bodies if body))
-        slots = []
-        for name in names:
-            solids = [body.solids.get(name) if body else None for body in bodies]
-            for kind in dict.fromkeys(s.kind for s in solids if s):  # the same name may be a drum here and a cube there
-                slot = Slot([s if s is not None and s.kind == kind else None for s in solids], grid)
-                if slot.window is None:
-                    continue
-                near, far = slot.depth()
-                inward = None
-                if name in shells and cutter is not None:
-                    gone = cutter(name, slot, near)
-                    gone_far = cutter(name, slot, far)
-                    inward = gone
-                    near = torch.where(gone, far.masked_fill(gone_far, FAR), near)
-                slots.append((slot, near, inward))
-        if not slots:
+        hits = []
+        for name, slot in slots:
+            shell = name in shells and cutter is not None
+            near, far = slot.depth(far=shell)
+            inward = None
+            if shell:
+                assert far is not None
+                inward = cutter(name, slot, near)
+                near = torch.where(inward, far.masked_fill(cutter(name, slot, far), FAR), near)
+            hits.append((slot, near, inward))
+        if not hits:
             return
-        windows = [slot.window for slot, _, _ in slots]
+        windows = [slot.window for slot, _, _ in hits]
         top, bottom = min(w.top for w in windows), max(w.bottom for w in windows)
         left, right = min(w.left for w in windows), max(w.right for w in windows)
         window = Window(top, bottom, left, right, grid.x[..., left:right], grid.y[:, top:bottom])
         blend = np.array([body.blend * body.frame.scale if body else 0.01 for body in bodies])
-        surface = melt(slots, window, blend, grid.device)
+        surface = melt(hits, window, blend, grid.device)
         rows, cols = window.slices
-        nearer = (surface.z > self.z[:, rows, cols]) & (surface.z > FAR + 1)
-        place = _place([body or stand_in for body in bodies], window, surface.z, surface.part, grid)
-        coat = painter(place)
-        wide = nearer.unsqueeze(1)
+        z = self.z[:, rows, cols]
+        nearer = surface.z > z.clamp_min(FAR + 1)
+        z.copy_(torch.where(nearer, surface.z, z))
+        normal = self.normal[:, :, rows, cols]
+        normal.copy_(torch.where(nearer.unsqueeze(1), surface.normal, normal))
+        part = self.part[:, rows, cols]
+        part.copy_(torch.where(nearer, surface.part, part))
+        self.bodies.append(([body or stand_in for body in bodies], painter, owner))
+        self.body[:, rows, cols].masked_fill_(nearer, len(self.bodies))
 
-        def keep(buffer: Tensor, value: Tensor | float) -> None:
-            old = buffer[:, rows, cols]
-            new = value if isinstance(value, Tensor) else torch.full_like(old, value)
-            buffer[:, rows, cols] = torch.where(nearer, new, old)
+    def seen(self, at: Tensor) -> Seen:
+        """Supersampled pixels, given by their flat numbers, as one row of points."""
+        h, w = self.grid.height, self.grid.width
+        picture = torch.div(at, h * w, rounding_mode="floor") if len(self.z) > 1 else None
+        inner = at if picture is None else at - picture * (h * w)
+        row = torch.div(inner, w, rounding_mode="floor")
+        x, y = self.grid.x.flatten()[inner - row * w], self.grid.y.flatten()[row]
+        return Seen(at, picture, x.view(1, 1, -1), y.view(1, 1, -1))
 
-        keep(self.z, surface.z)
-        keep(self.gloss, coat.gloss)
-        keep(self.wrap, coat.wrap)
-        keep(self.label, coat.label)
-        keep(self.owner, torch.full_like(coat.label, owner))
-        for buffer, value in ((self.normal, surface.normal), (self.albedo, coat.albedo)):
-            buffer[:, :, rows, cols] = torch.where(wide, value, buffer[:, :, rows, cols])
+
+@dataclass
+class Seen:
+    """Points of a batch in one row: 1 1 n each; `at` and `picture` are n."""
+
+    at: Tensor
+    picture: Tensor | None  # which picture each lies in; None when there is only one
+    x: Tensor
+    y: Tensor
+
+    def take(self, buffer: Tensor) -> Tensor:
+        """b h w -> 1 1 n."""
+        return buffer.flatten()[self.at].view(1, 1, -1)
+
+    def take_vectors(self, buffer: Tensor) -> Tensor:
+        """b 3 h w -> 3 1 n."""
+        b, _, h, w = buffer.shape
+        if self.picture is None:
+            return buffer.view(3, h * w)[:, self.at].view(3, 1, -1)
+        return buffer.permute(1, 0, 2, 3).reshape(3, b * h * w)[:, self.at].view(3, 1, -1)
+
+    def spread(self, values: ArrayLike) -> Tensor:
+        """One value a picture -> 1 1 n (1 1 1 when there is only one picture)."""
+        per_picture = torch.from_numpy(np.asarray(values, dtype=np.float32)).to(self.at.device).flatten()
+        return (per_picture if self.picture is None else per_picture[self.picture]).view(1, 1, -1)
+
+    def spread_colours(self, values: ArrayLike) -> Tensor:
+        """One triple a picture -> 1 3 1 n (1 3 1 1 when there is only one picture)."""
+        per_picture = torch.from_numpy(np.asarray(values, dtype=np.float32)).to(self.at.device).view(-1, 3)
+        return (per_picture if self.picture is None or len(per_picture) == 1 else per_picture[self.picture]).T.reshape(1, 3, 1, -1)
+
+
+def _place(bodies: Sequence[Body], stage: Stage, seen: Seen) -> paint.Place:
+    """Body coordinates of the points: local = rotation^T (camera - origin) / scale."""
+    m = np.stack([b.frame.rotation.T / b.frame.scale for b in bodies])
+    o = np.stack([-(r @ b.frame.origin) for r, b in zip(m, bodies, strict=True)])
+    z = seen.take(stage.z)
+
+    def along(i: int) -> Tensor:
+        return seen.spread(m[:, i, 0]) * seen.x + seen.spread(m[:, i, 1]) * seen.y + (seen.spread(m[:, i, 2]) * z + seen.spread(o[:, i]))
+
+    soft = seen.spread(3.2 / stage.grid.height / np.array([b.frame.scale for b in bodies]))
+    return paint.Place(along(0), along(1), along(2), seen.take(stage.part), soft, seen.spread, seen.spread_colours)
+
+
+@dataclass
+class Paintwork:
+    """What all painters left on the points of a stage where something stands: n points in one row."""
+
+    seen: Seen
+    albedo: Tensor  # 3 1 n
+    gloss: Tensor  # 1 1 n
+    wrap: Tensor  # 1 1 n
+    label: Tensor  # b h w uint8
+    owner: Tensor  # b h w uint8
+
+
+def _paint(stage: Stage) -> Paintwork:
+    """Paint each body where it is seen."""
+    device, body = stage.grid.device, stage.body.flatten()
+    here = body.nonzero()[:, 0]
+    which, count = body[here], len(here)
+    albedo = torch.zeros((3, count), device=device)
+    gloss, wrap = torch.zeros(count, device=device), torch.zeros(count, device=device)
+    label, owner = (torch.zeros(count, dtype=torch.uint8, device=device) for _ in range(2))
+    for i, (bodies, painter, who) in enumerate(stage.bodies):
+        mine = (which == i + 1).nonzero()[:, 0]
+        n = len(mine)
+        if not n:
+            continue
+        coat = painter(_place(bodies, stage, stage.seen(here[mine])))
+        albedo.index_copy_(1, mine, coat.albedo.expand(1, 3, 1, n).view(3, n))
+        gloss[mine] = coat.gloss.expand(1, 1, n).flatten() if isinstance(coat.gloss, Tensor) else torch.full((n,), coat.gloss, device=device)
+        wrap.index_fill_(0, mine, coat.wrap)
+        label[mine] = coat.label.flatten()
+        owner.index_fill_(0, mine, who)
+    planes = [torch.zeros_like(body).index_copy_(0, here, v).view(stage.body.shape) for v in (label, owner)]
+    return Paintwork(stage.seen(here), albedo.unsqueeze(1), gloss.view(1, 1, -1), wrap.view(1, 1, -1), planes[0], planes[1])
 
 
 PAINTERS: dict[str, Callable[[paint.Place, list[paint.Sitter]], paint.Coat]] = {
@@ -170,7 +236,7 @@ def _add_people(stage: Stage, subjects: Sequence[PersonIn], owner: int) -> None:
     sets = [{body.painter: body for body in mannequin(s.person, s.look, s.view)} for s in subjects]
 
     def num(values: ArrayLike) -> Tensor:
-        return torch.tensor(np.asarray(values, dtype=np.float32), device=stage.grid.device).view(-1, 1, 1)
+        return _num(values, stage.grid.device)
 
     def cut(painter: str) -> Callable | None:
         if painter == "hair":
@@ -181,39 +247,55 @@ def _add_people(stage: Stage, subjects: Sequence[PersonIn], owner: int) -> None:
             return lambda name, slot, z: paint.cut_hat(slot.unit(z), slot.kind, [s.look.hat for s in subjects], num)
         return None
 
+    parts = []
     for painter, coat in PAINTERS.items():
         bodies = [bodies.get(painter) for bodies in sets]
         if any(bodies):
-            stage.add(bodies, lambda place, coat=coat: coat(place, sitters), cut(painter), owner)
+            parts.append((bodies, lambda place, coat=coat: coat(place, sitters), cut(painter)))
+    stage.add(parts, owner)
 
 
 def _add_things(stage: Stage, subjects: Sequence[ThingIn], owner: int) -> None:
     bodies: list[Any] = [thing_bodies(s.thing, s.view) for s in subjects]
-    stage.add(bodies, lambda place: paint_thing(place, [s.thing for s in subjects]), None, owner)
+    stage.add([(bodies, lambda place: paint_thing(place, [s.thing for s in subjects]), None)], owner)
 
 
-def _light(stage: Stage, scenes: Sequence[Scene], ground: Tensor) -> tuple[Tensor, Tensor]:
+def _light(stage: Stage, work: Paintwork, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
     """Shade: one warm key light with a soft cast shadow, an even sky, occlusion in the creases, a rim.
 
     Returns:
-        Linear light b 3 h w, and how brightly each pixel's surface is lit, b h w (1 on the backdrop).
+        Linear light of the points, 3 1 n, and how brightly each is lit, 1 1 n (about 0.5 in shadow, 1.5 in full light).
     """
-    device = stage.grid.device
-
-    def num(values: ArrayLike) -> Tensor:
-        return torch.tensor(np.asarray(values, dtype=np.float32), device=device).view(-1, 1, 1)
-
-    lights = [s.light for s in scenes]
+    seen, lights = work.seen, [s.light for s in scenes]
     az, up = np.deg2rad([lt.azimuth_deg for lt in lights]), np.deg2rad([lt.height_deg for lt in lights])
     direction = np.stack([np.sin(az) * np.cos(up), np.sin(up), np.cos(az) * np.cos(up)], 1)
     half = direction + np.array([0, 0, 1.0])
     half /= np.linalg.norm(half, axis=1, keepdims=True)
-    n = [stage.normal[:, i] for i in range(3)]
+    n = seen.take_vectors(stage.normal)
+    n = n * torch.rsqrt((n * n).sum(0) + 1e-12)
 
     def facing(v: np.ndarray) -> Tensor:
-        return num(v[:, 0]) * n[0] + num(v[:, 1]) * n[1] + num(v[:, 2]) * n[2]
+        return seen.spread(v[:, 0]) * n[0] + seen.spread(v[:, 1]) * n[1] + seen.spread(v[:, 2]) * n[2]
 
-    # Occlusion and shadow from the depth buffer, at a quarter of its size.
+    hidden, shadow = (seen.take(t) for t in _shade_maps(stage, direction))
+    occlusion = 1 - 1.5 * hidden.clamp(0, 0.34)
+    lit = 1 - 0.62 * shadow
+    diffuse = ((facing(direction) + work.wrap) / (1 + work.wrap)).clamp_min_(0) * lit
+    sky = 0.72 + 0.28 * n[1]
+    warm = np.array([[1 + 0.12 * lt.warmth, 1.0, 1 - 0.16 * lt.warmth] for lt in lights]) * np.array([[lt.key] for lt in lights])
+    cool = np.array([[1 - 0.06 * lt.warmth, 1.0, 1 + 0.10 * lt.warmth] for lt in lights]) * np.array([[lt.fill] for lt in lights])
+    warm_c, cool_c = seen.spread_colours(warm)[0], seen.spread_colours(cool)[0]
+    s = facing(half).clamp_(0, 1)
+    s = (s * s) ** 2
+    s8 = s * s
+    shine = 0.7 * s * s8 + 0.35 * (s8 * s8) ** 2  # a broad sheen and a small spark, so that no cheek wears a disc
+    rim = (1 - n[2].clamp(0, 1)) ** 3 * (0.3 + 0.7 * n[1].clamp_min(0)) * 0.16
+    colour = work.albedo * (diffuse * warm_c + (sky * occlusion) * cool_c) + (0.5 * shine * work.gloss * lit) * warm_c + rim * cool_c
+    return colour, diffuse * seen.spread([lt.key for lt in lights]) + 0.5
+
+
+def _shade_maps(stage: Stage, direction: np.ndarray) -> tuple[Tensor, Tensor]:
+    """How hidden in creases and how shadowed by what stands towards the light, from the depth at a quarter of its size. b h w each."""
     depth = stage.z.clamp_min(BACK)
     small = F.avg_pool2d(depth.unsqueeze(1), 4)
     near = F.avg_pool2d(F.pad(small, (4, 4, 4, 4), mode="replicate"), 9, 1)
@@ -226,31 +308,11 @@ def _light(stage: Stage, scenes: Sequence[Scene], ground: Tensor) -> tuple[Tenso
             dx = round(float(direction[i, 0]) * reach * h / 2)
             dy = round(float(direction[i, 1]) * reach * h / 2)
             moved.append(_shift(small[i : i + 1], dx, -dy))
-        blocker = torch.cat(moved)
-        climb = num(direction[:, 2] * reach).unsqueeze(1)
-        steps.append(((blocker - small - climb - 0.04) / 0.10).clamp(0, 1))
+        climb = _num(direction[:, 2] * reach, depth.device).unsqueeze(1)
+        steps.append(((torch.cat(moved) - small - climb - 0.04) / 0.10).clamp(0, 1))
     shadow = torch.stack(steps).amax(0)
     soft = F.interpolate(torch.cat([hidden, shadow], 1), depth.shape[1:], mode="bilinear", align_corners=False)
-    occlusion = 1 - 1.5 * soft[:, 0].clamp(0, 0.34)
-    lit = 1 - 0.62 * soft[:, 1]
-
-    lam = facing(direction)
-    diffuse = ((lam + stage.wrap) / (1 + stage.wrap)).clamp_min(0)
-    sky = 0.72 + 0.28 * n[1]
-    warm = np.array([[1 + 0.12 * lt.warmth, 1.0, 1 - 0.16 * lt.warmth] for lt in lights]) * np.array([[lt.key] for lt in lights])
-    cool = np.array([[1 - 0.06 * lt.warmth, 1.0, 1 + 0.10 * lt.warmth] for lt in lights]) * np.array([[lt.fill] for lt in lights])
-
-    def rgb(v: np.ndarray) -> Tensor:
-        return torch.tensor(np.asarray(v, dtype=np.float32), device=device).view(-1, 3, 1, 1)
-
-    key = (diffuse * lit).unsqueeze(1) * rgb(warm)
-    fill = (sky * occlusion).unsqueeze(1) * rgb(cool)
-    shine = facing(half).clamp(0, 1).pow(24) * stage.gloss * lit
-    rim = (1 - n[2].clamp(0, 1)).pow(3) * (0.3 + 0.7 * n[1].clamp_min(0)) * 0.16
-    colour = stage.albedo * (key + fill) + (0.55 * shine).unsqueeze(1) * rgb(warm) + rim.unsqueeze(1) * rgb(cool)
-    here = stage.owner > 0
-    strength = torch.where(here, diffuse * lit * num([lt.key for lt in lights]) + 0.5, torch.ones_like(diffuse))
-    return torch.where(here.unsqueeze(1), colour, ground), strength
+    return soft[:, 0].contiguous(), soft[:, 1].contiguous()
 
 
 def _shift(t: Tensor, dx: int, dy: int) -> Tensor:
@@ -278,10 +340,9 @@ def _ground(scenes: Sequence[Scene], device: torch.device) -> Tensor:
 
 
 def tone(linear: Tensor) -> Tensor:
-    """Linear light to sRGB-like [0, 1] with a soft shoulder."""
-    x = linear.clamp_min(0)
-    x = torch.where(x > 0.7, 0.7 + 0.3 * torch.tanh((x - 0.7) / 0.45), x)
-    return x.clamp(0, 1).sqrt()
+    """Linear light to sRGB-like [0, 1] with a soft shoulder above 0.7."""
+    over = ((linear - 0.7) / 0.45).clamp_min_(0)
+    return (linear.clamp(0, 0.7) + 0.3 * over * torch.rsqrt(1 + over * over)).clamp_max_(1).sqrt_()
 
 
 @torch.no_grad()
@@ -302,19 +363,30 @@ def draw(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> list[Pi
     for i, kind in enumerate(type(s) for s in scenes[0].subjects):
         subjects: list[Any] = [s.subjects[i] for s in scenes]
         (_add_people if kind is PersonIn else _add_things)(stage, subjects, i + 1)
-    _h, _w = scenes[0].height, scenes[0].width
+    work = _paint(stage)
+    colour, light = _light(stage, work, scenes)
     ground = _ground(scenes, dev)
-    linear, light = _light(stage, scenes, F.interpolate(ground, scale_factor=SUPERSAMPLE, mode="nearest"))
-    light = F.avg_pool2d(light.unsqueeze(1), SUPERSAMPLE)[:, 0]
-    image = F.avg_pool2d(tone(linear), SUPERSAMPLE)
-    normal = F.avg_pool2d(stage.normal, SUPERSAMPLE)
-    label = stage.label[:, 1::2, 1::2]
-    owner = stage.owner[:, 1::2, 1::2]
+    back = F.interpolate(tone(ground), scale_factor=SUPERSAMPLE, mode="nearest")
+
+    def onto(background: Tensor, points: Tensor) -> Tensor:
+        """Points (c 1 n) laid over a background (b c h w at supersampled size), averaged to picture size."""
+        b, c, h, w = background.shape
+        full = background.permute(1, 0, 2, 3).reshape(c, b * h * w)
+        full.index_copy_(1, work.seen.at, points[:, 0])
+        return F.avg_pool2d(full.view(c, b, h, w).transpose(0, 1), SUPERSAMPLE)
+
+    image = onto(back, tone(colour))
+    label = work.label[:, 1::2, 1::2]
+    owner = work.owner[:, 1::2, 1::2]
     z = F.max_pool2d(stage.z.clamp_min(BACK).unsqueeze(1), SUPERSAMPLE)[:, 0]
     depth = torch.where(z <= BACK + 1e-3, torch.zeros_like(z), ((z + 1.8) / 3.0).clamp(0.02, 1))
+    if any(s.style != "photo" for s in scenes):
+        plates = Planes(image, onto(back, tone(work.albedo)), F.avg_pool2d(stage.normal, SUPERSAMPLE), depth, label, onto(torch.ones_like(back[:, :1]), light)[:, 0])
+    else:
+        plates = None
     pictures = []
     for i, s in enumerate(scenes):
-        styled = apply_style(s.style, image[i], normal[i], depth[i], label[i], light[i], s.seed)
+        styled = image[i] if plates is None else apply_style(s.style, plates.of(i, s.seed))
         pixels = (styled.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
         kps, boxes = faces_of(s)
         pictures.append(

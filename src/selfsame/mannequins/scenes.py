@@ -52,6 +52,40 @@ class Backcloth:
     def disc(self, x: float, y: float, r: float, soft: float = 1.0) -> Tensor:
         return self.edge(r - torch.sqrt((self.x - x) ** 2 + (self.y - y) ** 2 + 1e-9), soft)
 
+    def dot(self, picture: Tensor, colour: Tensor, x: float, y: float, r: float, hollow: float = 0.0) -> None:
+        """Paint a small disc (or ring of that half width) into the picture in place, touching only the pixels around it."""
+        half, (h, w) = self.x.shape[0] / 2, self.x.shape
+        reach = r + hollow + self.soft
+        left, right = max(0, int((x - reach) * half + w / 2)), min(w, int((x + reach) * half + w / 2) + 2)
+        top, bottom = max(0, int((1 - y - reach) * half)), min(h, int((1 - y + reach) * half) + 2)
+        if left >= right or top >= bottom:
+            return
+        away = torch.sqrt((self.x[top:bottom, left:right] - x) ** 2 + (self.y[top:bottom, left:right] - y) ** 2 + 1e-9)
+        weight = 0.8 * self.edge(hollow - (away - r).abs()) if hollow else self.edge(r - away)
+        picture[:, top:bottom, left:right].lerp_(colour.expand_as(picture[:, top:bottom, left:right]), weight)
+
+    def row_of(self, widths: tuple[float, float], gap: tuple[float, float], start: float, end: float) -> tuple[Tensor, Tensor, int]:
+        """Boxes of random widths side by side: per column, which box it lies in and how far inside its sides it is; how many boxes."""
+        lefts, rights = [], []
+        x = start
+        while x < end:
+            width = self.u(*widths)
+            lefts.append(x)
+            rights.append(x + width)
+            x += width + self.u(*gap)
+        columns = self.x[0]
+        a, c = (torch.tensor(v, dtype=torch.float32, device=self.device) for v in (lefts, rights))
+        which = (torch.searchsorted(a, columns.contiguous(), right=True) - 1).clamp(0, len(lefts) - 1)
+        return which, torch.minimum(columns - a[which], c[which] - columns), len(lefts)
+
+    def tones(self, choices: tuple[Rgb, ...], count: int, jitter: float) -> Tensor:
+        """`count` colours drawn from some, each jittered: count 3."""
+        picked = np.asarray(choices)[self.rng.integers(len(choices), size=count)] / 255 * (1 + jitter * self.rng.uniform(-1, 1, (count, 3)))
+        return torch.tensor(np.clip(picked, 0, 1) ** 2, dtype=torch.float32, device=self.device)
+
+    def draws(self, low: float, high: float, count: int) -> Tensor:
+        return torch.tensor(self.rng.uniform(low, high, count), dtype=torch.float32, device=self.device)
+
     def ridge(self, level: float, rough: float, cells: int) -> Tensor:
         """Signed height below a rolling outline: positive inside the hills."""
         return level + rough * self.noise(1, cells)[:1] - self.y
@@ -98,15 +132,12 @@ def forest(b: Backcloth) -> Tensor:
 def city(b: Backcloth) -> Tensor:
     p = b.sky((128, 176, 220), (226, 214, 196), -0.6)
     for layer, tone in enumerate(((168, 176, 192), (116, 124, 146), (82, 84, 104))):
-        x0 = -1.6 - b.u(0, 0.3)
-        while x0 < 2.2:
-            w, top = b.u(0.22, 0.46), b.u(-0.1, 0.95 - 0.28 * layer)
-            inside = torch.minimum(torch.minimum(b.x - x0, x0 + w - b.x), top - b.y)
-            wall = b.edge(inside)
-            p = b.lay(p, b.colour(tone, 0.12), wall)
-            lit = ((b.x - x0) * 15 % 1 > 0.42) & (b.y * 11 % 1 > 0.46) & (inside > 0.035)
-            p = b.lay(p, b.colour((250, 226, 150), 0.1), lit * (0.25 + 0.2 * layer))
-            x0 += w + b.u(0.0, 0.10)
+        which, inset, count = b.row_of((0.22, 0.46), (0.0, 0.10), -1.6 - b.u(0, 0.3), 2.2)
+        tops, walls = b.draws(-0.1, 0.95 - 0.28 * layer, count)[which], b.tones((tone,), count, 0.12)[which]
+        inside = torch.minimum(inset[None], tops[None] - b.y)
+        p = b.lay(p, walls.T[:, None], b.edge(inside))
+        lit = ((b.x * 15 + 7 * which) % 1 > 0.42) & (b.y * 11 % 1 > 0.46) & (inside > 0.035)
+        p = b.lay(p, b.colour((250, 226, 150), 0.1), lit * (0.25 + 0.2 * layer))
     return b.lay(p, b.colour((92, 92, 100)), b.edge(-0.78 - b.y))
 
 
@@ -137,12 +168,10 @@ def library(b: Backcloth) -> Tensor:
     tones = ((150, 46, 44), (46, 92, 120), (206, 168, 88), (60, 112, 72), (122, 70, 120), (214, 198, 170), (70, 60, 66))
     for row in range(4):
         low = -1.0 + row * 0.52
-        x0 = -2.1
-        while x0 < 2.1:
-            w, h = b.u(0.07, 0.16), b.u(0.32, 0.43)
-            book = torch.minimum(torch.minimum(b.x - x0, x0 + w - 0.012 - b.x), torch.minimum(b.y - low, low + h - b.y))
-            p = b.lay(p, b.colour(tones[int(b.rng.integers(len(tones)))], 0.15), b.edge(book))
-            x0 += w
+        which, inset, count = b.row_of((0.07, 0.16), (0.0, 0.0), -2.1, 2.1)
+        high, spine = low + b.draws(0.32, 0.43, count)[which], b.tones(tones, count, 0.15)[which]
+        inside = torch.minimum((inset - 0.006)[None], torch.minimum(b.y - low, high[None] - b.y))
+        p = b.lay(p, spine.T[:, None], b.edge(inside))
         p = b.lay(p, b.colour((134, 88, 54)), b.edge(0.035 - (b.y - low + 0.03).abs()))
     return p * 0.85
 
@@ -182,7 +211,7 @@ def garden(b: Backcloth) -> Tensor:
     tones = ((238, 92, 120), (250, 214, 84), (250, 250, 246), (176, 108, 214), (244, 136, 60))
     for _ in range(34):
         y0 = b.u(-1, 0.2)
-        p = b.lay(p, b.colour(tones[int(b.rng.integers(len(tones)))]), b.disc(b.u(-1.9, 1.9), y0, 0.03 + 0.035 * max(0.0, -y0)))
+        b.dot(p, b.colour(tones[int(b.rng.integers(len(tones)))]), b.u(-1.9, 1.9), y0, 0.03 + 0.035 * max(0.0, -y0))
     return p
 
 
@@ -210,7 +239,7 @@ def underwater(b: Backcloth) -> Tensor:
         p = b.lay(p, b.colour((36, 130, 84), 0.2), b.edge(weed) * b.edge(-0.75 + height - b.y))
     for _ in range(9):
         x0, y0, r = b.u(-1.6, 1.6), b.u(-0.5, 0.95), b.u(0.02, 0.055)
-        p = b.lay(p, b.colour((220, 246, 250)), 0.8 * b.edge(0.012 - ((b.x - x0) ** 2 + (b.y - y0) ** 2 + 1e-9).sqrt().sub(r).abs()))
+        b.dot(p, b.colour((220, 246, 250)), x0, y0, r, hollow=0.012)
     return p
 
 

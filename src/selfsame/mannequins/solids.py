@@ -7,8 +7,9 @@ largest z. Shapes: `b` pictures, `h w` supersampled pixels of a window.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -115,151 +116,189 @@ class Grid:
         return Window(top, bottom, left, right, self.x[..., left:right], self.y[:, top:bottom])
 
 
-def extent(solid: Solid) -> tuple[np.ndarray, np.ndarray]:
-    """Camera rectangle (x, y) that holds the solid."""
-    a = solid.axes[:2]
-    if solid.kind == "ball":
-        half = np.sqrt((a**2).sum(1))
-    elif solid.kind == "drum":
-        half = np.sqrt(a[:, 0] ** 2 + a[:, 2] ** 2) + np.abs(a[:, 1])
-    else:
-        half = np.abs(a).sum(1)
-    return solid.centre[:2] - half, solid.centre[:2] + half
+def _extents(kind: np.ndarray, axes: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Camera rectangles (x, y) that hold solids; axes s b 3 3, centre s b 3, kind s."""
+    a = axes[..., :2, :]
+    ball = np.sqrt((a**2).sum(-1))
+    drum = np.sqrt(a[..., 0] ** 2 + a[..., 2] ** 2) + np.abs(a[..., 1])
+    cube = np.abs(a).sum(-1)
+    half = np.select([(kind == "ball")[:, None, None], (kind == "drum")[:, None, None]], [ball, drum], cube)
+    return centre[..., :2] - half, centre[..., :2] + half
 
 
-@dataclass
-class Hits:
-    """Where a slot of solids is hit: depth (FAR where missed), unit position u and camera normal, per pixel."""
+class Numbers:
+    """Per-slot coefficients of one body, worked out for all its solids and pictures at once.
 
-    z: Tensor  # b h w
-    normal: tuple[Tensor, Tensor, Tensor]  # each b h w, about unit length
+    In a batch of one they are plain floats, which are much cheaper than one-element tensors; else tensors b 1 1.
+    """
+
+    def __init__(self, kind: np.ndarray, axes: np.ndarray, centre: np.ndarray, present: np.ndarray, device: torch.device) -> None:
+        m = np.linalg.inv(np.where(present[..., None, None], axes, np.eye(3)))
+        o = -np.einsum("sbij,sbj->sbi", m, centre)
+        o[~present] = (99.0, 99.0, 0.0)  # an impossible solid: every ray misses
+        # The quadric sum(u_i^2) = 1 along z; a drum's barrel has no second axis.
+        keep = np.where(kind == "drum", 0.0, 1.0)[:, None]
+        mk, ok = m.copy(), o.copy()
+        mk[:, :, 1] *= keep[..., None]
+        ok[:, :, 1] *= keep
+        ex, ey, d = mk[..., 0], mk[..., 1], mk[..., 2]
+
+        def dot(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+            return (p * q).sum(-1)
+
+        a = dot(d, d) + 1e-12
+        xd, yd, od = dot(ex, d), dot(ey, d), dot(ok, d)
+        quadric = [
+            xd * xd - a * dot(ex, ex), 2 * (xd * od - a * dot(ex, ok)), od * od - a * (dot(ok, ok) - 1),
+            yd * yd - a * dot(ey, ey), 2 * (yd * od - a * dot(ey, ok)), 2 * (xd * yd - a * dot(ex, ey)),
+            -xd / a, -yd / a, -od / a, 1 / a,
+        ]  # fmt: skip
+        # A ball's normal is M^T (M p + o), here of about unit length: melt() normalises after blending.
+        size = np.cbrt(1 / np.abs(np.linalg.det(m)))[..., None]
+        g = np.einsum("sbki,sbkj->sbij", m, m) * size[..., None]
+        c = np.einsum("sbki,sbk->sbi", m, o) * size
+        s, b = present.shape
+        table = np.concatenate([m.reshape(s, b, 9), o, np.stack(quadric, -1)], -1)
+        if b == 1:
+            self.rows: list[list[Any]] = table[:, 0].tolist()
+        else:
+            rows = torch.from_numpy(table.astype(np.float32)).to(device).permute(0, 2, 1)[..., None, None]
+            self.rows = [list(r) for r in rows]
+        turns = torch.from_numpy(np.concatenate([g, c[..., None]], -1).astype(np.float32)).to(device)  # s b 3 4
+        self.turns = turns.permute(0, 3, 1, 2)[..., None, None]  # s 4 b 3 1 1
 
 
 class Slot:
-    """The solids of one name in a batch of pictures (None where a picture lacks it), all of one kind."""
+    """The solids of one name in a batch of pictures, all of one kind; pictures that lack it are missed by every ray."""
 
-    def __init__(self, solids: list[Solid | None], grid: Grid) -> None:
-        present = [s for s in solids if s is not None]
-        self.kind: Kind = present[0].kind
-        self.part = present[0].part
-        lows, highs = zip(*(extent(s) for s in present), strict=True)
-        self.window = grid.window(np.min(lows, axis=0), np.max(highs, axis=0))
-        b = len(solids)
-        to_unit, offset = np.zeros((b, 3, 3)), np.zeros((b, 3))
-        for i, s in enumerate(solids):
-            if s is not None:
-                to_unit[i] = np.linalg.inv(s.axes)
-                offset[i] = -to_unit[i] @ s.centre
-            else:  # an impossible solid: every ray misses
-                to_unit[i], offset[i] = np.eye(3), (99.0, 99.0, 0.0)
-        self._m, self._o = to_unit, offset
-        self._device = grid.device
+    def __init__(self, kind: Kind, part: int, window: Window, numbers: list[Any], turns: Tensor) -> None:
+        self.kind, self.part, self.window = kind, part, window
+        self._m, self._o, self._q = numbers[:9], numbers[9:12], numbers[12:22]
+        self._turns = turns
 
-    def _t(self, values: np.ndarray) -> Tensor | float:
-        if len(values) == 1:  # one picture: plain numbers are much cheaper than one-element tensors
-            return float(values[0])
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self._device).view(-1, 1, 1)
-
-    def linear(self, row: np.ndarray, const: np.ndarray, w: Window, z: Tensor | None = None) -> Tensor:
-        """row . (x, y, z) + const over a window; row is b 3, const b."""
-        value = (self._t(row[:, 0]) * w.x + self._t(const)) + self._t(row[:, 1]) * w.y
-        if z is None:
-            return value
-        depth = self._t(row[:, 2])
-        return value.add(z, alpha=depth) if isinstance(depth, float) else value + depth * z
+    def _linear(self, row: Sequence[Any], const: Any, z: Tensor) -> Tensor:
+        """row . (x, y, z) + const over the window."""
+        w = self.window
+        value = (row[0] * w.x + const) + row[1] * w.y
+        return value.add_(z, alpha=row[2]) if isinstance(row[2], float) else value.addcmul_(row[2].expand_as(z), z)
 
     def unit(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Position on the unit solid of the points at depth z."""
-        assert self.window is not None
-        m, o, w = self._m, self._o, self.window
-        return (
-            self.linear(m[:, 0], o[:, 0], w, z),
-            self.linear(m[:, 1], o[:, 1], w, z),
-            self.linear(m[:, 2], o[:, 2], w, z),
-        )
+        m, o = self._m, self._o
+        return self._linear(m[0:3], o[0], z), self._linear(m[3:6], o[1], z), self._linear(m[6:9], o[2], z)
 
-    def _round(self, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Quadric sum(u_i^2, i in axes) = 1 along z: discriminant, middle depth, half chord."""
-        assert self.window is not None
-        axes_list = list(axes)
-        m, o, w = self._m[:, axes_list], self._o[:, axes_list], self.window
-        ex, ey, d = m[:, :, 0], m[:, :, 1], m[:, :, 2]
-
-        def dot(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-            return (p * q).sum(1)
-
-        a = dot(d, d) + 1e-12
-        xd, yd, od = dot(ex, d), dot(ey, d), dot(o, d)
-        row = self._t(xd * xd - a * dot(ex, ex)) * w.x**2 + self._t(2 * (xd * od - a * dot(ex, o))) * w.x
-        row = row + self._t(od * od - a * (dot(o, o) - 1))
-        col = self._t(yd * yd - a * dot(ey, ey)) * w.y**2 + self._t(2 * (yd * od - a * dot(ey, o))) * w.y
-        disc = row + col + (self._t(2 * (xd * yd - a * dot(ex, ey))) * w.x) * w.y
-        middle = self._t(-xd / a) * w.x + (self._t(-yd / a) * w.y + self._t(-od / a))
-        half = disc.clamp_min(0).sqrt() * self._t(1 / a)
-        return disc, middle, half
-
-    def depth(self) -> tuple[Tensor, Tensor]:
-        """Near and far depth, FAR where the ray misses. b h w each."""
+    def depth(self, *, far: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Near and, if asked for, far depth: FAR where the ray misses. b h w each."""
         if self.kind == "cube":
-            return self._cube()
+            return self._cube(far)
+        disc, middle, half = self._round()
         if self.kind == "ball":
-            disc, middle, half = self._round((0, 1, 2))
             miss = disc <= 0
-            return (middle + half).masked_fill(miss, FAR), (middle - half).masked_fill(miss, FAR)
-        disc, middle, half = self._round((0, 2))
-        near, far = self._slab(1)
-        top = torch.minimum(middle + half, near)
-        low = torch.maximum(middle - half, far)
+            low = (middle - half).masked_fill_(miss, FAR) if far else None
+            return middle.add_(half).masked_fill_(miss, FAR), low
+        front, back = self._slab(1)
+        top, low = torch.minimum(middle + half, front), torch.maximum(middle.sub_(half), back)
         miss = (disc <= 0) | (top < low)
-        return top.masked_fill(miss, FAR), low.masked_fill(miss, FAR)
+        return top.masked_fill_(miss, FAR), low.masked_fill_(miss, FAR)
+
+    def _round(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Discriminant, middle depth and half chord of the ball or barrel."""
+        q, x, y = self._q, self.window.x, self.window.y
+        disc = ((q[0] * x + q[1]) * x + q[2]) + (q[3] * y + q[4]) * y
+        disc.addcmul_((q[5] * x).expand_as(disc), y.expand_as(disc))
+        middle = q[6] * x + (q[7] * y + q[8])
+        return disc, middle, disc.clamp_min(0).sqrt_().mul_(q[9])
 
     def _slab(self, axis: int) -> tuple[Tensor, Tensor]:
-        assert self.window is not None
-        d = self._m[:, axis, 2]
-        d = np.where(np.abs(d) < 1e-6, 1e-6, d)
-        sign = np.sign(d)
-        row, o = -self._m[:, axis] / d[:, None], self._o[:, axis]
-        near = self.linear(row, (sign - o) / d, self.window)
-        return near, near - self._t(2 * sign / d)
+        """Depths at which rays enter and leave |u_axis| <= 1."""
+        w = self.window
+        mx, my, d = self._m[3 * axis : 3 * axis + 3]
+        if isinstance(d, float):
+            d = d if abs(d) > 1e-6 else 1e-6
+            side = 1.0 if d > 0 else -1.0
+        else:
+            d = torch.where(d.abs() < 1e-6, torch.full_like(d, 1e-6), d)
+            side = d.sign()
+        near = (-mx / d) * w.x + ((-my / d) * w.y + (side - self._o[axis]) / d)
+        return near, near - 2 * side / d
 
-    def _cube(self) -> tuple[Tensor, Tensor]:
+    def _cube(self, far: bool) -> tuple[Tensor, Tensor | None]:
         slabs = [self._slab(i) for i in range(3)]
         top = torch.minimum(torch.minimum(slabs[0][0], slabs[1][0]), slabs[2][0])
         low = torch.maximum(torch.maximum(slabs[0][1], slabs[1][1]), slabs[2][1])
         miss = top < low
-        return top.masked_fill(miss, FAR), low.masked_fill(miss, FAR)
+        return top.masked_fill_(miss, FAR), low.masked_fill_(miss, FAR) if far else None
 
-    def hits(self, z: Tensor, inward: Tensor | None = None) -> Hits:
-        """Normals in camera space at depth z, of about unit length; `inward` marks hits on the inside of a shell."""
-        m = self._m
-        if self.kind == "ball":
-            # n = M^T (M p + o), about unit length: melt() normalises after blending
-            size = np.cbrt(1 / np.abs(np.linalg.det(m)))[:, None]
-            g = np.einsum("bki,bkj->bij", m, m) * size[..., None]
-            c = np.einsum("bki,bk->bi", m, self._o) * size
-        else:
-            return Hits(z, self._flat_normals(z))
-        assert self.window is not None
-        n = [self.linear(g[:, i], c[:, i], self.window, z) for i in range(3)]
-        if inward is not None:
-            scale = 1 - 2 * inward.float()
-            n = [v * scale for v in n]
-        return Hits(z, (n[0], n[1], n[2]))
+    def normals(self, z: Tensor, inward: Tensor | None = None) -> Tensor:
+        """Camera normals at depth z, of about unit length; `inward` marks hits on the inside of a shell. b 3 h w."""
+        if self.kind != "ball":
+            return self._flat_normals(z)
+        gx, gy, gz, c = self._turns.unbind()
+        n = torch.addcmul((gx * self.window.x + c) + gy * self.window.y, gz, z.unsqueeze(1))
+        return n if inward is None else n.mul_((1 - 2 * inward.float()).unsqueeze(1))
 
-    def _flat_normals(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _flat_normals(self, z: Tensor) -> Tensor:
         """Normals of drums and cubes, with a slightly rounded look at their edges."""
+
+        def tenth(v: Tensor) -> Tensor:
+            square = v * v
+            fourth = square * square
+            return fourth * fourth * square
+
         u = self.unit(z)
-        p = 10.0
         if self.kind == "drum":
-            r = torch.sqrt(u[0] * u[0] + u[2] * u[2] + 1e-9)
-            side, cap = r**p / r, u[1].abs() ** p * u[1].sign()
-            local = (u[0] * side, cap, u[2] * side)
+            r = (u[0] * u[0] + u[2] * u[2]).add_(1e-9).sqrt_()
+            side = tenth(r) / r
+            local = (u[0] * side, tenth(u[1]) * u[1].sign(), u[2] * side)
         else:
-            local = tuple(v.abs() ** p * v.sign() for v in u)
+            local = tuple(tenth(v) * v.sign() for v in u)
         m = self._m
-        n = [self._t(m[:, 0, i]) * local[0] + self._t(m[:, 1, i]) * local[1] + self._t(m[:, 2, i]) * local[2] for i in range(3)]
-        scale = torch.rsqrt(n[0] * n[0] + n[1] * n[1] + n[2] * n[2] + 1e-12)
-        return n[0] * scale, n[1] * scale, n[2] * scale
+        n = [m[i] * local[0] + m[3 + i] * local[1] + m[6 + i] * local[2] for i in range(3)]
+        together = torch.stack(n, 1)
+        return together * torch.rsqrt((together * together).sum(1, keepdim=True) + 1e-12)
+
+
+def _merged_order(lists: Sequence[Sequence[tuple[str, Kind]]]) -> list[tuple[str, Kind]]:
+    """All names once, in an order that agrees with each list, so that a batch melts as its pictures do one by one."""
+    merged: list[tuple[str, Kind]] = []
+    for names in lists:
+        at = 0
+        for name in names:
+            if name in merged:
+                at = merged.index(name) + 1
+            else:
+                merged.insert(at, name)
+                at += 1
+    return merged
+
+
+def slots_of(bodies: Sequence[Sequence[dict[str, Solid]]], grid: Grid) -> list[list[tuple[str, Slot]]]:
+    """The named solids in sight of several bodies, all worked out together.
+
+    Args:
+        bodies: for each body its solids in each picture of the batch, empty where a picture lacks it.
+    """
+    keys, chosen = [], []
+    for i, pictures in enumerate(bodies):
+        for name, kind in _merged_order([[(name, solid.kind) for name, solid in solids.items()] for solids in pictures]):
+            keys.append((i, name, kind))
+            chosen.append([s if (s := solids.get(name)) is not None and s.kind == kind else None for solids in pictures])
+    slots: list[list[tuple[str, Slot]]] = [[] for _ in bodies]
+    if not keys:
+        return slots
+    present = np.array([[s is not None for s in row] for row in chosen])
+    axes = np.array([[s.axes if s is not None else np.eye(3) for s in row] for row in chosen])
+    centre = np.array([[s.centre if s is not None else np.zeros(3) for s in row] for row in chosen])
+    kinds = np.array([kind for _, _, kind in keys])
+    low, high = _extents(kinds, axes, centre)
+    low, high = np.where(present[..., None], low, np.inf).min(1), np.where(present[..., None], high, -np.inf).max(1)
+    numbers = Numbers(kinds, axes, centre, present, grid.device)
+    for at, (i, name, kind) in enumerate(keys):
+        window = grid.window(low[at], high[at])
+        if window is not None:
+            part = next(s.part for s in chosen[at] if s is not None)
+            slots[i].append((name, Slot(kind, part, window, numbers.rows[at], numbers.turns[at])))
+    return slots
 
 
 @dataclass
@@ -268,40 +307,35 @@ class Surface:
 
     window: Window
     z: Tensor  # b h w, FAR where missed
-    normal: Tensor  # 3 entries stacked: b 3 h w
-    part: Tensor  # b h w int16: the part that is nearest
+    normal: Tensor  # 3 entries stacked: b 3 h w, of about unit length
+    part: Tensor  # b h w uint8: the part that is nearest
 
 
-def melt(slots: list[tuple[Slot, Tensor, Tensor | None]], window: Window, blend: np.ndarray, device: torch.device) -> Surface:
+def melt(hits: list[tuple[Slot, Tensor, Tensor | None]], window: Window, blend: np.ndarray, device: torch.device) -> Surface:
     """Join solids into one surface with rounded seams of depth `blend` (b, camera units).
 
     The polynomial smooth maximum of depths: z = lerp(z1, z2, h) + k h (1 - h), h = clamp(1/2 + (z2 - z1) / 2k), applied
     solid by solid; normals follow the same h.
 
     Args:
-        slots: each slot with its depth and, for shells, where the hit is on the inside.
+        hits: each slot with its depth and, for shells, where the hit is on the inside.
     """
     b = len(blend)
     h, w = window.bottom - window.top, window.right - window.left
     z = torch.full((b, h, w), FAR, device=device)
     normal = torch.zeros((b, 3, h, w), device=device)
-    part = torch.zeros((b, h, w), dtype=torch.int16, device=device)
+    part = torch.zeros((b, h, w), dtype=torch.uint8, device=device)
     k = float(blend[0]) if b == 1 else torch.from_numpy(np.asarray(blend, dtype=np.float32)).to(device).view(-1, 1, 1)
     touched = False
-    for slot, depth, inward in slots:
-        assert slot.window is not None
+    for slot, depth, inward in hits:
         rows, cols = slot.window.inside(window)
-        hit = slot.hits(depth, inward)
         old = z[:, rows, cols]
         step = depth - old
-        share = (step * (0.5 / k)).add_(0.5).clamp_(0, 1)
-        z[:, rows, cols] = torch.lerp(old, depth, share).add_((share - share * share).mul_(k))
-        for i in range(3):
-            normal[:, i, rows, cols].lerp_(hit.normal[i], share)
-        if slot.part:
+        if slot.part or touched:
             part[:, rows, cols].masked_fill_(step > 0, slot.part)
-        elif touched:
-            part[:, rows, cols].masked_fill_(step > 0, 0)
-        touched = touched or slot.part > 0
-    normal *= torch.rsqrt((normal * normal).sum(1, keepdim=True) + 1e-12)
+            touched = True
+        share = step.mul_(0.5 / k).add_(0.5).clamp_(0, 1)
+        normal[:, :, rows, cols].lerp_(slot.normals(depth, inward), share.unsqueeze(1))
+        rest = (share - share * share).mul_(k)
+        old.lerp_(depth, share).add_(rest)
     return Surface(window, z, normal, part)

@@ -10,13 +10,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsame.mannequins.paint import EYES, GLASSES
+
+
+@dataclass
+class Planes:
+    """What is known of a batch before styles: lit colour and bare paint b 3 h w in [0, 1], camera normals b 3 h w,
+    depth b h w in [0, 1], labels b h w, brightness of the light b h w (about 0.5 in shadow, 1.5 in full light)."""
+
+    image: Tensor
+    paint: Tensor
+    normal: Tensor
+    depth: Tensor
+    label: Tensor
+    light: Tensor
+
+    def of(self, i: int, seed: int) -> Plate:
+        rng = np.random.default_rng([0x57E1E, seed])
+        return Plate(self.image[i], self.paint[i], self.normal[i], self.depth[i], self.label[i], self.light[i], rng)
+
 
 @dataclass
 class Plate:
-    """One lit picture: colour 3 h w in [0, 1], camera normals 3 h w, depth h w in [0, 1], labels h w,
-    brightness of the light h w (about 0.5 in shadow, 1.5 in full light), and its own random numbers."""
+    """One picture's planes, and its own random numbers."""
 
     image: Tensor
+    paint: Tensor
     normal: Tensor
     depth: Tensor
     label: Tensor
@@ -49,11 +68,23 @@ def _gradient(t: Tensor) -> Tensor:
 
 
 def outlines(p: Plate) -> Tensor:
-    """Contours of shape and of tone, 0..1."""
+    """Contours of shape and of tone, 0..1; glasses are lines already and get none of their own."""
     shape = ((_gradient(p.depth[None]) - 0.05) * 5).clamp(0, 1)
     fold = ((_gradient(p.normal) - 0.75) * 0.9).clamp(0, 0.6)
-    tones = ((_gradient(grey(p.image)[None]) - 0.13) * 3.2).clamp(0, 1)
-    return torch.maximum(torch.maximum(shape, fold), tones)
+    g = grey(p.paint)
+    tones = ((_gradient(g[None]) / (0.35 + 0.65 * g) - 0.14) * 3.0).clamp(0, 1) * torch.where(p.label == EYES, 0.35, torch.where(p.label > 0, 1.0, 0.35))
+    lines = torch.maximum(torch.maximum(shape, fold), tones)
+    wire = (p.label == GLASSES).float()[None]
+    around = F.max_pool2d(wire[None], 3, 1, 1)[0, 0]
+    return torch.where(around > 0, torch.maximum(0.9 * wire[0], 0.4 * tones), lines)
+
+
+def steps_of_light(p: Plate, edges: tuple[float, ...], levels: tuple[float, ...]) -> Tensor:
+    """Light in a few flat steps with soft seams, h w: one level more than edges."""
+    level = torch.full_like(p.light, levels[0])
+    for edge, low, high in zip(edges, levels, levels[1:], strict=False):
+        level = level + (high - low) * ((p.light - edge) * 9 + 0.5).clamp(0, 1)
+    return level
 
 
 def photo(p: Plate) -> Tensor:
@@ -61,38 +92,44 @@ def photo(p: Plate) -> Tensor:
 
 
 def pencil(p: Plate) -> Tensor:
-    g = grey(p.image)
+    g = grey(p.paint)
     h, w = g.shape
     y, x = torch.meshgrid(torch.arange(h, device=g.device), torch.arange(w, device=g.device), indexing="ij")
     hatch = 0.5 + 0.5 * torch.sin((x + y).float() * 1.05 + 0.6 * p.noise(10))
-    shade = ((0.74 - g) * 1.25).clamp(0, 0.8)
-    subject = torch.where(p.label > 0, 1.0, 0.5)
-    paper = 0.97 - subject * shade * (0.72 + 0.28 * hatch) - 0.62 * subject * outlines(p)
+    here = p.label > 0
+    local = 0.60 * (0.92 - g).clamp(0, 1) ** 1.3  # what is dark by itself
+    form = torch.where(here, 0.42 * (1.15 - p.light).clamp(0, 1), 0.0)  # what lies in shade
+    shade = torch.where(here, local + form * (0.35 + 0.65 * g), 0.5 * local)
+    paper = 0.97 - shade * (0.78 + 0.30 * hatch * (shade * 2.5).clamp(0, 1)) - torch.where(here, 0.66, 0.33) * outlines(p)
     return (paper.clamp(0.06, 1)) * p.colour(252, 250, 244)
 
 
 def watercolour(p: Plate) -> Tensor:
-    soft = torch.where((p.label > 0)[None], 0.45 * p.image + 0.55 * blur(p.image, 3), blur(p.image, 7))
-    wash = torch.round(soft * 7) / 7 * 0.55 + soft * 0.45
-    g = grey(wash)[None]
-    wash = g + (wash - g) * 1.35
-    paper = 1 - (1 - wash) * (0.80 + 0.14 * p.noise(14))
-    darker = (_gradient(blur(p.image, 3)) * 0.55).clamp(0, 0.3)
-    return (paper + 0.05) * (1 - darker) + 0.0
+    here = (p.label > 0)[None]
+    washed = p.paint * (0.62 + 0.38 * blur(p.light[None], 5)).clamp(0.7, 1.12)
+    soft = torch.where(here, 0.55 * washed + 0.45 * blur(washed, 3), blur(p.image, 7))
+    g = grey(soft)[None]
+    wash = (g + (soft - g) * 1.25).clamp(0, 1)
+    wash = wash * 0.88 + 0.12  # paper shines through
+    grain = 0.10 * p.noise(30) + 0.08 * p.noise(9)
+    pooled = 1 + grain * torch.where(here, 0.5, 1.0) * (1.2 - wash)
+    rim = (_gradient(blur(p.paint, 3)) * 0.5).clamp(0, 0.28)
+    return wash * pooled * (1 - rim)
 
 
 def pixel_art(p: Plate) -> Tensor:
-    small = F.avg_pool2d(p.image[None], 2)[0]
-    small = torch.round((small * 1.06 - 0.03).clamp(0, 1) * 8) / 8
+    cel = p.paint * steps_of_light(p, (0.72, 1.02, 1.3), (0.66, 0.84, 1.0, 1.1))
+    flat = torch.where((p.label > 0)[None], cel, torch.round(blur(p.image, 3) * 10) / 10)
+    small = F.avg_pool2d(flat[None], 2)[0]
     edge = F.max_pool2d((((_gradient(p.depth[None]) - 0.08) * 5).clamp(0, 1))[None, None], 2)[0, 0]
-    small = small * (1 - 0.6 * edge)
+    small = torch.round((small * (1 - 0.6 * edge)).clamp(0, 1) * 31) / 31
     return small.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
 def film_noir(p: Plate) -> Tensor:
     g = grey(p.image)
     g = torch.where(p.label > 0, g, 0.55 * blur(g[None], 5)[0])
-    g = ((g - 0.05) * 1.12).clamp(0, 1).pow(0.85)
+    g = ((g - 0.05) * 1.12).clamp(0, 1).pow(0.75)
     g = 0.45 * g + 0.55 * g * g * (3 - 2 * g)
     h, w = g.shape
     y = torch.linspace(-1, 1, h, device=g.device).view(-1, 1)
@@ -111,21 +148,22 @@ def neon(p: Plate) -> Tensor:
 
 
 def clay(p: Plate) -> Tensor:
+    here = p.label > 0
     g = grey(p.image)[None]
-    pale = torch.lerp(g.expand_as(p.image), p.image, 0.62)
-    matte = 0.14 + 0.80 * pale
-    thumb = 1 + 0.05 * p.noise(18) * torch.where(p.label > 0, 1.0, 0.5)
-    return matte * thumb * (1 - 0.35 * (_gradient(p.depth[None]) * 1.5).clamp(0, 1)) * p.colour(255, 246, 232)
+    pale = torch.lerp(g.expand_as(p.image), p.image, 0.84)
+    matte = 0.05 + 0.95 * pale
+    thumb = 1 + 0.07 * p.noise(22) * torch.where(here, 1.0, 0.4)
+    smear = blur(matte, 3)
+    matte = torch.where(here, 0.75 * matte + 0.25 * smear, smear)
+    return matte * thumb * (1 - 0.35 * (_gradient(p.depth[None]) * 1.5).clamp(0, 1)) * p.colour(255, 244, 228)
 
 
 def comic(p: Plate) -> Tensor:
-    flat = p.image / p.light.clamp_min(0.3).sqrt()
-    level = 0.72 + 0.20 * ((p.light - 0.74) * 12).clamp(0, 1) + 0.14 * ((p.light - 1.25) * 12).clamp(0, 1)
-    flat = torch.where((p.label > 0)[None], flat * level, blur(p.image, 3))
+    here = (p.label > 0)[None]
+    flat = torch.where(here, p.paint * steps_of_light(p, (0.80, 1.28), (0.74, 1.0, 1.12)), blur(p.image, 3))
     mean = grey(flat)[None]
-    flat = (mean + (flat - mean) * 1.35).clamp(0, 1)
-    flat = torch.round(flat * 9) / 9
-    flat = torch.where((p.label > 0)[None], flat, 0.35 + 0.65 * flat)
+    flat = (mean + (flat - mean) * 1.2).clamp(0, 1)
+    flat = torch.where(here, flat, 0.35 + 0.65 * torch.round(flat * 7) / 7)
     return flat * (1 - 0.85 * outlines(p))
 
 
@@ -135,7 +173,6 @@ STYLE_PAINTERS: dict[str, Callable[[Plate], Tensor]] = {
 }  # fmt: skip
 
 
-def apply_style(style: str, image: Tensor, normal: Tensor, depth: Tensor, label: Tensor, light: Tensor, seed: int) -> Tensor:
+def apply_style(style: str, plate: Plate) -> Tensor:
     """Redo one picture in a style, 3 h w in [0, 1]."""
-    plate = Plate(image, normal, depth, label, light, np.random.default_rng([0x57E1E, seed]))
     return STYLE_PAINTERS[style](plate)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from selfsame.training.loop import Checkpoint, Progress, Run, train
 
-DATA = Path("data/world1")
+DATA = Path("data/world2")
 RUNS = Path("runs")
 
 

@@ -87,7 +87,7 @@ def vae(options: Options) -> Trained:
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         out, mean, logvar = model(batch["pixels"], batch["noise"])
-        return vae_loss(batch["pixels"], out, mean, logvar, batch["weight"], 1e-3)
+        return vae_loss(batch["pixels"], out, mean, logvar, batch["weight"], 3e-4)
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, Reconstruct)
