@@ -1,4 +1,7 @@
-"""How many pictures a second the world draws, ground truth included, on all cores. Run: python benchmarks/world.py"""
+"""How many pictures a second the world draws, ground truth included: on all cores, and in batches on a GPU if there is one.
+
+Run: python benchmarks/world.py
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 
 import torch
 
+from selfsame.data.shards import draw_many
 from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import sample
 
@@ -28,6 +32,12 @@ def main() -> None:
         began = time.monotonic()
         done = sum(pool.map(work, [range(k * COUNT, (k + 1) * COUNT) for k in range(cores)]))
     print(f"{done / (time.monotonic() - began):.1f} pictures/s on {cores} cores at 128 px")
+    if torch.cuda.is_available():
+        items = [sample("train", i) for i in range(16 * COUNT)]
+        draw_many(items[:COUNT], "cuda")
+        began = time.monotonic()
+        draw_many(items, "cuda")
+        print(f"{len(items) / (time.monotonic() - began):.1f} pictures/s on {torch.cuda.get_device_name()}")
 
 
 if __name__ == "__main__":

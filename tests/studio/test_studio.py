@@ -89,3 +89,10 @@ def test_requests_survive_their_json():
     assert Request(style="comic").full_prompt == "a comic drawing of a person"
     with pytest.raises(InputError, match="unknown fields"):
         Request.from_json({"promt": "x"})
+
+
+def test_a_studio_takes_other_parts_by_name_and_refuses_unknown_ones():
+    studio = Studio().with_parts(vae=(other := torch.nn.Identity()))
+    assert studio.vae is other
+    with pytest.raises(ValueError, match="no part 'brush'"):
+        Studio().with_parts(brush=other)

@@ -67,6 +67,19 @@ def test_accumulation_gives_the_same_steps(tmp_path: Path):
     assert torch.allclose(weights(a), weights(b), atol=1e-5)
 
 
+def test_batches_made_ahead_are_the_same_batches(tmp_path: Path):
+    asked: list[int] = []
+
+    def noted(step: int) -> dict[str, torch.Tensor]:
+        asked.append(step)
+        return batch_at(step)
+
+    a = train(run(tmp_path / "a"), net(), objective, batch_at)
+    b = train(run(tmp_path / "b", prefetch=3), net(), objective, noted)
+    assert torch.equal(weights(a), weights(b))
+    assert sorted(set(asked))[:12] == list(range(12))
+
+
 def test_processes_share_a_global_batch_without_overlap():
     rows = [rows_of(rank, 2, 8) for rank in range(2)]
     assert [list(range(8))[r] for r in rows] == [[0, 1, 2, 3], [4, 5, 6, 7]]

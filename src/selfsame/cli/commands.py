@@ -5,22 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import Positional
 
 from selfsame.cli.say import warn
-
-REQUEST_FIELDS = (
-    "prompt", "negative_prompt", "style", "adapter_scale", "adapter_start", "adapter_end", "controlnet_scale", "controlnet_start",
-    "controlnet_end", "photos", "height", "width", "seed", "num_images", "num_steps", "guidance_scale", "solver",
-)  # fmt: skip
+from selfsame.studio.request import Request
 
 
-@dataclass(frozen=True)
-class Generate:
+@dataclass(frozen=True, kw_only=True)
+class Generate(Request):
     """Paint the person of a photo anew.
 
     Example: selfsame generate --face ada.png --prompt "a watercolour of a person laughing on a beach" --out out.png
@@ -30,46 +26,12 @@ class Generate:
     """Photos of one person, one or more. Without any the base model paints somebody."""
     identity: Path | None = None
     """An identity file instead of photos."""
-    prompt: str = ""
-    """What to paint; empty: the face alone decides."""
     out: Path = Path("out.png")
     """The PNG to write; several pictures get -1, -2 ... before the ending."""
-    negative_prompt: str = ""
-    """What not to paint."""
-    style: str = "none"
-    """A style preset: photo, pencil sketch, watercolour, pixel art, film noir, neon, clay, comic."""
-    adapter_scale: float = 1.0
-    """Image Adapter, 0 to 2: how much the face tokens say."""
-    adapter_start: float = 0.0
-    """Share of the run at which the Image Adapter starts."""
-    adapter_end: float = 1.0
-    """Share of the run at which the Image Adapter ends."""
-    controlnet_scale: float = 1.0
-    """IdentityNet, 0 to 2: key points and identity in space."""
-    controlnet_start: float = 0.0
-    """Share of the run at which IdentityNet starts."""
-    controlnet_end: float = 1.0
-    """Share of the run at which IdentityNet ends."""
-    photos: Literal["mean", "joint"] = "mean"
-    """Several photos: the mean of their embeddings, or all of them jointly."""
     pose: Path | None = None
     """Another picture whose face lends the key points."""
     which: int | None = None
     """Which face of a photo with several, counted from the left, from 0; default: the largest."""
-    height: int = 128
-    """Pixels, a multiple of 32."""
-    width: int = 128
-    """Pixels, a multiple of 32."""
-    seed: int = 0
-    """Picture i has seed + i."""
-    num_images: int = 1
-    """How many pictures."""
-    num_steps: int = 16
-    """Denoising steps."""
-    guidance_scale: float = 3.0
-    """How strongly the prompt and the face are followed; 1 and below: no guidance."""
-    solver: str = "dpmpp-2m"
-    """dpmpp-2m, dpmpp-2m-karras, euler, ddim, unipc or heun."""
     like: Path | None = None
     """Repeat the picture in this PNG; other flags change it."""
     device: str = "cpu"
@@ -77,11 +39,18 @@ class Generate:
     score: bool = True
     """Print how alike the judge finds the result and the photo."""
 
+    def check(self) -> None:
+        """Flags are checked when the command runs, so that errors read as ours and not as the parser's."""
+
+    @property
+    def request(self) -> Request:
+        """What is asked of the picture, checked."""
+        return Request(**{f.name: getattr(self, f.name) for f in fields(Request)})
+
     @staticmethod
     def like_defaults(args: list[str]) -> Generate:
         """Defaults from the picture given with --like, before the other flags are read."""
         from selfsame.images.files import InputError, read_metadata
-        from selfsame.studio.request import Request
 
         value = ""
         for a, b in zip(args, [*args[1:], ""], strict=True):
@@ -93,18 +62,16 @@ class Generate:
             raise InputError("--like needs the path of a PNG that selfsame wrote")
         content = read_metadata(value)
         request = Request.from_json(content.get("request", {}))
-        made = {name: getattr(request, name) for name in REQUEST_FIELDS}
         known: dict[str, Any] = {k: content.get(k) for k in ("pose", "which", "identity")}
         known |= {k: Path(known[k]) for k in ("pose", "identity") if known[k]}
-        return Generate(face=tuple(Path(p) for p in content.get("faces", ())), like=Path(value), **made, **known)
+        return Generate(face=tuple(Path(p) for p in content.get("faces", ())), like=Path(value), **request.to_json(), **known)
 
     def run(self) -> int:
         from selfsame.images.files import InputError, check_output, read_image, write_image
-        from selfsame.studio.request import Request
         from selfsame.values.identity import Identity
 
         began = time.monotonic()
-        request = Request(**{name: getattr(self, name) for name in REQUEST_FIELDS})
+        request = self.request
         out = check_output(self.out)
         if self.identity and self.face:
             raise InputError("give --face or --identity, not both")
@@ -304,7 +271,7 @@ class Render:
         return 0
 
 
-RecipeName = Literal["encoder", "judge", "detector", "vae", "clip", "reader", "base", "instantid"]
+RecipeName = Literal["encoder", "judge", "detector", "vae", "clip", "reader", "base", "instantid", "all"]
 
 
 @dataclass(frozen=True)
@@ -315,7 +282,7 @@ class Train:
     """
 
     name: Positional[RecipeName]
-    """Which recipe; each needs those before it."""
+    """Which recipe; each needs those before it. `all` trains and installs every one in turn, --minutes shared out among them."""
     data: Path = Path("data/world2")
     """Folder with the packed dataset (selfsame render --dataset ... --pack)."""
     runs: Path = Path("runs")
@@ -324,39 +291,60 @@ class Train:
     """Steps in all; 0: the recipe's own number."""
     minutes: float = 0.0
     """Stop after this many minutes; 0: when the steps are done."""
+    batch_size: int = 0
+    """Samples a step; 0: the recipe's own number."""
+    learning_rate: float = 0.0
+    """Peak learning rate; 0: the recipe's own."""
     smoke: bool = False
     """Two steps, to see that everything is in place."""
     ship: bool = False
     """Install the trained weights into the package."""
 
     def run(self) -> int:
+        from selfsame.recipes.catalogue import SHARES
+
+        if self.name != "all":
+            self._train(self.name, self.minutes, self.ship)
+            return 0
+        for name, share in SHARES.items():
+            self._train(name, self.minutes * share, not self.smoke)
+        return 0
+
+    def _train(self, name: str, minutes: float, ship: bool) -> None:
         from selfsame.recipes import catalogue
         from selfsame.recipes.common import Options
         from selfsame.recipes.curves import draw_curve
 
-        shown = False
-        with _bar(f"training {self.name}", 1) as tick:
+        with _bar(f"training {name}", 1) as tick:
             done = 0.0
 
             def show(p: Any) -> None:
-                nonlocal done, shown
+                nonlocal done
                 share = p.step / p.max_steps
                 tick(share - done, f"loss {p.loss:.4f}  {p.samples_per_s:.0f} samples/s  {p.eta_s:.0f} s left")
-                done, shown = share, True
+                done = share
                 if not sys.stderr.isatty():
                     parts = "  ".join(f"{k} {v:.4g}" for k, v in p.parts.items())
-                    print(f"{self.name} step {p.step}/{p.max_steps}  loss {p.loss:.4f}  {parts}  {p.samples_per_s:.1f}/s  eta {p.eta_s:.0f} s", flush=True)
+                    print(f"{name} step {p.step}/{p.max_steps}  loss {p.loss:.4f}  {parts}  {p.samples_per_s:.1f}/s  eta {p.eta_s:.0f} s", flush=True)
 
-            options = Options(data=self.data, runs=self.runs, steps=self.steps, minutes=self.minutes, smoke=self.smoke, on_progress=show)
-            trained = catalogue.recipes()[self.name](options)
-        print(f"{self.name}: " + "  ".join(f"{k} {v:.4g}" for k, v in trained.figures.items()))
-        print(draw_curve(trained.folder / "log.csv", trained.folder / "curve.png", self.name))
-        if self.ship:
+            options = Options(
+                data=self.data,
+                runs=self.runs,
+                steps=self.steps,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+                minutes=minutes,
+                smoke=self.smoke,
+                on_progress=show,
+            )
+            trained = catalogue.recipes()[name](options)
+        print(f"{name}: " + "  ".join(f"{k} {v:.4g}" for k, v in trained.figures.items()))
+        print(draw_curve(trained.folder / "log.csv", trained.folder / "curve.png", name))
+        if ship:
             from selfsame.recipes.ship import ship_trained
 
-            ship_trained(self.name, trained)
-            print(f"{self.name} installed into the package")
-        return 0
+            ship_trained(name, trained)
+            print(f"{name} installed into the package")
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ def record_of(item: Sample, picture: Picture, index: int) -> dict[str, Any]:
     }
 
 
-def _draw_many(items: list[Sample], device: str) -> list[Picture]:
-    """One by one on a CPU (tight windows, fixed bytes); grouped by signature on a GPU."""
+def draw_many(items: list[Sample], device: str) -> list[Picture]:
+    """Pictures of samples in order: one by one on a CPU (tight windows, fixed bytes), grouped by signature on a GPU."""
     if device == "cpu":
         return [draw([item.scene])[0] for item in items]
     pictures: list[Picture | None] = [None] * len(items)
@@ -98,7 +98,7 @@ def render_shard(job: RenderJob, samples: range) -> Path:
     partial = path.with_suffix(f".tar.{os.getpid()}.part")
     try:
         with open(partial, "wb") as stream, TarWriter(stream, mtime=0, encoder=False) as tar:
-            for i, item, picture in zip(samples, items, _draw_many(items, job.device), strict=True):
+            for i, item, picture in zip(samples, items, draw_many(items, job.device), strict=True):
                 tar.write(
                     {
                         "__key__": f"{job.split}{i:07d}",

@@ -73,6 +73,11 @@ def pack(folder: Path, split: str, *, limit: int | None = None) -> Iterator[int]
         os.replace(partial, folder / f"{key}.jsonl")
 
 
+def has_table(folder: Path, split: str, height: int, width: int) -> bool:
+    """Whether a split has pictures of this size: a small dataset may hold no group."""
+    return (folder / f"{_name(split, height, width)}.jsonl").exists()
+
+
 def open_table(folder: Path, split: str, height: int = 128, width: int = 128) -> Table:
     """The packed table of a split.
 

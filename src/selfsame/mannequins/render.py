@@ -104,10 +104,11 @@ class Stage:
         shells = frozenset().union(*(body.shells for body in bodies if body))
         hits = []
         for name, slot in slots:
-            shell = name in shells and cutter is not None
-            near, far = slot.depth(far=shell)
             inward = None
-            if shell:
+            if cutter is None or name not in shells:
+                near, _ = slot.depth()
+            else:
+                near, far = slot.depth(far=True)
                 assert far is not None
                 inward = cutter(name, slot, near)
                 near = torch.where(inward, far.masked_fill(cutter(name, slot, far), FAR), near)
@@ -381,7 +382,9 @@ def draw(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> list[Pi
     z = F.max_pool2d(stage.z.clamp_min(BACK).unsqueeze(1), SUPERSAMPLE)[:, 0]
     depth = torch.where(z <= BACK + 1e-3, torch.zeros_like(z), ((z + 1.8) / 3.0).clamp(0.02, 1))
     if any(s.style != "photo" for s in scenes):
-        plates = Planes(image, onto(back, tone(work.albedo)), F.avg_pool2d(stage.normal, SUPERSAMPLE), depth, label, onto(torch.ones_like(back[:, :1]), light)[:, 0])
+        plates = Planes(
+            image, onto(back, tone(work.albedo)), F.avg_pool2d(stage.normal, SUPERSAMPLE), depth, label, onto(torch.ones_like(back[:, :1]), light)[:, 0]
+        )
     else:
         plates = None
     pictures = []

@@ -10,8 +10,8 @@ from torch import Tensor
 
 @torch.no_grad()
 def encode(vae: Any, pixels: Tensor) -> Tensor:
-    """Posterior means, scaled: b 3 H W in [-1, 1] -> b c h w."""
-    return vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
+    """Posterior means, scaled: b 3 H W in [-1, 1] -> b c h w, on the VAE's device."""
+    return vae.encode(pixels.to(vae.device)).latent_dist.mean * vae.config.scaling_factor
 
 
 @torch.no_grad()

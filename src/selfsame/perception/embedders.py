@@ -115,9 +115,10 @@ def to_crops(images: list[np.ndarray], kps: list[np.ndarray], spec: CropSpec) ->
 
 @torch.no_grad()
 def embed(net: nn.Module, crops: Tensor, batch_size: int = 128) -> Tensor:
-    """Embeddings of many crops, b d float32."""
+    """Embeddings of many crops, b d float32 on the CPU, wherever the network is."""
     net.eval()
-    return torch.cat([net(part).float() for part in crops.split(batch_size)])
+    device = next(net.parameters()).device
+    return torch.cat([net(part.to(device)).float().cpu() for part in crops.split(batch_size)])
 
 
 def rank1(probes: Tensor, gallery: Tensor, truth: Tensor) -> float:

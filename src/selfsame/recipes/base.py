@@ -8,16 +8,24 @@ import torch.nn.functional as F
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from selfsame.data.tables import open_table
+from selfsame.data.tables import has_table, open_table
 from selfsame.diffusion.schedule import add_noise, lognormal_timesteps, scaled_linear_alphas_cumprod, velocity
 from selfsame.models.mannequin import new_unet
 from selfsame.models.text import encode_prompts
 from selfsame.recipes.caches import as_tensor, latents_of, text_of
-from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, torch_generator
+from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
+from selfsame.studio.request import Request
+from selfsame.studio.studio import Row, Studio
 from selfsame.training.loop import Batch, Loss, Run
 from selfsame.weights.mannequin import load_text, load_vae
 
 TEXT_DROP = 0.10
+WIDE = (192, 256)  # widths of the groups' canvases
+PROMPTS = (
+    "a photo of a person smiling in a garden", "a photo of ada fox facing the camera", "a watercolour of a person laughing on a beach",
+    "a photo of a person wearing a red hoodie in the city", "a pencil sketch of ben stone", "a photo of a striped mug in a kitchen",
+    "a pixel art picture of a person wearing a crown", "a comic of a sad person in space",
+)  # fmt: skip
 
 
 class Denoiser(nn.Module):
@@ -34,16 +42,21 @@ class Denoiser(nn.Module):
 def base(options: Options) -> Trained:
     """UNet2DConditionModel 96/96/128 from cached latents and text states."""
     run = options.run(
-        Run(folder=options.folder("base"), max_steps=125000, batch_size=16, learning_rate=4e-4, ema_decay=0.9995, weight_decay=0.01, look_every=1000, seed=41)
-    )
+        Run(folder=options.folder("base"), max_steps=125000, batch_size=16, learning_rate=8e-4, ema_decay=0.9995, weight_decay=0.01, look_every=1000, seed=41),
+        batch_size=256, learning_rate=1e-3, max_steps=16000,
+    )  # fmt: skip
     vae, (tokenizer, text_encoder) = load_vae(), load_text()
-    table, held = open_table(options.data, "train"), open_table(options.data, "validation")
     cache = options.runs / "cache"
-    latents = latents_of(vae, table, cache, "train")
-    held_latents = latents_of(vae, held, cache, "validation")
-    captions = [r["caption"] for r in table.records]
-    states = text_of(tokenizer, text_encoder, captions, cache, "train")
-    held_states = text_of(tokenizer, text_encoder, [r["caption"] for r in held.records], cache, "validation")
+
+    def cached_pair(split: str, width: int = 128) -> tuple[np.ndarray, np.ndarray]:
+        """Latents and text states of a split's pictures of one width."""
+        table, name = open_table(options.data, split, 128, width), split if width == 128 else f"{split}-{width}"
+        return latents_of(vae, table, cache, name), text_of(tokenizer, text_encoder, [r["caption"] for r in table.records], cache, name)
+
+    latents, states = cached_pair("train")
+    held_latents, held_states = cached_pair("validation")
+    wide = [cached_pair("train", width) for width in WIDE if has_table(options.data, "train", 128, width)]
+    wide_share = sum(len(pair[0]) for pair in wide) / (len(latents) + sum(len(pair[0]) for pair in wide))
     empty = encode_prompts(tokenizer, text_encoder, [""]).encoder_hidden_states[0]
     abar = scaled_linear_alphas_cumprod()
 
@@ -56,8 +69,14 @@ def base(options: Options) -> Trained:
         return {"noisy": add_noise(clean, noise, t, abar), "t": t, "text": text, "v": velocity(clean, noise, t, abar)}
 
     def batch_at(step: int) -> Batch:
-        at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
-        return noised(as_tensor(latents[at]), as_tensor(states[at]), generator_at(run.seed, step))
+        rng = generator_at(run.seed, step)
+        if wide and rng.random() < wide_share:  # groups on wider canvases, a whole batch of one size
+            z, text = wide[int(rng.integers(len(wide)))]
+            at = np.sort(rng.integers(len(z), size=run.batch_size))
+        else:
+            z, text = latents, states
+            at = np.sort(epoch_rows(len(z), run.batch_size, run.seed, step))
+        return noised(as_tensor(z[at]), as_tensor(text[at]), rng)
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         return Loss(F.mse_loss(model(batch["noisy"], batch["t"], batch["text"]).float(), batch["v"]))
@@ -65,6 +84,10 @@ def base(options: Options) -> Trained:
     fixed = [noised(as_tensor(held_latents[i : i + 64]), as_tensor(held_states[i : i + 64]), generator_at(run.seed, 10**9 + i)) for i in (0, 64, 128, 192)]
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
-        return {"held_out_loss": float(np.mean([float(objective(model, b).total) for b in fixed]))}
+        assert isinstance(model, Denoiser)
+        studio = Studio(str(model.unet.device)).with_parts(unet=model.unet)
+        painted, _ = studio.paint([Row(p) for p in PROMPTS], Request(), list(range(len(PROMPTS))))
+        save_grid(run, step, [painted])
+        return {"held_out_loss": float(np.mean([float(objective(model, beside(model, b)).total) for b in fixed]))}
 
     return finish(run, Denoiser(new_unet()), objective, batch_at, options, look)

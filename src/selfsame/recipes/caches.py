@@ -17,7 +17,7 @@ from selfsame.data.tables import Table
 from selfsame.models.latents import encode
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
-from selfsame.recipes.common import to_pixels
+from selfsame.recipes.common import compute_device, to_pixels
 
 
 def fingerprint(module: nn.Module, count: int) -> str:
@@ -47,8 +47,10 @@ def latents_of(vae: AutoencoderKL, table: Table, folder: Path, name: str) -> np.
     """Posterior means of all rows, n c h w float16, scaled by the VAE's scaling_factor."""
 
     def make() -> np.ndarray:
-        parts = [encode(vae, to_pixels(table.images[rows])) for rows in _chunks(len(table), 32)]
-        return torch.cat(parts).half().numpy()
+        vae.to(compute_device())  # type: ignore[arg-type]
+        parts = [encode(vae, to_pixels(table.images[rows])).half().cpu() for rows in _chunks(len(table), 32)]
+        vae.to("cpu")  # type: ignore[arg-type]
+        return torch.cat(parts).numpy()
 
     return cached(folder / f"{name}.latents.{fingerprint(vae, len(table))}.npy", make)
 

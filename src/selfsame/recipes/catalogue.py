@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from selfsame.recipes.common import Options, Trained
 
+# The order in which recipes need each other, and each one's share of the time when all are trained in turn.
+SHARES = {"encoder": 0.08, "judge": 0.08, "detector": 0.03, "vae": 0.18, "clip": 0.05, "reader": 0.05, "base": 0.33, "instantid": 0.20}
+
 
 def recipes() -> dict[str, Callable[[Options], Trained]]:
     """Name -> whole training run."""

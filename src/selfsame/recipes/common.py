@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selfsame.images.files import write_image
 from selfsame.training.loop import Checkpoint, Progress, Run, train
 
 DATA = Path("data/world2")
 RUNS = Path("runs")
+
+
+def compute_device() -> torch.device:
+    """Where recipes compute: the first GPU when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def beside(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch on the device of a module."""
+    device = next(module.parameters()).device
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +36,23 @@ class Options:
     data: Path = DATA
     runs: Path = RUNS
     steps: int = 0  # 0: the recipe's own
+    batch_size: int = 0  # likewise
+    learning_rate: float = 0.0  # likewise
     minutes: float = 0.0  # stop after this long; the run can be resumed
     smoke: bool = False  # two steps, to see that everything is in place
     on_progress: Callable[[Progress], None] | None = None
 
-    def run(self, default: Run) -> Run:
-        """The recipe's run with these changes."""
+    def run(self, default: Run, **on_gpu: Any) -> Run:
+        """The recipe's run with these changes; `on_gpu` are its own on a GPU, where big batches cost nothing."""
         run = replace(default, max_minutes=self.minutes)
+        if compute_device().type != "cpu":
+            run = replace(run, prefetch=4, **on_gpu)
         if self.steps:
             run = replace(run, max_steps=self.steps)
+        if self.batch_size:
+            run = replace(run, batch_size=self.batch_size)
+        if self.learning_rate:
+            run = replace(run, learning_rate=self.learning_rate)
         if self.smoke:
             run = replace(run, folder=run.folder.with_name(run.folder.name + "-smoke"), max_steps=2, log_every=1, save_every=1, look_every=0)
         return run
@@ -88,6 +108,18 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 def to_pixels(images: np.ndarray) -> Tensor:
     """n h w 3 uint8 -> n 3 h w in [-1, 1]."""
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def save_grid(run: Run, step: int, rows: Sequence[Sequence[np.ndarray]]) -> Path:
+    """Rows of equal pictures (h w 3 uint8) as samples/STEP.png in the run's folder: training that can be looked at."""
+    path = run.folder / "samples" / f"{step:07d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_image(path, np.concatenate([np.concatenate(list(row), 1) for row in rows]))
+
+
+def to_images(pixels: Tensor) -> list[np.ndarray]:
+    """n 3 h w in [-1, 1] -> n arrays h w 3 uint8."""
+    return list(((pixels.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 
 def finish(run: Run, module: nn.Module, objective: Any, batch_at: Any, options: Options, look: Any) -> Trained:

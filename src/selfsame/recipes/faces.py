@@ -132,16 +132,32 @@ def judge(options: Options) -> Trained:
     return _train_embedder("judge", "judge", JudgeNet(), 256, JUDGE_CROP, run, options)
 
 
+def moved(images: np.ndarray, boxes: np.ndarray, kps: np.ndarray, dy: int, dx: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pictures n h w 3 moved within their frame, edges repeated; boxes n 4 and key points n 5 2 go along, beyond the border too.
+
+    A face of which little is left in the picture becomes none (NaN).
+    """
+    _, h, w, _ = images.shape
+    ys, xs = (np.clip(np.arange(size) - by, 0, size - 1) for size, by in ((h, dy), (w, dx)))
+    box, points = boxes + np.array([dx, dy, dx, dy], boxes.dtype), kps + np.array([dx, dy], kps.dtype)
+    middle = points.mean(1)
+    gone = ((middle < 4) | (middle > np.array([w, h]) - 5)).any(1)
+    box[gone], points[gone] = np.nan, np.nan
+    return images[:, ys][:, :, xs], box, points
+
+
 def detector(options: Options) -> Trained:
     """Faces and key points, people and things alike, with flips and shifts."""
     run = options.run(Run(folder=options.folder("detector"), max_steps=2000, batch_size=32, learning_rate=2e-3, ema_decay=0.995, look_every=400, seed=13))
     table, held = open_table(options.data, "train"), open_table(options.data, "validation")
-    images, boxes, kps = table.images, torch.from_numpy(table.boxes), torch.from_numpy(table.kps)
 
     def batch_at(step: int) -> Batch:
         rng = generator_at(run.seed, step)
         at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
-        x, box, points = to_pixels(images[at]), boxes[at].clone(), kps[at].clone()
+        reach = 12 if rng.random() < 0.7 else 56  # far moves cut faces at the border
+        dy, dx = (int(v) for v in rng.integers(-reach, reach + 1, 2))
+        shown, around, marks = moved(table.images[at], table.boxes[at], table.kps[at], dy, dx)
+        x, box, points = to_pixels(shown), torch.from_numpy(around), torch.from_numpy(marks)
         if rng.random() < 0.5:  # zoom: shrink onto a canvas, so that small faces are known too
             zoom = float(rng.uniform(0.45, 0.95))
             size = int(128 * zoom) // 2 * 2
@@ -152,10 +168,6 @@ def detector(options: Options) -> Trained:
             shift = torch.tensor([ox, oy], dtype=torch.float32)
             points = (points + 0.5) * (size / 128) - 0.5 + shift
             box = ((box.view(-1, 2, 2) + 0.5) * (size / 128) - 0.5 + shift).view(-1, 4)
-        dy, dx = (int(v) for v in rng.integers(-12, 13, 2))
-        x = torch.roll(x, (dy, dx), (2, 3))
-        move = torch.tensor([dx, dy], dtype=torch.float32)
-        points, box = points + move, (box.view(-1, 2, 2) + move).view(-1, 4)
         if rng.random() < 0.5:
             x = x.flip(3)
             points = points[:, [1, 0, 2, 4, 3]] * torch.tensor([-1.0, 1.0]) + torch.tensor([127.0, 0.0])

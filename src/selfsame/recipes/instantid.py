@@ -17,12 +17,18 @@ from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import FaceEncoder
 from selfsame.recipes.caches import as_tensor, cached, faces_of, latents_of, text_of
-from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, torch_generator
+from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
+from selfsame.studio.request import Request
+from selfsame.studio.studio import Row, Studio
 from selfsame.training.loop import Batch, Loss, Run
 from selfsame.weights.mannequin import load_into, load_text, load_unet, load_vae
 
 SIZE = ResamplerSize(dim=192, depth=2, dim_head=32, heads=6, num_queries=16, embedding_dim=512, output_dim=CONTEXT_DIM)
+PROMPTS = (
+    "a photo of a person in a garden", "a watercolour of a person laughing on a beach", "a pencil sketch of a person", "a photo of a person wearing a suit",
+    "a comic of a person in space", "a photo of a smiling person in a library", "a pixel art picture of a person", "a photo of a person in the city",
+)  # fmt: skip
 FACE_LABELS = (paint.SKIN, paint.HAIR, paint.EYES, paint.BROWS, paint.NOSE, paint.MOUTH, paint.EARS)
 
 
@@ -43,8 +49,9 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
     run = options.run(
         Run(
             folder=options.folder("instantid"), max_steps=62500, batch_size=16, learning_rate=2e-4, ema_decay=0.999, weight_decay=0.01, look_every=1000, seed=51
-        )
-    )
+        ),
+        batch_size=256, learning_rate=5e-4, max_steps=8000,
+    )  # fmt: skip
     vae, (tokenizer, text_encoder), unet = load_vae(), load_text(), load_unet()
     encoder = load_into(FaceEncoder(), "encoder.safetensors")
     cache = options.runs / "cache"
@@ -85,6 +92,9 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
     never = InstantIDSamples(drop_face=0, drop_text=0, drop_both=0, max_photos=1)
     fixed = [held.batch(held.photos.rows[i : i + 64], generator_at(run.seed, 10**9 + i), never) for i in (0, 64, 128, 192)]
 
+    first = [held.photos.of[who] for who in list(held.photos.of)[: len(PROMPTS)]]
+    shown = [(rows[0], rows[1]) for rows in first]  # whose face, whose key points: two photos of a person
+
     def batch_at(step: int) -> Batch:
         at = np.sort(side.photos.rows[epoch_rows(len(side.photos.rows), run.batch_size, run.seed, step)])
         return side.batch(at, generator_at(run.seed, step), how)
@@ -93,7 +103,13 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
         return Loss(*instantid_loss(model, batch))
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
-        parts = [instantid_loss(model, b)[1] for b in fixed]
+        assert isinstance(model, InstantIDTrainer)
+        studio = Studio(str(model.unet.device)).with_parts(unet=model.unet, instantid=model.method)
+        request = Request(num_steps=12)
+        rows = [Row(p, "", torch.from_numpy(held.faces[i])[None, None], held.table.kps[j].astype(np.float64)) for (i, j), p in zip(shown, PROMPTS, strict=True)]
+        painted, _ = studio.paint(rows, request, list(range(len(rows))))
+        save_grid(run, step, [[held.table.images[i] for i, _ in shown], painted])
+        parts = [instantid_loss(model, beside(model, b))[1] for b in fixed]
         return {f"held_out_{k}": float(np.mean([float(p[k]) for p in parts])) for k in parts[0]}
 
     torch.manual_seed(run.seed)

@@ -61,7 +61,7 @@ def canonical_kps(view: int) -> tuple[np.ndarray, float]:
 
 def protocol() -> dict[str, Any]:
     """The pinned protocol that ships."""
-    return json.loads((resources.files("selfsame.evaluation") / "protocols/identity-1.json").read_text())
+    return json.loads((resources.files("selfsame.evaluation") / "protocols/identity-2.json").read_text())
 
 
 def tasks_of(p: dict[str, Any], people: int) -> list[Task]:

@@ -14,7 +14,7 @@ from selfsame.data.tables import Table, open_table
 from selfsame.mannequins import paint
 from selfsame.models.latents import decode, encode
 from selfsame.models.mannequin import new_vae
-from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, to_pixels, torch_generator
+from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, save_grid, to_images, to_pixels, torch_generator
 from selfsame.training.loop import Batch, Loss, Run
 
 CROP = 64
@@ -61,8 +61,9 @@ def weight_table() -> np.ndarray:
 def vae(options: Options) -> Trained:
     """AutoencoderKL 16/32/64/96 with 8 latent channels."""
     run = options.run(
-        Run(folder=options.folder("vae"), max_steps=48000, batch_size=8, learning_rate=1.5e-3, weight_decay=0.0, ema_decay=0.998, look_every=1000, seed=21)
-    )
+        Run(folder=options.folder("vae"), max_steps=48000, batch_size=8, learning_rate=1.5e-3, weight_decay=0.0, ema_decay=0.998, look_every=1000, seed=21),
+        batch_size=64, learning_rate=2e-3,
+    )  # fmt: skip
     table, held = open_table(options.data, "train"), open_table(options.data, "validation")
     weights = weight_table()
     net = Reconstruct(new_vae()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -91,6 +92,8 @@ def vae(options: Options) -> Trained:
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, Reconstruct)
+        shown = to_pixels(held.images[:8])
+        save_grid(run, step, [to_images(shown), to_images(decode(model.vae, encode(model.vae, shown)))])
         return vae_figures(model.vae, held, 64)
 
     done = finish(run, net, objective, batch_at, options, look)
@@ -109,7 +112,7 @@ def vae_figures(model: AutoencoderKL, table: Table, count: int) -> dict[str, flo
     rows = table.rows(lambda r: len(r["boxes"]) == 1)[:count]
     photo, styled, whole = [], [], []
     for chunk in np.array_split(rows, max(1, len(rows) // 16)):
-        pixels = to_pixels(table.images[chunk])
+        pixels = to_pixels(table.images[chunk]).to(model.device)
         out = decode(model, encode(model, pixels))
         for j, i in enumerate(chunk):
             x0, y0, x1, y1 = np.clip(table.boxes[i].round().astype(int), 0, 128)

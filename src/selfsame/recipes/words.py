@@ -16,7 +16,7 @@ from selfsame.models.mannequin import CONTEXT_DIM, new_image_encoder, new_text_e
 from selfsame.models.text import tokenize
 from selfsame.models.tokens import BOS, EOS, train_tokenizer
 from selfsame.perception.reader import ATTRIBUTES, AttributeReader, agreement, read, readable, reader_loss
-from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, to_pixels, torch_generator
+from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, to_pixels, torch_generator
 from selfsame.training.loop import Batch, Loss, Run
 
 VOCABULARY = 1500
@@ -77,8 +77,9 @@ def clip(options: Options) -> Trained:
     def look(model: nn.Module, step: int) -> dict[str, float]:
         rows = np.arange(min(200, len(held)))
         ids, _ = tokenize(tokenizer, [caption_person(held.records[i]["attributes"], None, None) for i in rows])
-        t, v = model(ids, to_pixels(held.images[rows]))
-        logits = t @ v.T
+        batch = beside(model, {"ids": ids, "pixels": to_pixels(held.images[rows])})
+        t, v = model(batch["ids"], batch["pixels"])
+        logits = (t @ v.T).cpu()
         truth = torch.arange(len(rows))
         return {"match_of_200": float((logits.argmax(1) == truth).float().mean())}
 

@@ -41,25 +41,46 @@ def _between(value: float, low: float, high: float, what: str) -> None:
 class Request:
     """All parameters of a picture except who is in it. The PNG carries them; `--like` repeats them."""
 
-    prompt: str = ""  # empty: the face and the key points alone
+    prompt: str = ""
+    """What to paint; empty: the face alone decides."""
     negative_prompt: str = ""
+    """What not to paint."""
     style: str = "none"
-    adapter_scale: float = 1.0  # Image Adapter: how much the face tokens say
+    """A style preset: photo, pencil sketch, watercolour, pixel art, film noir, neon, clay, comic."""
+    adapter_scale: float = 1.0
+    """Image Adapter, 0 to 2: how much the face tokens say."""
     adapter_start: float = 0.0
+    """Share of the run at which the Image Adapter starts."""
     adapter_end: float = 1.0
-    controlnet_scale: float = 1.0  # IdentityNet: key points and identity in space
+    """Share of the run at which the Image Adapter ends."""
+    controlnet_scale: float = 1.0
+    """IdentityNet, 0 to 2: key points and identity in space."""
     controlnet_start: float = 0.0
+    """Share of the run at which IdentityNet starts."""
     controlnet_end: float = 1.0
-    photos: Literal["mean", "joint"] = "mean"  # several photos: mean embedding, or all tokens jointly (official form)
+    """Share of the run at which IdentityNet ends."""
+    photos: Literal["mean", "joint"] = "mean"
+    """Several photos: the mean of their embeddings, or all of them jointly (the official form)."""
     height: int = 128
+    """Pixels, a multiple of 32."""
     width: int = 128
+    """Pixels, a multiple of 32."""
     seed: int = 0
+    """Picture i has seed + i."""
     num_images: int = 1
+    """How many pictures."""
     num_steps: int = 16
+    """Denoising steps."""
     guidance_scale: float = 3.0
+    """How strongly the prompt and the face are followed; 1 and below: no guidance."""
     solver: str = "dpmpp-2m"
+    """dpmpp-2m, dpmpp-2m-karras, euler, ddim, unipc or heun."""
 
     def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise InputError at the first field that cannot be used."""
         _between(self.adapter_scale, 0, 2, "the Image Adapter's strength")
         _between(self.controlnet_scale, 0, 2, "IdentityNet's strength")
         for start, end, who in ((self.adapter_start, self.adapter_end, "adapter"), (self.controlnet_start, self.controlnet_end, "controlnet")):

@@ -13,7 +13,9 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,6 +59,7 @@ class Run:
     save_minutes: float = 3.0  # also after this long, so that slow steps lose little
     look_every: int = 0  # samples and metrics; 0: only at the end
     max_minutes: float = 0.0  # 0: until max_steps
+    prefetch: int = 0  # batches made ahead by as many threads: on a GPU the CPU is free for it
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:
@@ -127,6 +130,30 @@ def _part(batch: Batch, rows: slice, device: torch.device) -> Batch:
         return value[rows] if isinstance(value, list) else value
 
     return {k: take(v) for k, v in batch.items()}
+
+
+@contextmanager
+def prefetched(batch_at: Callable[[int], Batch], ahead: int) -> Iterator[Callable[[int], Batch]]:
+    """`batch_at` for steps asked in order, made in threads `ahead` steps before they are needed."""
+    if ahead < 1:
+        yield batch_at
+        return
+    coming: deque[tuple[int, Future[Batch]]] = deque()
+    with ThreadPoolExecutor(ahead) as threads:
+
+        def take(step: int) -> Batch:
+            while len(coming) <= ahead:
+                number = coming[-1][0] + 1 if coming else step
+                coming.append((number, threads.submit(batch_at, number)))
+            number, future = coming.popleft()
+            assert number == step, "steps are taken in order"
+            return future.result()
+
+        try:
+            yield take
+        finally:
+            for _, future in coming:
+                future.cancel()
 
 
 class Checkpoint:
@@ -216,11 +243,11 @@ def train(
 
     module.train()
     try:
-        with stoppable():
+        with stoppable(), prefetched(batch_at, run.prefetch) as next_batch:
             while step < run.max_steps:
                 for group in optimizer.param_groups:
                     group["lr"] = run.learning_rate_at(step)
-                batch = batch_at(step)
+                batch = next_batch(step)
                 rows = rows_of(accelerator.process_index, accelerator.num_processes, run.batch_size)
                 share = (rows.stop - rows.start) // run.accumulate
                 for k in range(run.accumulate):

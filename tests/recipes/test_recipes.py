@@ -1,0 +1,59 @@
+"""Every recipe runs from shards to figures on a tiny dataset: two steps each, with pictures to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selfsame.data.shards import RenderJob, render_dataset
+from selfsame.data.tables import open_table, pack
+from selfsame.images.files import read_image
+from selfsame.recipes.catalogue import SHARES, recipes
+from selfsame.recipes.common import Options, generator_at
+from selfsame.recipes.faces import moved
+
+COUNTS = {"train": 96, "judge": 16, "validation": 32}
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    folder = tmp_path_factory.mktemp("world")
+    for split, count in COUNTS.items():
+        assert sum(render_dataset(RenderJob(folder, split, count), 1)) == count
+        assert list(pack(folder, split))[-1] == count
+    return Options(data=folder, runs=folder / "runs", smoke=True, batch_size=8)
+
+
+def test_shares_name_every_recipe_once_and_make_a_whole():
+    assert list(SHARES) == list(recipes())
+    assert sum(SHARES.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", list(SHARES))
+def test_a_recipe_runs_and_measures(name: str, options: Options):
+    trained = recipes()[name](options)
+    assert trained.samples == 2 * 8
+    assert trained.figures
+    assert all(np.isfinite(v) for v in trained.figures.values())
+    assert (trained.folder / "log.csv").read_text().count("\n") >= 3
+    if name in ("vae", "base", "instantid"):
+        (picture,) = (trained.folder / "samples").iterdir()
+        assert read_image(picture).shape[1] % 128 == 0
+
+
+def test_moved_pictures_keep_their_faces_true(options: Options):
+    """A face moved partly out of the picture keeps a box that reaches beyond the border; one moved away is no face."""
+    table = open_table(options.data, "validation")
+    x, boxes, kps = moved(table.images[:8], table.boxes[:8], table.kps[:8], 0, 40)
+    assert np.array_equal(x[:, :, 40:], table.images[:8, :, :88])
+    kept = ~np.isnan(boxes[:, 0])
+    assert np.allclose(boxes[kept] - table.boxes[:8][kept], [40, 0, 40, 0])
+    assert (boxes[kept][:, 2] > 127).any()
+    assert np.isnan(moved(table.images[:8], table.boxes[:8], table.kps[:8], 100, 0)[1]).all()
+    assert np.isnan(kps).any(axis=(1, 2)).tolist() == (~kept).tolist()
+
+
+def test_random_numbers_belong_to_the_step():
+    assert generator_at(3, 7).random() == generator_at(3, 7).random() != generator_at(3, 8).random()
