@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,6 +14,7 @@ from selfsame.methods.instantid.checkpoint import adapter_from_official, adapter
 from selfsame.methods.instantid.method import InstantID, ResamplerSize, face_conditions, predict
 from selfsame.methods.instantid.objective import InstantIDTrainer, instantid_loss
 from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, drop, face_weights, lend_faces
+from selfsame.training.loop import checkpoint_activations
 from selfsame.values.conditioning import Conditioning, FaceCondition, SpatialCondition, stacked
 
 SIZE = ResamplerSize(dim=32, depth=1, dim_head=16, heads=2, num_queries=4, embedding_dim=512, output_dim=16)
@@ -155,19 +158,38 @@ def test_adapter_starts_from_the_base_projections(unet):
         assert torch.equal(layer.to_k_ip.weight, unet.get_submodule(path).to_k.weight)
 
 
-def test_training_moves_the_method_and_never_the_base(unet, method):
-    trainer = InstantIDTrainer(InstantID.new(unet, SIZE, conditioning_channels=(8, 8, 8, 16)), unet)
+def training_batch() -> dict[str, Tensor]:
     x, text, embedding, kps = inputs(2)
-    batch = {
+    return {
         "noisy": x, "t": torch.tensor([3, 700]), "text": text, "embedding": embedding, "kps_image": kps,
-        "target": torch.randn(x.shape), "weight": torch.ones(2, 1, 8, 8),
+        "target": torch.randn(x.shape, generator=torch.Generator().manual_seed(9)), "weight": torch.ones(2, 1, 8, 8),
     }  # fmt: skip
-    loss, parts = instantid_loss(trainer, batch)
+
+
+def test_training_moves_the_method_and_never_the_base(unet):
+    before = base(unet)
+    trainer = InstantIDTrainer(InstantID.new(unet, SIZE, conditioning_channels=(8, 8, 8, 16)), unet)
+    loss, parts = instantid_loss(trainer, training_batch())
     loss.backward()
     assert set(parts) == {"plain", "face"}
     assert all(p.grad is None for p in unet.parameters())
     for part in (trainer.method.resampler, trainer.method.adapter, trainer.method.identity_net):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+    trainer.detach()
+    assert torch.equal(base(unet), before)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(unet, method):
+    gradients = []
+    for checkpointed in (False, True):
+        trainer = InstantIDTrainer(copy.deepcopy(method).requires_grad_(True), copy.deepcopy(unet)).train()
+        if checkpointed:
+            checkpoint_activations(trainer)
+        instantid_loss(trainer, training_batch())[0].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.method.parameters() if p.grad is not None]))
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
+    with pytest.raises(ValueError, match="no part of the module offers it"):
+        checkpoint_activations(torch.nn.Linear(1, 1))
 
 
 def test_conditions_only_stack_with_their_like(method):

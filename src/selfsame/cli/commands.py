@@ -337,9 +337,13 @@ class Train:
                 smoke=self.smoke,
                 on_progress=show,
             )
-            trained = catalogue.recipes()[name](options)
+            try:
+                trained = catalogue.recipes()[name](options)
+            finally:  # also after Ctrl-C: the curve so far
+                if (log := options.folder(name) / "log.csv").exists():
+                    draw_curve(log, log.with_name("curve.png"), name)
         print(f"{name}: " + "  ".join(f"{k} {v:.4g}" for k, v in trained.figures.items()))
-        print(draw_curve(trained.folder / "log.csv", trained.folder / "curve.png", name))
+        print(trained.folder / "curve.png")
         if ship:
             from selfsame.recipes.ship import ship_trained
 

@@ -20,6 +20,7 @@ from selfsame.training.loop import Batch, Loss, Run
 from selfsame.weights.mannequin import load_text, load_vae
 
 TEXT_DROP = 0.10
+SMALL_SHARE = 0.10  # of the steps, the first, see pictures of half the size: words and colours are learned there at a third of the cost
 WIDE = (192, 256)  # widths of the groups' canvases
 PROMPTS = (
     "a photo of a person smiling in a garden", "a photo of ada fox facing the camera", "a watercolour of a person laughing on a beach",
@@ -48,13 +49,14 @@ def base(options: Options) -> Trained:
     vae, (tokenizer, text_encoder) = load_vae(), load_text()
     cache = options.runs / "cache"
 
-    def cached_pair(split: str, width: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    def cached_pair(split: str, width: int = 128, shrink: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Latents and text states of a split's pictures of one width."""
         table, name = open_table(options.data, split, 128, width), split if width == 128 else f"{split}-{width}"
-        return latents_of(vae, table, cache, name), text_of(tokenizer, text_encoder, [r["caption"] for r in table.records], cache, name)
+        states = text_of(tokenizer, text_encoder, [r["caption"] for r in table.records], cache, name)
+        return latents_of(vae, table, cache, name if shrink == 1 else f"{name}-small", shrink), states
 
-    latents, states = cached_pair("train")
-    held_latents, held_states = cached_pair("validation")
+    (latents, states), (small, _) = cached_pair("train"), cached_pair("train", shrink=2)
+    small_steps = round(SMALL_SHARE * run.max_steps)
     wide = [cached_pair("train", width) for width in WIDE if has_table(options.data, "train", 128, width)]
     wide_share = sum(len(pair[0]) for pair in wide) / (len(latents) + sum(len(pair[0]) for pair in wide))
     empty = encode_prompts(tokenizer, text_encoder, [""]).encoder_hidden_states[0]
@@ -70,7 +72,10 @@ def base(options: Options) -> Trained:
 
     def batch_at(step: int) -> Batch:
         rng = generator_at(run.seed, step)
-        if wide and rng.random() < wide_share:  # groups on wider canvases, a whole batch of one size
+        if step < small_steps:
+            z, text = small, states
+            at = np.sort(epoch_rows(len(z), run.batch_size, run.seed, step))
+        elif wide and rng.random() < wide_share:  # groups on wider canvases, a whole batch of one size
             z, text = wide[int(rng.integers(len(wide)))]
             at = np.sort(rng.integers(len(z), size=run.batch_size))
         else:
@@ -81,13 +86,18 @@ def base(options: Options) -> Trained:
     def objective(model: nn.Module, batch: Batch) -> Loss:
         return Loss(F.mse_loss(model(batch["noisy"], batch["t"], batch["text"]).float(), batch["v"]))
 
-    fixed = [noised(as_tensor(held_latents[i : i + 64]), as_tensor(held_states[i : i + 64]), generator_at(run.seed, 10**9 + i)) for i in (0, 64, 128, 192)]
+    def held_batches(shrink: int) -> list[Batch]:
+        z, text = cached_pair("validation", shrink=shrink)
+        return [noised(as_tensor(z[i : i + 64]), as_tensor(text[i : i + 64]), generator_at(run.seed, 10**9 + i)) for i in range(0, min(256, len(z)), 64)]
+
+    fixed = {"held_out_loss": held_batches(1), "held_out_small": held_batches(2)}
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, Denoiser)
         studio = Studio(str(model.unet.device)).with_parts(unet=model.unet)
-        painted, _ = studio.paint([Row(p) for p in PROMPTS], Request(), list(range(len(PROMPTS))))
+        side = 64 if step <= small_steps else 128
+        painted, _ = studio.paint([Row(p) for p in PROMPTS], Request(height=side, width=side), list(range(len(PROMPTS))))
         save_grid(run, step, [painted])
-        return {"held_out_loss": float(np.mean([float(objective(model, beside(model, b)).total) for b in fixed]))}
+        return {name: float(np.mean([float(objective(model, beside(model, b)).total) for b in batches])) for name, batches in fixed.items()}
 
     return finish(run, Denoiser(new_unet()), objective, batch_at, options, look)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -43,12 +44,12 @@ def _chunks(count: int, size: int) -> Iterable[slice]:
 
 
 @torch.no_grad()
-def latents_of(vae: AutoencoderKL, table: Table, folder: Path, name: str) -> np.ndarray:
-    """Posterior means of all rows, n c h w float16, scaled by the VAE's scaling_factor."""
+def latents_of(vae: AutoencoderKL, table: Table, folder: Path, name: str, shrink: int = 1) -> np.ndarray:
+    """Posterior means of all rows, n c h w float16, scaled by the VAE's scaling_factor; of pictures shrunk so many times."""
 
     def make() -> np.ndarray:
         vae.to(compute_device())  # type: ignore[arg-type]
-        parts = [encode(vae, to_pixels(table.images[rows])).half().cpu() for rows in _chunks(len(table), 32)]
+        parts = [encode(vae, F.avg_pool2d(to_pixels(table.images[rows]), shrink)).half().cpu() for rows in _chunks(len(table), 32)]
         vae.to("cpu")  # type: ignore[arg-type]
         return torch.cat(parts).numpy()
 

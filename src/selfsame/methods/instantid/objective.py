@@ -10,6 +10,7 @@ here with the base's own prediction type as target, and a weight on the face tha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -20,20 +21,29 @@ from selfsame.values.conditioning import Conditioning, FaceCondition, SpatialCon
 
 
 class InstantIDTrainer(nn.Module):
-    """The method attached to its frozen base, behind one call that several processes may wrap."""
+    """The method attached to its frozen base, behind one call that several processes may wrap.
+
+    It stays attached until `detach`, not only during a call: gradient checkpointing runs parts of the forward pass again in
+    the backward pass, and must find the same processors there.
+    """
 
     def __init__(self, method: InstantID, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.method = method
         self.unet = unet.requires_grad_(False)
+        self._attachment = ExitStack()
+        self._attachment.enter_context(method.attached(unet))
+
+    def detach(self) -> None:
+        """Leave the base as it was found."""
+        self._attachment.close()
 
     def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, embedding: Tensor, kps_image: Tensor) -> Tensor:
         """noisy b c h w (VP), timesteps b, text b t c, embedding b k 512 (zeros: no face), kps_image b 3 H W in [0, 1]."""
         tokens = self.method.tokens(embedding)
         rows = torch.ones(len(noisy), device=noisy.device)
         c = Conditioning(text, face=FaceCondition(tokens, rows), spatial=SpatialCondition(kps_image, tokens, rows))
-        with self.method.attached(self.unet):
-            return predict(self.unet, self.method.identity_net, noisy, timesteps, c)
+        return predict(self.unet, self.method.identity_net, noisy, timesteps, c)
 
 
 def instantid_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
