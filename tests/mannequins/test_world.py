@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ from selfsame.mannequins import paint
 from selfsame.mannequins.attributes import EXPRESSIONS, SCENES, STYLES, Look, View
 from selfsame.mannequins.clips import clip
 from selfsame.mannequins.people import FIRST_NAMES, LAST_NAMES, SPLITS, celebrities, person_named, person_of, split_person
-from selfsame.mannequins.render import PersonIn, Scene, ThingIn, draw, faces_of
+from selfsame.mannequins.render import PersonIn, Scene, ThingIn, draw, faces_of, signature
 from selfsame.mannequins.scenes import BACKDROPS
 from selfsame.mannequins.solids import rotation
 from selfsame.mannequins.styles import STYLE_PAINTERS
@@ -48,8 +49,11 @@ def test_a_sample_is_a_function_of_its_number(i: int):
     assert sample("train", i).caption == sample("train", i).caption
 
 
-def test_a_batch_is_its_pictures_one_by_one():
-    scenes = [sample("train", i).scene for i in range(6)]
+@pytest.mark.parametrize("rows", [range(6), (12, 13, 14, 15, 28, 29), (11, 43)], ids=["people", "things", "groups"])
+def test_a_batch_is_its_pictures_one_by_one(rows: Sequence[int]):
+    """A batch on a GPU takes the same path as this one: windows of all its pictures together, points of all in one row."""
+    scenes = [sample("train", i).scene for i in rows]
+    scenes = [s for s in scenes if signature(s) == signature(scenes[0])]
     together = draw(scenes)
     for scene, picture in zip(scenes, together, strict=True):
         alone = draw([scene])[0]

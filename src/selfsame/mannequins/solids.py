@@ -258,9 +258,12 @@ class Slot:
         return together * torch.rsqrt((together * together).sum(1, keepdim=True) + 1e-12)
 
 
-def _merged_order(lists: Sequence[Sequence[tuple[str, Kind]]]) -> list[tuple[str, Kind]]:
-    """All names once, in an order that agrees with each list, so that a batch melts as its pictures do one by one."""
-    merged: list[tuple[str, Kind]] = []
+Key = tuple[str, Kind, int]  # name, kind, part: what the solids of a slot share; a head may be part 0 here and part 1 there
+
+
+def _merged_order(lists: Sequence[Sequence[Key]]) -> list[Key]:
+    """All keys once, in an order that agrees with each list, so that a batch melts as its pictures do one by one."""
+    merged: list[Key] = []
     for names in lists:
         at = 0
         for name in names:
@@ -280,23 +283,22 @@ def slots_of(bodies: Sequence[Sequence[dict[str, Solid]]], grid: Grid) -> list[l
     """
     keys, chosen = [], []
     for i, pictures in enumerate(bodies):
-        for name, kind in _merged_order([[(name, solid.kind) for name, solid in solids.items()] for solids in pictures]):
-            keys.append((i, name, kind))
-            chosen.append([s if (s := solids.get(name)) is not None and s.kind == kind else None for solids in pictures])
+        for name, kind, part in _merged_order([[(name, solid.kind, solid.part) for name, solid in solids.items()] for solids in pictures]):
+            keys.append((i, name, kind, part))
+            chosen.append([s if (s := solids.get(name)) is not None and (s.kind, s.part) == (kind, part) else None for solids in pictures])
     slots: list[list[tuple[str, Slot]]] = [[] for _ in bodies]
     if not keys:
         return slots
     present = np.array([[s is not None for s in row] for row in chosen])
     axes = np.array([[s.axes if s is not None else np.eye(3) for s in row] for row in chosen])
     centre = np.array([[s.centre if s is not None else np.zeros(3) for s in row] for row in chosen])
-    kinds = np.array([kind for _, _, kind in keys])
+    kinds = np.array([kind for _, _, kind, _ in keys])
     low, high = _extents(kinds, axes, centre)
     low, high = np.where(present[..., None], low, np.inf).min(1), np.where(present[..., None], high, -np.inf).max(1)
     numbers = Numbers(kinds, axes, centre, present, grid.device)
-    for at, (i, name, kind) in enumerate(keys):
+    for at, (i, name, kind, part) in enumerate(keys):
         window = grid.window(low[at], high[at])
         if window is not None:
-            part = next(s.part for s in chosen[at] if s is not None)
             slots[i].append((name, Slot(kind, part, window, numbers.rows[at], numbers.turns[at])))
     return slots
 
