@@ -1,9 +1,12 @@
-"""One picture, warm: median of five, and what the parts of InstantID cost over the base model in the same run."""
+"""One picture, warm (median of five) with what the parts of InstantID cost over the base model, then cold from the command line, and `--help`."""
 
 from __future__ import annotations
 
 import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 
 from selfsame import Request, load
@@ -34,6 +37,12 @@ def main() -> None:
     times = {name: seconds(run) for name, run in cases.items()}
     for name, value in times.items():
         print(f"{name:15} {value:.2f} s  {value / times['base']:.2f} x base")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", "from selfsame.cli.main import entry; entry()"]
+        generate = ["generate", "--face", "examples/ada.png", "--prompt", prompt, "--out", f"{folder}/out.png"]
+        for name, args in (("cold", generate), ("--help", ["--help"])):
+            value = seconds(lambda args=args: subprocess.run([*command, *args], check=True, capture_output=True))
+            print(f"{name:15} {value:.2f} s")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 

@@ -128,7 +128,9 @@ def test_bad_photos_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--seed", "-1"], "seed -1"),
         (["--out", "/nowhere/at/all.png"], "no such folder"),
         (["--out", "out.gif"], ".png"),
-        (["--device", "cuda:9"], "no CUDA device"),
+        (["--device", "cuda:99"], "torch sees"),
+        (["--device", "gpu"], "choose cpu, cuda"),
+        (["--out", "/proc/out.png"], "cannot be written"),
         (["--like", "missing.png"], "no such file"),
     ],
 )
@@ -156,6 +158,13 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Studio, "paint", interrupted)
     assert main(["generate", "--prompt", "a person", "--out", str(tmp_path / "out.png")]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_and_datasets_refuse_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert "did you mean 'encoder'" in fails(capsys, "train", "encodr")
+    assert "holds no dataset" in fails(capsys, "train", "vae", "--data", str(tmp_path), "--smoke")
+    assert "choose cpu, cuda" in fails(capsys, "render", "--dataset", str(tmp_path / "d"), "--device", "tpu9")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -96,3 +96,52 @@ def test_a_studio_takes_other_parts_by_name_and_refuses_unknown_ones():
     assert studio.vae is other
     with pytest.raises(ValueError, match="no part 'brush'"):
         Studio().with_parts(brush=other)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_key_points_off_the_canvas_are_moved_onto_it(left: bool):
+    """The face of a wide photo's side must not fall off a square picture."""
+    points = np.array([[30, 50], [50, 50], [40, 60], [32, 70], [48, 70]], float) + (0 if left else 180)
+    moved = Kept(points, 128, 256).in_picture(128, 128)
+    assert moved.min() >= 5
+    assert moved.max() <= 122
+    assert np.allclose(moved - moved[0], points - points[0])
+    inside = np.array([[50, 50], [70, 50], [60, 60], [52, 70], [68, 70]], float)
+    assert np.array_equal(Kept(inside, 128, 128).in_picture(128, 128), inside)
+
+
+def test_a_window_covers_all_calls_of_a_solver_of_second_order(studio: Studio):
+    """Heun calls the networks twice a step; a window of the whole run must not end after half of it."""
+    assert studio.num_calls(Request(num_steps=4)) == 4
+    assert studio.num_calls(Request(num_steps=4, solver="heun")) == 7
+    ada = studio.identity(EXAMPLES / "ada.png")
+    seen: list[bool] = []
+    unet = studio.unet
+    hook = unet.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["cross_attention_kwargs"] is not None), with_kwargs=True)
+    studio.generate(Request(prompt="a person", num_steps=4, solver="heun"), ada)
+    hook.remove()
+    assert seen == [True] * 7
+
+
+def test_guidance_runs_against_as_many_zeros_as_there_are_photos(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+    no_face = studio.instantid.no_face
+    monkeypatch.setattr(studio.instantid, "no_face", lambda count, num_photos=1: asked.append(num_photos) or no_face(count, num_photos))
+    both = studio.identity(EXAMPLES / "ada.png", EXAMPLES / "bo.png")
+    for photos in ("joint", "mean"):
+        studio.generate(Request(num_steps=1, photos=photos), both)
+    assert asked == [2, 1]
+
+
+def test_likeness_is_of_the_chosen_face(studio: Studio):
+    import selfsame.mannequins.render as r
+    from selfsame.mannequins.attributes import Look, View
+
+    subjects = tuple(r.PersonIn(person_of(300_000 + i), Look(), View(scale=0.5 + 0.06 * i, x=-0.5 + i, y=0.2)) for i in range(2))
+    pair = draw([r.Scene(subjects, width=256)])[0].image
+    alone = draw([neutral_scene(person_of(300_000))])[0].image
+    first, second = studio.likeness(alone, pair, which=0), studio.likeness(alone, pair, which=1)
+    assert first is not None
+    assert second is not None
+    assert first > second
+    assert studio.likeness(alone, pair) == second  # the larger face

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfsame.training.loop import Checkpoint, Loss, Run, rows_of, train
+from selfsame.training.loop import NORM_BATCHES, Checkpoint, Loss, Run, rows_of, train
 
 
 def batch_at(step: int) -> dict[str, torch.Tensor]:
@@ -47,7 +47,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path):
-    whole = train(run(tmp_path / "whole"), net(), objective, batch_at)
+    whole = train(run(tmp_path / "whole"), net(), objective, batch_at).module
 
     def killed(step: int) -> dict[str, torch.Tensor]:
         if step == 7:
@@ -56,14 +56,14 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path):
 
     with pytest.raises(KeyboardInterrupt):
         train(run(tmp_path / "cut"), net(), objective, killed)
-    resumed = train(run(tmp_path / "cut"), net(), objective, batch_at)
+    resumed = train(run(tmp_path / "cut"), net(), objective, batch_at).module
     assert torch.equal(weights(whole), weights(resumed))
     assert (tmp_path / "cut/log.csv").read_text().count("\n") == (tmp_path / "whole/log.csv").read_text().count("\n")
 
 
 def test_accumulation_gives_the_same_steps(tmp_path: Path):
-    a = train(run(tmp_path / "a"), net(), objective, batch_at)
-    b = train(run(tmp_path / "b", accumulate=4), net(), objective, batch_at)
+    a = train(run(tmp_path / "a"), net(), objective, batch_at).module
+    b = train(run(tmp_path / "b", accumulate=4), net(), objective, batch_at).module
     assert torch.allclose(weights(a), weights(b), atol=1e-5)
 
 
@@ -74,8 +74,8 @@ def test_batches_made_ahead_are_the_same_batches(tmp_path: Path):
         asked.append(step)
         return batch_at(step)
 
-    a = train(run(tmp_path / "a"), net(), objective, batch_at)
-    b = train(run(tmp_path / "b", prefetch=3), net(), objective, noted)
+    a = train(run(tmp_path / "a"), net(), objective, batch_at).module
+    b = train(run(tmp_path / "b", prefetch=3), net(), objective, noted).module
     assert torch.equal(weights(a), weights(b))
     assert sorted(set(asked))[:12] == list(range(12))
 
@@ -90,7 +90,7 @@ def test_frozen_parameters_stay(tmp_path: Path):
     model[0].requires_grad_(False)  # type: ignore[index]
     before = model[0].weight.clone()  # type: ignore[index, union-attr, operator]
     train(run(tmp_path), model, objective, batch_at)
-    assert torch.equal(before, model[0].weight)  # type: ignore[index, arg-type]
+    assert torch.equal(before, model[0].weight.cpu())  # type: ignore[index, union-attr, operator]
 
 
 def test_the_loss_goes_down_and_is_logged(tmp_path: Path):
@@ -101,12 +101,37 @@ def test_the_loss_goes_down_and_is_logged(tmp_path: Path):
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
-    def broken(model: nn.Module, batch: dict[str, torch.Tensor]) -> Loss:
-        return Loss(objective(model, batch).total * float("nan"))
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_state(tmp_path: Path):
+    def breaks(model: nn.Module, batch: dict[str, torch.Tensor]) -> Loss:
+        loss = objective(model, batch).total
+        return Loss(loss * float("nan") if broken and torch.equal(batch["x"], batch_at(7)["x"]) else loss)
 
+    broken = True
     with pytest.raises(FloatingPointError, match="learning rate"):
-        train(run(tmp_path), net(), broken, batch_at)
+        train(run(tmp_path / "a"), net(), breaks, batch_at)
+    broken = False
+    again = train(run(tmp_path / "a"), net(), breaks, batch_at).module
+    assert torch.equal(weights(again), weights(train(run(tmp_path / "b"), net(), objective, batch_at).module))
+
+
+def test_a_run_on_other_data_is_not_continued(tmp_path: Path):
+    train(run(tmp_path, data="world 1"), net(), objective, batch_at)
+    with pytest.raises(ValueError, match="learns from world 2"):
+        train(run(tmp_path, data="world 2", max_steps=20), net(), objective, batch_at)
+
+
+def test_averaged_weights_get_statistics_of_their_own(tmp_path: Path):
+    """Batch norms of the result are those of its weights on its batches, not of the last raw weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+    made = train(run(tmp_path, ema_decay=0.9), model, objective, batch_at).module
+    assert isinstance(made, nn.Sequential)
+    with torch.no_grad():
+        hidden = torch.stack([made[0](batch_at(i)["x"]).mean(0) for i in range(NORM_BATCHES)])
+    norm = made[1]
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert torch.allclose(norm.running_mean, hidden.mean(0), atol=1e-5)  # type: ignore[arg-type]
+    assert norm.momentum == 0.1
 
 
 def test_checkpoints_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -129,14 +154,30 @@ def test_bad_runs_are_refused(tmp_path: Path, bad: dict[str, object]):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_polite_kill_saves_everything(tmp_path: Path, number: int):
+def test_a_polite_kill_ends_after_the_step_and_saves_everything(tmp_path: Path, number: int):
     def killed(step: int) -> dict[str, torch.Tensor]:
         if step == 4:
             os.kill(os.getpid(), number)
         return batch_at(step)
 
     with pytest.raises(KeyboardInterrupt):
-        train(run(tmp_path, save_every=1000), net(), objective, killed)
+        train(run(tmp_path / "cut", save_every=1000), net(), objective, killed)
+    state = Checkpoint(tmp_path / "cut").load()
+    assert state is not None
+    assert state["step"] == 5
+    resumed = train(run(tmp_path / "cut"), net(), objective, batch_at).module
+    assert torch.equal(weights(resumed), weights(train(run(tmp_path / "whole"), net(), objective, batch_at).module))
+
+
+def test_killed_twice_ends_at_once_with_the_last_saved_state(tmp_path: Path):
+    def impatient(model: nn.Module, batch: dict[str, torch.Tensor]) -> Loss:
+        if torch.equal(batch["x"], batch_at(7)["x"]):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return objective(model, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run(tmp_path, save_every=5), net(), impatient, batch_at)
     state = Checkpoint(tmp_path).load()
     assert state is not None
-    assert state["step"] == 4
+    assert state["step"] == 5

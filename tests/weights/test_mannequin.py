@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from selfsame.weights import mannequin
-from selfsame.weights.mannequin import FOLDER, WeightsError, checked, load_into, manifest, ship
+from selfsame.weights.mannequin import FOLDER, WeightsError, checked, checked_folder, load_into, manifest, note, ship
 
 
 def test_shipped_files_are_what_the_manifest_says_and_within_the_limits():
     files = manifest()["files"]
-    on_disk = {str(p.relative_to(FOLDER).as_posix()) for p in FOLDER.rglob("*.safetensors")}
-    assert on_disk == set(files)
+    loose = {"base/model_index.json", "manifest.json"}  # what no loader of ours reads
+    on_disk = {str(p.relative_to(FOLDER).as_posix()) for p in FOLDER.rglob("*") if p.is_file()}
+    assert on_disk - loose == set(files)
     for name in files:
         assert checked(name).stat().st_size < 16e6
     assert sum((FOLDER / n).stat().st_size for n in files) < 50e6
@@ -46,6 +47,20 @@ def test_damage_is_named(tmp_path: Path):
     (tmp_path / "net.safetensors").unlink()
     with pytest.raises(WeightsError, match="is missing"):
         checked("net.safetensors", tmp_path)
+
+
+def test_every_file_of_a_folder_counts(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "weights.bin"):
+        (tmp_path / "model" / name).write_text(name)
+    note("model", {"samples": 1}, tmp_path)
+    assert checked_folder("model", tmp_path) == tmp_path / "model"
+    (tmp_path / "model/config.json").write_text("other")
+    mannequin._checked.cache_clear()
+    with pytest.raises(WeightsError, match=r"config.json has sha256"):
+        checked_folder("model", tmp_path)
+    with pytest.raises(WeightsError, match="is missing"):
+        checked_folder("nothing", tmp_path)
 
 
 def test_stock_stable_diffusion_loads_the_base_and_draws():

@@ -92,7 +92,11 @@ class Generate(Request):
             who = studio.identity(*self.face, which=self.which)
         if self.like and who is not None:
             _warn_if_changed(self.like, list(who.sources))
-        pose = studio.pose_of(self.pose) if self.pose else None
+        pose = None
+        if self.pose:
+            for note in studio.face(read_image(self.pose), name=str(self.pose))[1]:
+                warn(note)
+            pose = studio.pose_of(self.pose)
         about = {
             "faces": [str(p.resolve()) for p in self.face],
             "sources": list(who.sources) if who else [],
@@ -101,7 +105,7 @@ class Generate(Request):
             "which": self.which,
             "model": "mannequin",
         }
-        with _bar("painting", request.num_steps * -(-request.num_images // 4)) as tick:
+        with _bar("painting", studio.num_calls(request) * -(-request.num_images // 4)) as tick:
             for i, made in enumerate(studio.generate_each(request, who, pose=pose, on_step=lambda _: tick(1))):
                 path = out if request.num_images == 1 else out.with_name(f"{out.stem}-{i + 1}{out.suffix}")
                 write_image(path, made.pixels, {"request": made.request.to_json(), **about})
@@ -109,7 +113,7 @@ class Generate(Request):
                     warn(note)
                 line = f"{path}"
                 if self.score and images:
-                    likeness = studio.likeness(made.pixels, images[0])
+                    likeness = studio.likeness(made.pixels, images[0], which=self.which)
                     line += "  no face found in it" if likeness is None else f"  identity {likeness:.2f} (the judge's cosine)"
                 print(f"{line}  {time.monotonic() - began:.1f} s")
         return 0
@@ -256,6 +260,9 @@ class Render:
     def _dataset(self, folder: Path) -> int:
         from selfsame.data.shards import RenderJob, render_dataset
         from selfsame.data.tables import pack
+        from selfsame.studio.studio import checked_device
+
+        checked_device(self.device)
 
         began = time.monotonic()
         done = 0
@@ -271,9 +278,6 @@ class Render:
         return 0
 
 
-RecipeName = Literal["encoder", "judge", "detector", "vae", "clip", "reader", "base", "instantid", "all"]
-
-
 @dataclass(frozen=True)
 class Train:
     """Train one of the models; a run that was stopped goes on where it was.
@@ -281,14 +285,19 @@ class Train:
     Example: selfsame train instantid --smoke
     """
 
-    name: Positional[RecipeName]
-    """Which recipe; each needs those before it. `all` trains and installs every one in turn, --minutes shared out among them."""
+    name: Positional[str]
+    """encoder, judge, detector, vae, clip, reader, base or instantid; each needs those before it.
+    `all` trains and installs every one in turn, --minutes shared out among them."""
     data: Path = Path("data/world2")
     """Folder with the packed dataset (selfsame render --dataset ... --pack)."""
     runs: Path = Path("runs")
     """Folder for checkpoints, curves and caches."""
     steps: int = 0
     """Steps in all; 0: the recipe's own number."""
+    accumulate: int = 1
+    """Parts in which a step's batch is worked through, one after the other: less memory."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: far less memory, a third slower."""
     minutes: float = 0.0
     """Stop after this many minutes; 0: when the steps are done."""
     batch_size: int = 0
@@ -302,7 +311,9 @@ class Train:
 
     def run(self) -> int:
         from selfsame.recipes.catalogue import SHARES
+        from selfsame.studio.request import nearest
 
+        nearest(self.name, (*SHARES, "all"), "recipe")
         if self.name != "all":
             self._train(self.name, self.minutes, self.ship)
             return 0
@@ -333,6 +344,8 @@ class Train:
                 steps=self.steps,
                 batch_size=self.batch_size,
                 learning_rate=self.learning_rate,
+                accumulate=self.accumulate,
+                gradient_checkpointing=self.gradient_checkpointing,
                 minutes=minutes,
                 smoke=self.smoke,
                 on_progress=show,
@@ -342,6 +355,8 @@ class Train:
             finally:  # also after Ctrl-C: the curve so far
                 if (log := options.folder(name) / "log.csv").exists():
                     draw_curve(log, log.with_name("curve.png"), name)
+        if not trained.is_main:
+            return
         print(f"{name}: " + "  ".join(f"{k} {v:.4g}" for k, v in trained.figures.items()))
         print(trained.folder / "curve.png")
         if ship:
@@ -368,14 +383,16 @@ class Evaluate:
     """Only these rows of the table."""
     data: Path = Path("data/world2")
     """Folder with the packed dataset, for `models`."""
+    device: str = "cpu"
+    """cpu, cuda or mps."""
 
     def run(self) -> int:
         from selfsame.recipes import measure
 
         self.out.mkdir(parents=True, exist_ok=True)
         if self.what == "models":
-            return measure.models(self.data, self.out)
+            return measure.models(self.data, self.out, device=self.device)
         with _bar("measuring", 1) as tick:
-            report = measure.identity(self.out, people=self.people, only=self.rows, on_progress=lambda share, note: tick(share, note))
+            report = measure.identity(self.out, people=self.people, only=self.rows, device=self.device, on_progress=lambda share, note: tick(share, note))
         print(report)
         return 0

@@ -110,9 +110,28 @@ def render_shard(job: RenderJob, samples: range) -> Path:
                     }
                 )
         os.replace(partial, path)
+        for shorter in job.folder.glob(f"{job.split}-{samples.start:07d}-*.tar"):
+            if shorter != path:  # the end of a dataset that has grown since
+                shorter.unlink()
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def world_of(folder: Path) -> str:
+    """The version of the world that a dataset was rendered by.
+
+    Raises:
+        FileNotFoundError: there is no dataset; the message says how to make one.
+        ValueError: it is of another version than this package's world.
+    """
+    about = folder / "dataset.json"
+    if not about.exists():
+        raise FileNotFoundError(f"{folder} holds no dataset: make it with `selfsame render --dataset {folder} --split train --pack`")
+    version = json.loads(about.read_text())["world"]
+    if version != WORLD_VERSION:
+        raise ValueError(f"{folder} was rendered by world {version}, this is world {WORLD_VERSION}: choose another folder")
+    return version
 
 
 def _worker(args: tuple[RenderJob, range]) -> int:
@@ -129,15 +148,14 @@ def render_dataset(job: RenderJob, num_processes: int) -> Iterator[int]:
     job.folder.mkdir(parents=True, exist_ok=True)
     about = job.folder / "dataset.json"
     if about.exists():
-        version = json.loads(about.read_text())["world"]
-        if version != WORLD_VERSION:
-            raise ValueError(f"{job.folder} was rendered by world {version}, this is world {WORLD_VERSION}: choose another folder")
+        world_of(job.folder)
     partial = about.with_suffix(".part")
     partial.write_text(json.dumps({"world": WORLD_VERSION, "size": 128}, indent=1))
     os.replace(partial, about)
     todo = []
     for samples in job.shards:
-        if job.path(samples).exists():
+        held = max((int(p.stem.rsplit("-", 1)[1]) for p in job.folder.glob(f"{job.split}-{samples.start:07d}-*.tar")), default=0)
+        if held >= len(samples):  # a longer shard serves too
             yield len(samples)
         else:
             todo.append((job, samples))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -26,6 +27,11 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all records: key points, captions, who is in them, the world's version."""
+        return hashlib.sha256("\n".join(json.dumps(r, sort_keys=True) for r in self.records).encode()).hexdigest()
 
     @cached_property
     def kps(self) -> np.ndarray:

@@ -7,18 +7,28 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def bootstrap_interval(values: Sequence[float], *, num_draws: int = 1000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean. NaN for no values."""
+def bootstrap_interval(
+    values: Sequence[float], groups: Sequence[int] | None = None, *, num_draws: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean. NaN for no values.
+
+    Args:
+        groups: what each value belongs to; whole groups are drawn, since several pictures of one person are not independent.
+    """
     data = np.asarray(values, np.float64)
     if len(data) == 0:
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    means = data[rng.integers(0, len(data), (num_draws, len(data)))].mean(1)
+    _, member = np.unique(np.arange(len(data)) if groups is None else np.asarray(groups), return_inverse=True)
+    sums, counts = np.bincount(member, data), np.bincount(member)
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (num_draws, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
     tail = (1 - level) / 2
     return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
 
 
-def paired_interval(a: Sequence[float], b: Sequence[float], *, num_draws: int = 1000, seed: int = 0) -> tuple[float, float, float]:
+def paired_interval(
+    a: Sequence[float], b: Sequence[float], groups: Sequence[int] | None = None, *, num_draws: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
     """Mean of a - b over pairs and its 95 % bootstrap interval.
 
     Raises:
@@ -27,7 +37,7 @@ def paired_interval(a: Sequence[float], b: Sequence[float], *, num_draws: int = 
     if len(a) != len(b):
         raise ValueError(f"pairs need equal lengths, not {len(a)} and {len(b)}")
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return (float(difference.mean()), *bootstrap_interval(list(difference), num_draws=num_draws, seed=seed))
+    return (float(difference.mean()), *bootstrap_interval(list(difference), groups, num_draws=num_draws, seed=seed))
 
 
 def is_first(probe: np.ndarray | None, gallery: np.ndarray, truth: int) -> bool:

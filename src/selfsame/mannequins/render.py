@@ -352,7 +352,8 @@ def draw(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> list[Pi
 
     Args:
         scenes: all of the same height and width, people and things in the same order.
-        device: where to compute; pictures of different devices agree within one grey level.
+        device: where to compute; pictures of different devices agree within one grey level, but for single pixels at the
+            edges of solids and where a style rounds to few colours (pixel art, backdrops of comics).
 
     Raises:
         ValueError: the scenes differ in size or in the kinds of their subjects.

@@ -9,7 +9,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 16
 CONTEXT_DIM = 128
 MAX_TOKENS = 48
 
@@ -23,7 +23,7 @@ SCHEDULE: dict[str, Any] = {
 
 
 def new_vae() -> AutoencoderKL:
-    """128 px -> 16 x 16 x 8 latents; no attention, so any multiple of 8 works."""
+    """128 px -> 16 x 16 x 16 latents; no attention, so any multiple of 8 works."""
     config: dict[str, Any] = {
         "in_channels": 3,
         "out_channels": 3,
@@ -32,7 +32,7 @@ def new_vae() -> AutoencoderKL:
         "block_out_channels": (16, 32, 64, 96),
         "layers_per_block": 1,
         "latent_channels": LATENT_CHANNELS,
-        "norm_num_groups": 8,
+        "norm_num_groups": 1,
         "sample_size": 128,
         "scaling_factor": 1.0,
         "force_upcast": False,

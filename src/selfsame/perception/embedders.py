@@ -101,7 +101,8 @@ class MarginLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings b d, people b int64 -> loss, share classified right (without the margin)."""
-        cosine = F.normalize(embeddings.float()) @ F.normalize(self.weight.float()).T
+        with torch.autocast(embeddings.device.type, enabled=False):  # half precision would round cosines before they are scaled
+            cosine = F.normalize(embeddings.float()) @ F.normalize(self.weight.float()).T
         right = (cosine.argmax(1) == people).float().mean()
         target = F.one_hot(people, cosine.shape[1]).to(cosine.dtype) * self.margin
         return F.cross_entropy(self.scale * (cosine - target), people), right

@@ -52,7 +52,7 @@ def base(options: Options) -> Trained:
     def cached_pair(split: str, width: int = 128, shrink: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Latents and text states of a split's pictures of one width."""
         table, name = open_table(options.data, split, 128, width), split if width == 128 else f"{split}-{width}"
-        states = text_of(tokenizer, text_encoder, [r["caption"] for r in table.records], cache, name)
+        states = text_of(tokenizer, text_encoder, table, cache, name)
         return latents_of(vae, table, cache, name if shrink == 1 else f"{name}-small", shrink), states
 
     (latents, states), (small, _) = cached_pair("train"), cached_pair("train", shrink=2)

@@ -21,9 +21,9 @@ from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.common import compute_device, to_pixels
 
 
-def fingerprint(module: nn.Module, count: int) -> str:
-    """Short hash of a module's weights and a row count: a cache of other weights or data is never used."""
-    digest = hashlib.sha256(str(count).encode())
+def fingerprint(module: nn.Module, table: Table) -> str:
+    """Short hash of a module's weights and a table's records: a cache of other weights or data is never used."""
+    digest = hashlib.sha256(table.digest.encode())
     for value in module.state_dict().values():
         digest.update(value.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
@@ -53,17 +53,16 @@ def latents_of(vae: AutoencoderKL, table: Table, folder: Path, name: str, shrink
         vae.to("cpu")  # type: ignore[arg-type]
         return torch.cat(parts).numpy()
 
-    return cached(folder / f"{name}.latents.{fingerprint(vae, len(table))}.npy", make)
+    return cached(folder / f"{name}.latents.{fingerprint(vae, table)}.npy", make)
 
 
-def text_of(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, captions: list[str], folder: Path, name: str) -> np.ndarray:
-    """Text states of captions, n t c float16."""
+def text_of(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, table: Table, folder: Path, name: str) -> np.ndarray:
+    """Text states of the captions of all rows, n t c float16."""
 
     def make() -> np.ndarray:
-        return encode_prompts(tokenizer, text_encoder, captions).encoder_hidden_states.half().numpy()
+        return encode_prompts(tokenizer, text_encoder, [r["caption"] for r in table.records]).encoder_hidden_states.half().numpy()
 
-    mark = hashlib.sha256("\n".join(captions).encode()).hexdigest()[:8]
-    return cached(folder / f"{name}.text.{fingerprint(text_encoder, len(captions))}.{mark}.npy", make)
+    return cached(folder / f"{name}.text.{fingerprint(text_encoder, table)}.npy", make)
 
 
 def faces_of(encoder: nn.Module, table: Table, rows: np.ndarray, folder: Path, name: str) -> np.ndarray:
@@ -76,7 +75,7 @@ def faces_of(encoder: nn.Module, table: Table, rows: np.ndarray, folder: Path, n
             out[part] = embed(encoder, crops).numpy()
         return out
 
-    return cached(folder / f"{name}.faces.{fingerprint(encoder, len(table))}.npy", make)
+    return cached(folder / f"{name}.faces.{fingerprint(encoder, table)}.npy", make)
 
 
 def as_tensor(rows: np.ndarray) -> Tensor:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selfsame.data.shards import world_of
 from selfsame.images.files import write_image
-from selfsame.training.loop import Checkpoint, Progress, Run, train
+from selfsame.training.loop import Progress, Run, train
 
 DATA = Path("data/world2")
 RUNS = Path("runs")
@@ -38,6 +39,8 @@ class Options:
     steps: int = 0  # 0: the recipe's own
     batch_size: int = 0  # likewise
     learning_rate: float = 0.0  # likewise
+    accumulate: int = 1  # parts in which a batch is worked through
+    gradient_checkpointing: bool = False
     minutes: float = 0.0  # stop after this long; the run can be resumed
     smoke: bool = False  # two steps, to see that everything is in place
     on_progress: Callable[[Progress], None] | None = None
@@ -54,11 +57,12 @@ class Options:
         if self.learning_rate:
             run = replace(run, learning_rate=self.learning_rate)
         if self.smoke:
-            run = replace(run, folder=run.folder.with_name(run.folder.name + "-smoke"), max_steps=2, log_every=1, save_every=1, look_every=0)
-        return run
+            run = replace(run, max_steps=2, log_every=1, save_every=1, look_every=0)
+        return replace(run, accumulate=self.accumulate, gradient_checkpointing=self.gradient_checkpointing, data=f"world {world_of(self.data)}")
 
     def folder(self, name: str) -> Path:
-        return self.runs / name
+        """Where a run of this name lies."""
+        return self.runs / (f"{name}-smoke" if self.smoke else name)
 
 
 @dataclass
@@ -69,6 +73,7 @@ class Trained:
     figures: dict[str, float]
     folder: Path
     samples: int
+    is_main: bool = True  # of several processes the one that reports and ships
 
 
 def generator_at(seed: int, step: int) -> np.random.Generator:
@@ -123,10 +128,6 @@ def to_images(pixels: Tensor) -> list[np.ndarray]:
 
 
 def finish(run: Run, module: nn.Module, objective: Any, batch_at: Any, options: Options, look: Any) -> Trained:
-    """Train and measure once more at the end."""
-    module = train(run, module, objective, batch_at, on_progress=options.on_progress, look=look)
-    with torch.no_grad():
-        figures = dict(look(module, run.max_steps)) if look else {}
-    state = Checkpoint(run.folder).load()
-    assert state is not None, "train() always saves"
-    return Trained(module, figures, run.folder, state["samples"])
+    """Train; the figures are those of the last look."""
+    made = train(run, module, objective, batch_at, on_progress=options.on_progress, look=look)
+    return Trained(made.module, made.figures, run.folder, made.samples, made.is_main)

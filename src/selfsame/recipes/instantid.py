@@ -41,7 +41,7 @@ def drawings_of(table: Table, rows: np.ndarray, folder, name: str) -> np.ndarray
             out[i] = draw_kps_small(128, 128, table.kps[i])
         return out
 
-    return cached(folder / f"{name}.kps.{len(table)}.npy", make)
+    return cached(folder / f"{name}.kps.{table.digest[:12]}.npy", make)
 
 
 def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> Trained:
@@ -66,7 +66,7 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
             self.table = open_table(options.data, split)
             rows = face_rows(self.table)
             self.latents = latents_of(vae, self.table, cache, split)
-            self.text = text_of(tokenizer, text_encoder, [r["caption"] for r in self.table.records], cache, split)
+            self.text = text_of(tokenizer, text_encoder, self.table, cache, split)
             self.faces = faces_of(encoder, self.table, rows, cache, split)
             self.drawings = drawings_of(self.table, rows, cache, split)
             self.photos = PhotosOf(self.table.people, rows)
@@ -90,7 +90,7 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
 
     side, held = Side("train"), Side("validation")
     never = InstantIDSamples(drop_face=0, drop_text=0, drop_both=0, max_photos=1)
-    fixed = [held.batch(held.photos.rows[i : i + 64], generator_at(run.seed, 10**9 + i), never) for i in (0, 64, 128, 192)]
+    fixed = [held.batch(held.photos.rows[i : i + 64], generator_at(run.seed, 10**9 + i), never) for i in range(0, min(256, len(held.photos.rows)), 64)]
 
     first = [held.photos.of[who] for who in list(held.photos.of)[: len(PROMPTS)]]
     shown = [(rows[0], rows[1]) for rows in first]  # whose face, whose key points: two photos of a person
@@ -106,7 +106,9 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
         assert isinstance(model, InstantIDTrainer)
         studio = Studio(str(model.unet.device)).with_parts(unet=model.unet, instantid=model.method)
         request = Request(num_steps=12)
-        rows = [Row(p, "", torch.from_numpy(held.faces[i])[None, None], held.table.kps[j].astype(np.float64)) for (i, j), p in zip(shown, PROMPTS, strict=True)]
+        rows = [
+            Row(p, "", torch.from_numpy(held.faces[i])[None, None], held.table.kps[j].astype(np.float64)) for (i, j), p in zip(shown, PROMPTS, strict=False)
+        ]
         painted, _ = studio.paint(rows, request, list(range(len(rows))))
         save_grid(run, step, [[held.table.images[i] for i, _ in shown], painted])
         parts = [instantid_loss(model, beside(model, b))[1] for b in fixed]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from selfsame.mannequins.captions import caption_person
 from selfsame.mannequins.people import SPLITS, FirstHalf, LastHalf, Person, split_person
 from selfsame.mannequins.render import PersonIn, Picture, Scene, draw, faces_of
 from selfsame.mannequins.scenes import draw_light
-from selfsame.mannequins.world import CANONICAL_VIEWS, draw_look, draw_view, neutral_scene
+from selfsame.mannequins.world import CANONICAL_VIEWS, WORLD_VERSION, draw_look, draw_view, neutral_scene
 from selfsame.models.latents import encode
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, embed, to_crops
 from selfsame.perception.reader import AttributeReader, agreement, read
@@ -62,6 +63,31 @@ def canonical_kps(view: int) -> tuple[np.ndarray, float]:
 def protocol() -> dict[str, Any]:
     """The pinned protocol that ships."""
     return json.loads((resources.files("selfsame.evaluation") / "protocols/identity-2.json").read_text())
+
+
+def asked_digest(p: dict[str, Any]) -> str:
+    """Hash of everything a run of the protocol asks for: prompts, seeds, views, key points in tenths of a pixel, the judge's crop."""
+    asked = {
+        "tasks": [asdict(t) for t in tasks_of(p, p["people"])],
+        "kps": [canonical_kps(i)[0].round(1).tolist() for i in range(len(CANONICAL_VIEWS))],
+        "crop": asdict(JUDGE_CROP),
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def checked_protocol() -> dict[str, Any]:
+    """The pinned protocol.
+
+    Raises:
+        ValueError: this code would ask for something else than the protocol says.
+    """
+    p = protocol()
+    if p["world"] != WORLD_VERSION or p["asked_sha256"] != asked_digest(p):
+        raise ValueError(
+            f"protocol {p['name']} was pinned for other prompts, seeds, views or another world than this code draws (world {WORLD_VERSION}): "
+            "figures would not compare; use the release it was pinned with, or pin a new protocol"
+        )
+    return p
 
 
 def tasks_of(p: dict[str, Any], people: int) -> list[Task]:
@@ -165,7 +191,9 @@ def _seen_kps(studio: Studio, photo: Picture) -> np.ndarray:
     return found[0].kps if found else photo.kps[0]
 
 
-def identity(out: Path, *, people: int = 0, only: Sequence[str] = (), on_progress: Callable[[float, str], None] = lambda share, note: None) -> Report:
+def identity(
+    out: Path, *, people: int = 0, only: Sequence[str] = (), device: str = "cpu", on_progress: Callable[[float, str], None] = lambda share, note: None
+) -> Report:
     """Run the identity protocol.
 
     Args:
@@ -176,7 +204,7 @@ def identity(out: Path, *, people: int = 0, only: Sequence[str] = (), on_progres
     Raises:
         ValueError: an unknown row, or more people than the protocol has.
     """
-    p = protocol()
+    p = checked_protocol()
     count = people or p["people"]
     if not 1 <= count <= p["people"]:
         raise ValueError(f"--people {people}: the protocol has 1 to {p['people']}")
@@ -184,7 +212,7 @@ def identity(out: Path, *, people: int = 0, only: Sequence[str] = (), on_progres
     for name in names:
         if name not in ROW_NAMES:
             raise ValueError(f"row {name!r} is unknown: choose from {', '.join(ROW_NAMES)}")
-    studio, net, split = load(), _reader(), p["split"]
+    studio, net, split = load(device=device), _reader(), p["split"]
     tasks = tasks_of(p, count)
     gallery = judge_gallery(studio, split, range(p["people"]))
     matched = {i: judge_gallery(studio, split, matched_people(split, i)) for i in range(count)}
@@ -210,17 +238,17 @@ def identity(out: Path, *, people: int = 0, only: Sequence[str] = (), on_progres
                 {
                     "rank1": float(is_first(vector, gallery, task.person)),
                     "matched": float(is_first(vector, matched[task.person], 0)),
-                    "cosine": float(gallery[task.person] @ vector) if vector is not None else float("nan"),
+                    "cosine": float(gallery[task.person] @ vector) if vector is not None else 0.0,
                     "attributes": right / asked,
                     "kps": point_error(found[0].kps if found else None, kps, width),
                     "no_face": float(not found),
                 }
             )
-        cosines[name] = [0.0 if np.isnan(r["cosine"]) else r["cosine"] for r in results]
-        rows.append(Row(name, _columns(results, seconds, p["bootstrap"])))
+        cosines[name] = [r["cosine"] for r in results]
+        rows.append(Row(name, _columns(results, seconds, p["bootstrap"], [t.person for t in tasks])))
         for style in STYLES:
             mine = [r for r, t in zip(results, tasks, strict=True) if t.attributes["style"] == style]
-            if mine and name in ("both", "oracle"):
+            if mine:
                 by_style.append(
                     Row(f"{name}, {style}", {k: mean([r[k] for r in mine]) for k in ("rank1", "matched", "cosine", "attributes", "kps", "no_face")})
                 )
@@ -229,16 +257,27 @@ def identity(out: Path, *, people: int = 0, only: Sequence[str] = (), on_progres
         notes.append(f"only {count} of the protocol's {p['people']} people: not comparable with full runs")
     for a, b in (("both", "Image Adapter alone"), ("both", "IdentityNet alone"), ("both, 4 photos", "both")):
         if a in cosines and b in cosines:
-            middle, low, high = paired_interval(cosines[a], cosines[b])
-            notes.append(f"judge cosine, {a} minus {b}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap)")
+            middle, low, high = paired_interval(cosines[a], cosines[b], [t.person for t in tasks])
+            notes.append(f"judge cosine, {a} minus {b}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
+    notes.append("a picture without a face counts as cosine 0 and as missed; key-point errors are over pictures with a face")
+    made_for = {v["world"] for v in mannequin.manifest()["provenance"].values()}
+    if made_for != {WORLD_VERSION}:
+        notes.append(f"some weights were trained on another world (versions {', '.join(sorted(made_for))}) than the one measured in ({WORLD_VERSION})")
     references = [reference_photo(split, t.person, 0).image for t in tasks[:8]]
-    report = Report("InstantID on held-out people", p, rows, by_style, notes, [("reference photo", references), *strips])
+    report = Report(
+        "InstantID on held-out people",
+        {**p, "weights_sha256": mannequin.manifest()["files"]},
+        rows,
+        by_style,
+        notes,
+        [("reference photo", references), *strips],
+    )
     write_report(report, out)
     return report
 
 
-def _columns(results: list[dict[str, float]], seconds: float, draws: int) -> dict[str, float | str]:
-    low, high = bootstrap_interval([r["cosine"] for r in results if not np.isnan(r["cosine"])], num_draws=draws)
+def _columns(results: list[dict[str, float]], seconds: float, draws: int, people: Sequence[int]) -> dict[str, float | str]:
+    low, high = bootstrap_interval([r["cosine"] for r in results], people, num_draws=draws)
     return {
         "rank-1 of 100": mean([r["rank1"] for r in results]),
         "of 20 matched": mean([r["matched"] for r in results]),
@@ -251,7 +290,7 @@ def _columns(results: list[dict[str, float]], seconds: float, draws: int) -> dic
     }
 
 
-def models(data: Path, out: Path) -> int:
+def models(data: Path, out: Path, *, device: str = "cpu") -> int:
     """The held-out figure of every small model, as a table and models.json."""
     from selfsame.data.tables import open_table
     from selfsame.mannequins.people import celebrities, person_named
@@ -260,7 +299,7 @@ def models(data: Path, out: Path) -> int:
     from selfsame.recipes.vae import vae_figures
     from selfsame.recipes.words import reader_figures
 
-    studio, table = load(), open_table(data, "test")
+    studio, table = load(device=device), open_table(data, "test")
     rows: list[Row] = []
     probes = face_rows(table)
     probes = probes[table.people[probes] < SPLITS["test"][0] + 100]

@@ -41,8 +41,7 @@ def _save_stock(model: Any, sub: str, about: dict[str, Any], folder: Path) -> No
     config = json.loads((target / "config.json").read_text())
     if "dtype" in config:  # transformers would load in half precision by itself, and a stock pipeline would mix precisions
         (target / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
-    for file in sorted(target.glob("*.safetensors")):
-        note(str(file.relative_to(folder).as_posix()), about, folder)
+    note(sub, about, folder)
 
 
 def ship_trained(name: str, trained: Trained, folder: Path = FOLDER) -> None:
@@ -63,6 +62,7 @@ def ship_trained(name: str, trained: Trained, folder: Path = FOLDER) -> None:
     elif name == "clip":
         _save_stock(module.text, "base/text_encoder", about, folder)
         shutil.copytree(trained.folder / "tokenizer", folder / "base/tokenizer", dirs_exist_ok=True)
+        note("base/tokenizer", {}, folder)
         assert isinstance(module.image, nn.Module)
         assert isinstance(module.text_projection, nn.Module)
         values = {f"image.{k}": v for k, v in module.image.state_dict().items()}
@@ -71,11 +71,11 @@ def ship_trained(name: str, trained: Trained, folder: Path = FOLDER) -> None:
     elif name == "base":
         _save_stock(module.unet, "base/unet", about, folder)
         new_scheduler().save_pretrained(folder / "base/scheduler")
+        note("base/scheduler", {}, folder)
         write_model_index(folder / "base")
     elif name == "instantid":
         module.method.save_pretrained(folder / "instantid", half=True)  # type: ignore[union-attr, operator]
-        for file in sorted((folder / "instantid").rglob("*.safetensors")):
-            note(str(file.relative_to(folder).as_posix()), about, folder)
+        note("instantid", about, folder)
     else:
         raise ValueError(f"no shipped model is called {name!r}")
 

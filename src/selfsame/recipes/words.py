@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,11 @@ VOCABULARY = 1500
 
 
 class TwoTowers(nn.Module):
-    """CLIP: text and image features in one space (arXiv:2103.00020)."""
+    """CLIP: text and image features in one space (arXiv:2103.00020).
+
+    The image features are also asked to say the picture's attributes, which are known here: words then find directions that
+    mean something long before contrast alone would have made them.
+    """
 
     def __init__(self, vocab_size: int, bos: int, eos: int) -> None:
         super().__init__()
@@ -31,12 +36,14 @@ class TwoTowers(nn.Module):
         self.text_projection = nn.Linear(CONTEXT_DIM, CONTEXT_DIM, bias=False)
         self.image = new_image_encoder()
         self.logit_scale = nn.Parameter(torch.tensor(2.6593))  # ln(1 / 0.07)
+        self.heads = nn.ModuleDict({name: nn.Linear(CONTEXT_DIM, len(values)) for name, values in ATTRIBUTES.items()})
 
-    def forward(self, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids b t, pixels b 3 128 128 -> unit features b c, b c; the text's carry the scale."""
+    def forward(self, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Token ids b t, pixels b 3 128 128 -> unit features b c, b c (the text's carry the scale), logits of each attribute b n."""
         t = F.normalize(self.text_projection(self.text(ids).pooler_output), dim=-1)
         v = F.normalize(self.image(pixels).image_embeds, dim=-1)
-        return t * self.logit_scale.clamp(max=4.6052).exp(), v
+        said = {name: head(v * math.sqrt(CONTEXT_DIM)) for name, head in self.heads.items()}
+        return t * self.logit_scale.clamp(max=4.6052).exp(), v, said
 
 
 def make_tokenizer(table: Table, folder: Path):
@@ -46,15 +53,25 @@ def make_tokenizer(table: Table, folder: Path):
     return train_tokenizer([*captions, *names, *names, *names], VOCABULARY, folder)
 
 
+def attribute_classes(table: Table, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Class numbers of the readable attributes of some rows, -1 elsewhere; n int64 each."""
+    classes = {name: np.full(len(table), -1, np.int64) for name in ATTRIBUTES}
+    for i in rows:
+        for name, k in readable(table.records[i]["attributes"]).items():
+            classes[name][i] = k
+    return classes
+
+
 def clip(options: Options) -> Trained:
     """Contrastive training of both towers; the text tower conditions the base U-Net."""
     run = options.run(
-        Run(folder=options.folder("clip"), max_steps=1200, batch_size=192, learning_rate=1e-3, ema_decay=0.99, look_every=200, weight_decay=0.02, seed=31)
+        Run(folder=options.folder("clip"), max_steps=1200, batch_size=192, learning_rate=1e-3, ema_decay=0.99, warmup_steps=60, look_every=200, weight_decay=0.02, seed=31)
     )
     table, held = open_table(options.data, "train"), open_table(options.data, "validation")
     tokenizer = make_tokenizer(table, run.folder / "tokenizer")
     vocabulary = tokenizer.get_vocab()
     net = TwoTowers(len(tokenizer), vocabulary[BOS], vocabulary[EOS])
+    classes = attribute_classes(table, np.arange(len(table)))
 
     def words(record: dict, rng: np.random.Generator) -> str:
         if record["kind"] in ("person", "celebrity"):
@@ -65,20 +82,22 @@ def clip(options: Options) -> Trained:
         rng = generator_at(run.seed, step)
         at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
         ids, _ = tokenize(tokenizer, [words(table.records[i], rng) for i in at])
-        return {"ids": ids, "pixels": to_pixels(table.images[at])}
+        return {"ids": ids, "pixels": to_pixels(table.images[at])} | {f"is_{n}": torch.from_numpy(c[at]) for n, c in classes.items()}
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
-        t, v = model(batch["ids"], batch["pixels"])
-        logits = (t @ v.T).float()
+        t, v, said = model(batch["ids"], batch["pixels"])
+        with torch.autocast(t.device.type, enabled=False):  # logits up to 100 are too coarse in half precision
+            logits = t.float() @ v.float().T
         truth = torch.arange(len(logits), device=logits.device)
-        loss = (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
-        return Loss(loss, {"train_match": (logits.argmax(1) == truth).float().mean()})
+        contrast = (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+        attributes = reader_loss(said, {n: batch[f"is_{n}"] for n in ATTRIBUTES})
+        return Loss(contrast + attributes, {"contrast": contrast, "attributes": attributes, "train_match": (logits.argmax(1) == truth).float().mean()})
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         rows = np.arange(min(200, len(held)))
         ids, _ = tokenize(tokenizer, [caption_person(held.records[i]["attributes"], None, None) for i in rows])
         batch = beside(model, {"ids": ids, "pixels": to_pixels(held.images[rows])})
-        t, v = model(batch["ids"], batch["pixels"])
+        t, v, _ = model(batch["ids"], batch["pixels"])
         logits = (t @ v.T).cpu()
         truth = torch.arange(len(rows))
         return {"match_of_200": float((logits.argmax(1) == truth).float().mean())}
@@ -93,10 +112,7 @@ def reader(options: Options) -> Trained:
     )
     table, held = open_table(options.data, "train"), open_table(options.data, "validation")
     rows = table.rows(lambda r: r["kind"] in ("person", "celebrity"))
-    classes = {name: np.full(len(table), -1, np.int64) for name in ATTRIBUTES}
-    for i in rows:
-        for name, k in readable(table.records[i]["attributes"]).items():
-            classes[name][i] = k
+    classes = attribute_classes(table, rows)
 
     def batch_at(step: int) -> Batch:
         rng = generator_at(run.seed, step)

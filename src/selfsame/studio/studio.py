@@ -41,10 +41,19 @@ class Kept:
     width: int
 
     def in_picture(self, height: int, width: int) -> np.ndarray:
-        """The key points in a picture of another size: scaled to fit its height, centred across."""
+        """The key points in a picture of another size: scaled to fit its height, centred across, and moved inside when they are not."""
         zoom = height / self.height
         points = (self.kps + 0.5) * zoom - 0.5
         points[:, 0] += (width - self.width * zoom) / 2
+        low, high = points.min(0), points.max(0)
+        room = 0.6 * (high - low).max()  # cheeks and chin lie beyond the eyes and the mouth
+        for axis, size in ((0, width), (1, height)):
+            if low[axis] >= 0 and high[axis] <= size - 1:
+                continue
+            if high[axis] - low[axis] + 2 * room > size:
+                points[:, axis] += size / 2 - (low[axis] + high[axis]) / 2
+            else:
+                points[:, axis] += max(0.0, room - low[axis]) + min(0.0, size - room - high[axis])
         return points
 
 
@@ -55,9 +64,23 @@ def load(name: str = "mannequin", *, device: str = "cpu") -> Studio:
         InputError: no such model, or a device that is not there.
     """
     nearest(name, MODELS, "model")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {device!r}: no CUDA device is visible to torch; use --device cpu")
-    return Studio(device)
+    return Studio(str(checked_device(device)))
+
+
+def checked_device(name: str) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        InputError: torch knows no such device, or sees none here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device {name!r} is unknown; choose cpu, cuda, cuda:1 ... or mps") from None
+    seen = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 0)
+    if (device.index or 0) >= seen:
+        raise InputError(f"device {name!r}: torch sees {seen} of that kind here; use --device cpu")
+    return device
 
 
 class Studio:
@@ -103,9 +126,7 @@ class Studio:
 
     @cached_property
     def instantid(self) -> InstantID:
-        mannequin.checked("instantid/adapter.safetensors")
-        mannequin.checked("instantid/ControlNetModel/diffusion_pytorch_model.safetensors")
-        return InstantID.from_pretrained(mannequin.FOLDER / "instantid", self.unet).to(self.device)
+        return InstantID.from_pretrained(mannequin.checked_folder("instantid"), self.unet).to(self.device)
 
     # ------------------------------------------------------------------------------------------ faces
 
@@ -165,10 +186,13 @@ class Studio:
             return None
         return torch.nn.functional.normalize(embed(self.judge, to_crops([image], [found[0].kps], JUDGE_CROP))[0], dim=0)
 
-    def likeness(self, image: np.ndarray, reference: np.ndarray) -> float | None:
-        """The judge's cosine between the people of two pictures; None when either shows no face."""
-        a, b = self.judged(image), self.judged(reference)
-        return None if a is None or b is None else float(a @ b)
+    def likeness(self, image: np.ndarray, reference: np.ndarray, *, which: int | None = None) -> float | None:
+        """The judge's cosine between the people of two pictures (of the reference, face `which`); None when either shows no face."""
+        a = self.judged(image)
+        if a is None or not self.faces(reference):
+            return None
+        found, _ = self.face(reference, which=which)
+        return float(a @ torch.nn.functional.normalize(embed(self.judge, to_crops([reference], [found.kps], JUDGE_CROP))[0], dim=0))
 
     # ------------------------------------------------------------------------------------------ pictures
 
@@ -176,7 +200,7 @@ class Studio:
         """A fresh solver with the base model's schedule."""
         import diffusers
 
-        config: Any = diffusers.DPMSolverMultistepScheduler.load_config(str(mannequin.FOLDER / "base/scheduler"))
+        config: Any = diffusers.DPMSolverMultistepScheduler.load_config(str(mannequin.checked_folder("base/scheduler")))
         common: dict[str, Any] = {k: config[k] for k in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")}
         common["timestep_spacing"] = "trailing"
         if solver == "dpmpp-2m-karras":
@@ -190,6 +214,12 @@ class Studio:
         }
         extra = {"clip_sample": False} if solver == "ddim" else {}
         return kinds[solver](**common, **extra)
+
+    def num_calls(self, request: Request) -> int:
+        """How often the networks run for a request: once a step, but a solver of second order calls twice."""
+        scheduler = self.scheduler(request.solver)
+        scheduler.set_timesteps(request.num_steps)
+        return len(scheduler.timesteps)
 
     def text_states(self, prompts: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
         """Text states b t c, and a warning for each prompt that was too long."""
@@ -270,17 +300,20 @@ class Studio:
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(self.device)
         face = self._face_rows(rows, r) if with_face else None
 
+        scheduler, calls = self.scheduler(r.solver), self.num_calls(r)
+
         def condition(text: Tensor, tokens: Tensor | None, index: int) -> Conditioning:
             if tokens is None or face is None:
                 return Conditioning(text)
-            adapter = r.adapter_scale * in_window(index, r.num_steps, r.adapter_start, r.adapter_end)
-            control = r.controlnet_scale * in_window(index, r.num_steps, r.controlnet_start, r.controlnet_end)
+            adapter = r.adapter_scale * in_window(index, calls, r.adapter_start, r.adapter_end)
+            control = r.controlnet_scale * in_window(index, calls, r.controlnet_start, r.controlnet_end)
             f, s = face_conditions(tokens, face[1], adapter, control)
             return Conditioning(text, face=f, spatial=s)
 
         net = self.instantid.identity_net if with_face else None
         tokens = face[0] if face else None
-        no_face = self.instantid.no_face(n) if face else None
+        # Guidance runs against zeros of the same shape: K photos given jointly, K embeddings of zeros.
+        no_face = self.instantid.no_face(n, rows[0].embedding.shape[1]) if face and rows[0].embedding is not None else None
 
         def both(latents: Tensor, t: Tensor, index: int) -> Tensor:
             return predict(self.unet, net, latents, t, stacked(condition(empty, no_face, index), condition(states, tokens, index)))
@@ -294,7 +327,7 @@ class Studio:
                 stack.enter_context(self.instantid.attached(self.unet))
             step = guided_together(both, r.guidance_scale) if r.guidance_scale > 1 else one
             generator = torch.Generator().manual_seed(seeds[0])
-            for state in sample(step, noise, self.scheduler(r.solver), r.num_steps, generator=generator):
+            for state in sample(step, noise, scheduler, r.num_steps, generator=generator):
                 latents = state.latents
                 if on_step:
                     on_step(state)

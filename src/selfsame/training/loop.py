@@ -27,6 +27,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 Batch = dict[str, Any]
+NORM_BATCHES = 16  # over which batch-norm statistics of averaged weights are taken
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Run:
     save_minutes: float = 3.0  # also after this long, so that slow steps lose little
     look_every: int = 0  # samples and metrics; 0: only at the end
     max_minutes: float = 0.0  # 0: until max_steps
+    data: str = ""  # what it learns from; a checkpoint of other data is not continued
     gradient_checkpointing: bool = False  # activations are computed again in the backward pass: a third slower, far less memory
     prefetch: int = 0  # batches made ahead by as many threads: on a GPU the CPU is free for it
 
@@ -100,19 +102,31 @@ def fast_bf16() -> bool:
     return bool(amx())
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Ctrl-C and a polite kill both raise KeyboardInterrupt, also in a background job whose shell made it deaf to Ctrl-C."""
+class Stop:
+    """Whether somebody asked the run to end."""
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+    asked = False
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Ctrl-C and a polite kill both ask the run to end after the step it is in; asked twice it ends at once.
+
+    Also in a background job, whose shell made it deaf to Ctrl-C.
+    """
+    stop = Stop()
+
+    def ask(*_: object) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
-    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stop
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -171,6 +185,40 @@ def prefetched(batch_at: Callable[[int], Batch], ahead: int) -> Iterator[Callabl
                 future.cancel()
 
 
+def average_batch_norm(module: nn.Module, forward: Callable[[int], Any], count: int) -> None:
+    """Measure the statistics of batch norms anew, as the mean over `count` batches: averaged weights have other ones.
+
+    Args:
+        forward: runs batch i through the module; nothing is learned.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    momenta = [m.momentum for m in norms]
+    was_training = module.training
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # type: ignore[assignment]  # torch's sign for a plain mean
+    module.train()
+    with torch.no_grad():
+        for i in range(count):
+            forward(i)
+    module.train(was_training)
+    for m, momentum in zip(norms, momenta, strict=True):
+        m.momentum = momentum
+
+
+@dataclass
+class Result:
+    """What a run leaves: the module with averaged weights, how far it came, its last figures, and whether this process reports."""
+
+    module: nn.Module
+    step: int
+    samples: int
+    figures: dict[str, float]
+    is_main: bool = True
+
+
 class Checkpoint:
     """All state of a run in one file, written atomically."""
 
@@ -194,7 +242,7 @@ def train(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     look: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
-) -> nn.Module:
+) -> Result:
     """Train the parameters of `module` that require gradients.
 
     Args:
@@ -204,7 +252,12 @@ def train(
         look: called with the module holding EMA weights every `run.look_every` steps and at the end; its numbers are logged.
 
     Returns:
-        `module`, holding the EMA weights.
+        The module, holding the EMA weights, and its figures.
+
+    Raises:
+        FloatingPointError: the loss or its gradient is not finite; the last good checkpoint stays.
+        ValueError: the folder holds a run on other data.
+        KeyboardInterrupt: somebody asked it to stop; everything is saved.
     """
     precision = ("bf16" if fast_bf16() else "no") if run.precision == "auto" else run.precision
     accelerator = Accelerator(mixed_precision=precision, step_scheduler_with_optimizer=False)
@@ -221,10 +274,14 @@ def train(
     step = samples = 0
     trained = {n for n, p in module.named_parameters() if p.requires_grad}
     if state is not None:
+        if state.get("data", run.data) != run.data:
+            raise ValueError(f"{run.folder} holds a run on {state['data']}, this one learns from {run.data}: choose another --runs folder or delete that one")
         module.load_state_dict(state["module"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
         torch.set_rng_state(state["rng"])
+        if torch.cuda.is_available() and "cuda_rng" in state:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
         step, samples = state["step"], state["samples"]
     if main:
         (run.folder / "run.json").write_text(json.dumps(asdict(run) | {"precision": precision}, default=str, indent=1))
@@ -239,8 +296,23 @@ def train(
     def save() -> None:
         if main:
             values = {k: v for k, v in accelerator.unwrap_model(wrapped).state_dict().items() if k in trained or _is_buffer(module, k)}
-            counts = {"step": step, "samples": samples}
-            checkpoint.save(counts | {"module": values, "optimizer": optimizer.state_dict(), "ema": ema.state_dict(), "rng": torch.get_rng_state()})
+            about = {"step": step, "samples": samples, "data": run.data, "rng": torch.get_rng_state()}
+            if torch.cuda.is_available():
+                about["cuda_rng"] = torch.cuda.get_rng_state_all()
+            checkpoint.save(about | {"module": values, "optimizer": optimizer.state_dict(), "ema": ema.state_dict()})
+
+    def use_averages() -> None:
+        """EMA weights, and batch-norm statistics that belong to them."""
+        ema.copy_to(params)
+
+        def forward(i: int) -> None:
+            part = _part(batch_at(i), slice(0, run.batch_size), accelerator.device)
+            with accelerator.autocast():
+                objective(module, part)
+
+        rng = torch.get_rng_state()
+        average_batch_norm(module, forward, NORM_BATCHES)
+        torch.set_rng_state(rng)
 
     def look_now() -> dict[str, float]:
         nonlocal last_look
@@ -248,47 +320,55 @@ def train(
         if look is None or not main:
             return {}
         ema.store(params)
-        ema.copy_to(params)
+        statistics = {k: v.clone() for k, v in module.state_dict().items() if _is_buffer(module, k)}
+        use_averages()
         was_training = module.training
         module.eval()
         try:
             with torch.no_grad():
-                return dict(look(module, step))
+                figures.update(look(module, step))
+                return dict(figures)
         finally:
             module.train(was_training)
             ema.restore(params)
+            module.load_state_dict(statistics, strict=False)
 
+    figures: dict[str, float] = {}
+    whole = True  # not in the middle of a step
     module.train()
     try:
-        with stoppable(), prefetched(batch_at, run.prefetch) as next_batch:
-            while step < run.max_steps:
+        with stoppable() as stop, prefetched(batch_at, run.prefetch) as next_batch:
+            while step < run.max_steps and not stop.asked:
                 for group in optimizer.param_groups:
                     group["lr"] = run.learning_rate_at(step)
                 batch = next_batch(step)
                 rows = rows_of(accelerator.process_index, accelerator.num_processes, run.batch_size)
                 share = (rows.stop - rows.start) // run.accumulate
+                whole = False
                 for k in range(run.accumulate):
                     part = _part(batch, slice(rows.start + k * share, rows.start + (k + 1) * share), accelerator.device)
                     last = k == run.accumulate - 1
                     with nullcontext() if last else accelerator.no_sync(wrapped), accelerator.autocast():
                         loss = objective(wrapped, part)
+                        _must_be_finite("the loss", loss.total, step, run)
                         accelerator.backward(loss.total / run.accumulate)
                     for name, value in {"loss": loss.total, **loss.parts}.items():
                         sums[name] = sums.get(name, 0.0) + float(value.detach()) / run.accumulate
                 if run.grad_clip:
-                    accelerator.clip_grad_norm_(params, run.grad_clip)
+                    norm = accelerator.clip_grad_norm_(params, run.grad_clip)
+                    if norm is not None:
+                        _must_be_finite("the gradient's norm", norm, step, run)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 ema.step(params)
                 step += 1
                 samples += run.batch_size
                 counted += 1
+                whole = True
                 if step % run.log_every == 0 or step == run.max_steps:
                     seconds = time.monotonic() - began
                     rate = (step - began_step) / seconds
                     means = _mean_over_processes(accelerator, {k: v / counted for k, v in sums.items()})
-                    if not math.isfinite(means["loss"]):
-                        raise FloatingPointError(f"the loss is {means['loss']} at step {step}: lower the learning rate of {run.learning_rate:g}")
                     sums, counted = {}, 0
                     row = {"step": step, "samples": samples, "lr": run.learning_rate_at(step - 1), **means}
                     if run.look_every and step % run.look_every == 0:
@@ -303,15 +383,26 @@ def train(
                     saved = time.monotonic()
                 if run.max_minutes and time.monotonic() - began > 60 * run.max_minutes:
                     break
+            if stop.asked:
+                raise KeyboardInterrupt
     finally:
-        save()  # also on Ctrl-C: nothing is lost
+        if whole:
+            save()  # also on Ctrl-C: nothing is lost
     if look and last_look != step:
         numbers = look_now()
         if main and numbers:
             log.add({"step": step, "samples": samples, **numbers})
-    ema.copy_to(params)
+    use_averages()
     module.eval()
-    return module
+    accelerator.wait_for_everyone()
+    return Result(module, step, samples, figures, main)
+
+
+def _must_be_finite(what: str, value: Tensor | float, step: int, run: Run) -> None:
+    number = float(value.detach() if isinstance(value, Tensor) else value)
+    if not math.isfinite(number):
+        remedy = f"lower the learning rate of {run.learning_rate:g}; {run.folder} keeps the last good state"
+        raise FloatingPointError(f"{what} is {number} at step {step}: {remedy}")
 
 
 def _mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> dict[str, float]:

@@ -72,6 +72,21 @@ def checked(name: str, folder: Path | None = None) -> Path:
     return _checked(name, folder or FOLDER)
 
 
+def checked_folder(sub: str, folder: Path | None = None) -> Path:
+    """A shipped folder, all of whose files are there and have the right hashes: weights, configs, vocabularies.
+
+    Raises:
+        WeightsError: a file is missing or has another hash.
+    """
+    root = folder or FOLDER
+    names = [name for name in manifest(root)["files"] if name.startswith(f"{sub}/")]
+    if not names:
+        raise WeightsError(f"{root / sub} is missing: reinstall selfsame, or train and ship the model")
+    for name in names:
+        checked(name, root)
+    return root / sub
+
+
 def load_into(module: nn.Module, name: str, folder: Path | None = None) -> nn.Module:
     """Fill a module strictly from a shipped safetensors file, in float32, ready for use."""
     values = {k: v.float() if v.is_floating_point() else v for k, v in load_file(checked(name, folder)).items()}
@@ -93,11 +108,12 @@ def ship(values: dict[str, torch.Tensor], name: str, provenance: dict[str, Any],
 
 
 def note(name: str, provenance: dict[str, Any], folder: Path | None = None) -> None:
-    """Record the hash and provenance of a shipped file."""
+    """Record the hash and provenance of a shipped file; of a shipped folder, the hashes of all its files."""
     folder = folder or FOLDER
     path = folder / MANIFEST
     content = json.loads(path.read_text()) if path.exists() else {"files": {}, "provenance": {}}
-    content["files"][name] = sha256(folder / name)
+    files = sorted(p for p in (folder / name).rglob("*") if p.is_file()) if (folder / name).is_dir() else [folder / name]
+    content["files"] |= {p.relative_to(folder).as_posix(): sha256(p) for p in files}
     if provenance:
         content["provenance"][name] = provenance
     partial = path.with_suffix(".part")
@@ -122,10 +138,7 @@ def _quiet() -> Iterator[None]:
 
 def _folder_model(cls: Any, sub: str, folder: Path | None) -> Any:
     root = folder or FOLDER
-    for file in sorted((root / sub).glob("*.safetensors")):
-        checked(str(file.relative_to(root).as_posix()), root)
-    if not (root / sub / "config.json").exists():
-        raise WeightsError(f"{root / sub} is missing: reinstall selfsame, or train and ship the model")
+    checked_folder(sub, root)
     with _quiet():
         model = cls.from_pretrained(root / sub, torch_dtype=torch.float32, local_files_only=True)
     return model.eval().requires_grad_(False)
@@ -148,4 +161,4 @@ def load_text(folder: Path | None = None) -> tuple[CLIPTokenizer, CLIPTextModel]
 
     root = folder or FOLDER
     text_encoder = _folder_model(CLIPTextModel, "base/text_encoder", root)
-    return CLIPTokenizer.from_pretrained(root / "base/tokenizer", local_files_only=True), text_encoder
+    return CLIPTokenizer.from_pretrained(checked_folder("base/tokenizer", root), local_files_only=True), text_encoder

@@ -1,0 +1,65 @@
+"""The identity protocol really runs, is pinned, and counts what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selfsame.evaluation.metrics import bootstrap_interval, paired_interval
+from selfsame.mannequins.world import CANONICAL_VIEWS
+from selfsame.recipes import measure
+
+
+def test_one_person_two_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    p = measure.checked_protocol()
+    monkeypatch.setattr(measure, "checked_protocol", lambda: {**p, "people": 8, "num_steps": 2})
+    shares: list[float] = []
+    report = measure.identity(tmp_path, people=1, only=("both", "oracle"), on_progress=lambda share, _: shares.append(share))
+    assert sum(shares) == pytest.approx(1)
+    assert [r.name for r in report.rows] == ["both", "oracle"]
+    for row in report.rows:
+        assert 0 <= float(row.columns["rank-1 of 100"]) <= 1
+        assert 0 <= float(row.columns["attributes"]) <= 1
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["protocol"]["weights_sha256"]["judge.safetensors"]
+    assert any("only 1 of the protocol" in n for n in content["notes"])
+    assert "data:image/png" in (tmp_path / "report.html").read_text()
+
+
+def test_the_protocol_is_pinned(monkeypatch: pytest.MonkeyPatch):
+    measure.checked_protocol()
+    monkeypatch.setattr(measure, "CANONICAL_VIEWS", CANONICAL_VIEWS[::-1])
+    with pytest.raises(ValueError, match="figures would not compare"):
+        measure.checked_protocol()
+
+
+def test_bad_rows_and_people_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="row 'none' is unknown"):
+        measure.identity(tmp_path, only=("none",))
+    with pytest.raises(ValueError, match="1 to 100"):
+        measure.identity(tmp_path, people=101)
+
+
+def test_no_pose_can_leak_by_construction():
+    """The protocol's key points are those of the average face: nothing of the person is in them."""
+    kps, width = measure.canonical_kps(0)
+    assert np.allclose(kps[0, 1], kps[1, 1], atol=0.1)
+    assert np.allclose((kps[0, 0] + kps[1, 0]) / 2, 63.5, atol=0.1)
+    assert 60 < width < 100
+
+
+def test_intervals_draw_people_not_pictures():
+    """Four equal pictures of a person are one observation: the interval is wider than that of independent pictures."""
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.random(30), 4)
+    groups = np.repeat(np.arange(30), 4).tolist()
+    low, high = bootstrap_interval(values.tolist())
+    wide_low, wide_high = bootstrap_interval(values.tolist(), groups)
+    assert wide_high - wide_low > 1.6 * (high - low)
+    middle, low, high = paired_interval((values + 0.5).tolist(), values.tolist(), groups)
+    assert middle == pytest.approx(0.5)
+    assert low == pytest.approx(0.5)
+    assert high == pytest.approx(0.5)
