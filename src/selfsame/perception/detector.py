@@ -96,7 +96,7 @@ def detect(net: nn.Module, image: np.ndarray, *, threshold: float = 0.5, size: i
     small = image if (hh, ww) == (h, w) else cv2.resize(image, (ww, hh), interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
     pixels = torch.from_numpy(np.ascontiguousarray(small)).permute(2, 0, 1)[None].float() / 127.5 - 1
     pixels = F.pad(pixels, (0, -ww % STRIDE, 0, -hh % STRIDE), value=0.0)
-    out = net(pixels.to(next(net.parameters()).device))[0].float().cpu()
+    out = net(pixels.to(next(net.parameters(), pixels).device))[0].float().cpu()
     score = out[0].sigmoid()
     peak = (score >= threshold) & (score >= F.max_pool2d(score[None, None], 3, 1, 1)[0, 0])
     centre = _centres(*score.shape, device=score.device)

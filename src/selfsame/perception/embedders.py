@@ -118,7 +118,7 @@ def to_crops(images: list[np.ndarray], kps: list[np.ndarray], spec: CropSpec) ->
 def embed(net: nn.Module, crops: Tensor, batch_size: int = 128) -> Tensor:
     """Embeddings of many crops, b d float32 on the CPU, wherever the network is."""
     net.eval()
-    device = next(net.parameters()).device
+    device = next(net.parameters(), crops).device
     return torch.cat([net(part.to(device)).float().cpu() for part in crops.split(batch_size)])
 
 

@@ -79,7 +79,7 @@ def read(net: nn.Module, images: list[np.ndarray], batch_size: int = 64) -> list
     net.eval()
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     words: list[dict[str, str]] = [{} for _ in images]
-    device = next(net.parameters()).device
+    device = next(net.parameters(), pixels).device
     for start in range(0, len(images), batch_size):
         logits = net(pixels[start : start + batch_size].to(device))
         for name, values in ATTRIBUTES.items():

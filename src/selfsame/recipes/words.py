@@ -65,7 +65,17 @@ def attribute_classes(table: Table, rows: np.ndarray) -> dict[str, np.ndarray]:
 def clip(options: Options) -> Trained:
     """Contrastive training of both towers; the text tower conditions the base U-Net."""
     run = options.run(
-        Run(folder=options.folder("clip"), max_steps=1200, batch_size=192, learning_rate=1e-3, ema_decay=0.99, warmup_steps=60, look_every=200, weight_decay=0.02, seed=31)
+        Run(
+            folder=options.folder("clip"),
+            max_steps=1200,
+            batch_size=192,
+            learning_rate=1e-3,
+            warmup_steps=60,
+            ema_decay=0.99,
+            look_every=200,
+            weight_decay=0.02,
+            seed=31,
+        )
     )
     table, held = open_table(options.data, "train"), open_table(options.data, "validation")
     tokenizer = make_tokenizer(table, run.folder / "tokenizer")
