@@ -21,7 +21,7 @@ from selfsame.mannequins.attributes import Light, Look, View
 from selfsame.mannequins.people import Person
 from selfsame.mannequins.scenes import backdrop
 from selfsame.mannequins.solids import FAR, Grid, Slot, Window, melt, slots_of
-from selfsame.mannequins.styles import Planes, apply_style
+from selfsame.mannequins.styles import Plate, apply_style
 from selfsame.mannequins.things import Thing, paint_thing, thing_bodies
 
 SUPERSAMPLE = 2
@@ -383,7 +383,7 @@ def draw(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> list[Pi
     z = F.max_pool2d(stage.z.clamp_min(BACK).unsqueeze(1), SUPERSAMPLE)[:, 0]
     depth = torch.where(z <= BACK + 1e-3, torch.zeros_like(z), ((z + 1.8) / 3.0).clamp(0.02, 1))
     if any(s.style != "photo" for s in scenes):
-        plates = Planes(
+        plates = Plate(
             image, onto(back, tone(work.albedo)), F.avg_pool2d(stage.normal, SUPERSAMPLE), depth, label, onto(torch.ones_like(back[:, :1]), light)[:, 0]
         )
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,9 +14,12 @@ from selfsame.mannequins.paint import EYES, GLASSES
 
 
 @dataclass
-class Planes:
-    """What is known of a batch before styles: lit colour and bare paint b 3 h w in [0, 1], camera normals b 3 h w,
-    depth b h w in [0, 1], labels b h w, brightness of the light b h w (about 0.5 in shadow, 1.5 in full light)."""
+class Plate:
+    """What is known of a picture before its style: lit colour and bare paint 3 h w in [0, 1], camera normals 3 h w, depth
+    h w in [0, 1], labels h w, brightness of the light h w (about 0.5 in shadow, 1.5 in full light).
+
+    A batch of pictures has b in front of all; `of` takes one out, with random numbers of its own.
+    """
 
     image: Tensor
     paint: Tensor
@@ -24,23 +27,11 @@ class Planes:
     depth: Tensor
     label: Tensor
     light: Tensor
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
 
     def of(self, i: int, seed: int) -> Plate:
         rng = np.random.default_rng([0x57E1E, seed])
         return Plate(self.image[i], self.paint[i], self.normal[i], self.depth[i], self.label[i], self.light[i], rng)
-
-
-@dataclass
-class Plate:
-    """One picture's planes, and its own random numbers."""
-
-    image: Tensor
-    paint: Tensor
-    normal: Tensor
-    depth: Tensor
-    label: Tensor
-    light: Tensor
-    rng: np.random.Generator
 
     def colour(self, r: float, g: float, b: float) -> Tensor:
         return torch.tensor([r, g, b], device=self.image.device).view(3, 1, 1) / 255
