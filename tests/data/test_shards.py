@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from selfsame.data import shards
 from selfsame.data.shards import RenderJob, read_shards, render_dataset
@@ -50,6 +51,7 @@ def test_a_dataset_grows_and_never_shows_a_sample_twice(tmp_path: Path):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_draws_the_same_world():
     items = [sample("train", i) for i in range(32)]
     for a, b in zip(shards.draw_many(items, "cpu"), shards.draw_many(items, "cuda"), strict=True):

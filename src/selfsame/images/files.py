@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,11 @@ def check_output(path: str | Path) -> Path:
     folder = path.parent
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; make it first or choose another --out")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: cannot be written; choose another --out")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        raise InputError(f"{folder}: cannot be written; choose another --out") from None
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give a file name")
     return path

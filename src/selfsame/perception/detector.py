@@ -94,7 +94,7 @@ def detect(net: nn.Module, image: np.ndarray, *, threshold: float = 0.5, size: i
         zoom = 8 * size / max(h, w)
     hh, ww = max(STRIDE, round(h * zoom)), max(STRIDE, round(w * zoom))
     small = image if (hh, ww) == (h, w) else cv2.resize(image, (ww, hh), interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
-    pixels = torch.from_numpy(np.ascontiguousarray(small)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].float() / 127.5 - 1
     pixels = F.pad(pixels, (0, -ww % STRIDE, 0, -hh % STRIDE), value=0.0)
     out = net(pixels.to(next(net.parameters(), pixels).device))[0].float().cpu()
     score = out[0].sigmoid()

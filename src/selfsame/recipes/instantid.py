@@ -106,9 +106,7 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
         assert isinstance(model, InstantIDTrainer)
         studio = Studio(str(model.unet.device)).with_parts(unet=model.unet, instantid=model.method)
         request = Request(num_steps=12)
-        rows = [
-            Row(p, "", torch.from_numpy(held.faces[i])[None, None], held.table.kps[j].astype(np.float64)) for (i, j), p in zip(shown, PROMPTS, strict=False)
-        ]
+        rows = [Row(p, "", as_tensor(held.faces[i])[None, None], held.table.kps[j].astype(np.float64)) for (i, j), p in zip(shown, PROMPTS, strict=False)]
         painted, _ = studio.paint(rows, request, list(range(len(rows))))
         save_grid(run, step, [[held.table.images[i] for i, _ in shown], painted])
         parts = [instantid_loss(model, beside(model, b))[1] for b in fixed]
