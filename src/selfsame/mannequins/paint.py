@@ -330,7 +330,6 @@ def paint_cloth(place: Place, sitters: list[Sitter]) -> Coat:
     main = place.colour([rgb(s.look.clothes_colour) for s in sitters])
     light_cloth = [s.look.clothes_colour in ("white", "yellow", "pink") for s in sitters]
     second = place.colour([rgb("blue" if pale else "white") for pale in light_cloth])
-    place.colour([(0.10, 0.10, 0.12)])
     skin = place.colour([s.person.skin_rgb() for s in sitters])
     ax = x.abs()
     soft = place.soft * 6
@@ -357,8 +356,7 @@ def paint_cloth(place: Place, sitters: list[Sitter]) -> Coat:
         if kind == "hoodie":
             coat = over(coat, main * 0.6, (place.part == 1) * 0.55)
             cord = torch.minimum(0.028 - (ax - 0.2).abs(), y + 2.1)
-            coat = over(coat, place.colour([(0.97, 0.97, 0.95)]), place.edge(cord) * (place.z > 0) * (y < -1.5))
-            return over(coat, main * 0.6, place.edge(0.02 - ax) * 0)
+            return over(coat, place.colour([(0.97, 0.97, 0.95)]), place.edge(cord) * (place.z > 0) * (y < -1.5))
         if kind == "spacesuit":
             coat = place.full(place.colour([(0.90, 0.91, 0.93)]))
             coat = over(coat, place.colour([(0.55, 0.58, 0.62)]), (place.part == 1).float())

@@ -146,7 +146,7 @@ class Studio:
         notes: tuple[str, ...] = ()
         chosen = found[0]
         if which is not None:
-            ordered = sorted(found, key=lambda f: float(f.box[0] + f.box[2]))
+            ordered = _from_left(found)
             if not 0 <= which < len(ordered):
                 raise InputError(f"{name}: --which {which}, but {len(ordered)} face(s) were found; choose 0 to {len(ordered) - 1}, counted from the left")
             chosen = ordered[which]
@@ -179,20 +179,18 @@ class Studio:
             parts.append(Identity(row, ENCODER_NAME, found.kps[None].astype(np.float32), np.array([image.shape[:2]]), (source,), consent))
         return parts[0].joined(*parts[1:])
 
-    def judged(self, image: np.ndarray) -> Tensor | None:
-        """The judge's unit vector of the largest face, 256; None when no face is found."""
+    def judged(self, image: np.ndarray, *, which: int | None = None) -> Tensor | None:
+        """The judge's unit vector of the largest face, or of number `which` from the left, 256; None when no face is found."""
         found = self.faces(image)
         if not found:
             return None
-        return torch.nn.functional.normalize(embed(self.judge, to_crops([image], [found[0].kps], JUDGE_CROP))[0], dim=0)
+        chosen = found[0] if which is None else _from_left(found)[which]
+        return torch.nn.functional.normalize(embed(self.judge, to_crops([image], [chosen.kps], JUDGE_CROP))[0], dim=0)
 
     def likeness(self, image: np.ndarray, reference: np.ndarray, *, which: int | None = None) -> float | None:
         """The judge's cosine between the people of two pictures (of the reference, face `which`); None when either shows no face."""
-        a = self.judged(image)
-        if a is None or not self.faces(reference):
-            return None
-        found, _ = self.face(reference, which=which)
-        return float(a @ torch.nn.functional.normalize(embed(self.judge, to_crops([reference], [found.kps], JUDGE_CROP))[0], dim=0))
+        a, b = self.judged(image), self.judged(reference, which=which)
+        return None if a is None or b is None else float(a @ b)
 
     # ------------------------------------------------------------------------------------------ pictures
 
@@ -348,6 +346,10 @@ class Studio:
         """Latents b c h w to pictures h w 3 uint8."""
         pixels = decode(self.vae, latents)
         return [((p.permute(1, 2, 0).cpu().numpy() + 1) * 127.5).round().astype(np.uint8) for p in pixels.float()]
+
+
+def _from_left(found: Sequence[Found]) -> list[Found]:
+    return sorted(found, key=lambda f: float(f.box[0] + f.box[2]))
 
 
 def _on(model: Any, device: torch.device) -> Any:
