@@ -304,6 +304,8 @@ class Train:
     """Samples a step; 0: the recipe's own number."""
     learning_rate: float = 0.0
     """Peak learning rate; 0: the recipe's own."""
+    warm: bool = False
+    """Start a new run from the installed weights. A stopped run goes on where it was, whatever this says."""
     smoke: bool = False
     """Two steps, to see that everything is in place."""
     ship: bool = False
@@ -347,6 +349,7 @@ class Train:
                 accumulate=self.accumulate,
                 gradient_checkpointing=self.gradient_checkpointing,
                 minutes=minutes,
+                warm=self.warm,
                 smoke=self.smoke,
                 on_progress=show,
             )

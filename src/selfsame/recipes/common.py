@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from selfsame.training.loop import Progress, Run, train
 
 DATA = Path("data/world2")
 RUNS = Path("runs")
+M = TypeVar("M", bound=nn.Module)
 
 
 def compute_device() -> torch.device:
@@ -42,6 +43,7 @@ class Options:
     accumulate: int = 1  # parts in which a batch is worked through
     gradient_checkpointing: bool = False
     minutes: float = 0.0  # stop after this long; the run can be resumed
+    warm: bool = False  # a new run starts from the installed weights
     smoke: bool = False  # two steps, to see that everything is in place
     on_progress: Callable[[Progress], None] | None = None
 
@@ -63,6 +65,10 @@ class Options:
     def folder(self, name: str) -> Path:
         """Where a run of this name lies."""
         return self.runs / (f"{name}-smoke" if self.smoke else name)
+
+    def start(self, fresh: Callable[[], M], installed: Callable[[], nn.Module]) -> M:
+        """What a new run begins with: a fresh module, or with `warm` the one that ships."""
+        return (cast("M", installed()) if self.warm else fresh()).train().requires_grad_(True)
 
 
 @dataclass

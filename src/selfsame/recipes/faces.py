@@ -15,6 +15,7 @@ from selfsame.perception.detector import FaceDetector, detect, detector_loss
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, CropSpec, FaceEncoder, JudgeNet, MarginLoss, embed, rank1, to_crops
 from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, to_pixels, torch_generator
 from selfsame.training.loop import Batch, Loss, Run
+from selfsame.weights.mannequin import load_into
 
 SLACK = 8  # crops are cached this much larger and cut at random places
 
@@ -81,8 +82,9 @@ def gallery_crops(split: str, count: int, spec: CropSpec) -> Tensor:
     return to_crops([p.image for p in pictures], [p.kps[0] for p in pictures], spec)
 
 
-def _train_embedder(name: str, split: str, net: nn.Module, dim: int, spec: CropSpec, run: Run, options: Options) -> Trained:
+def _train_embedder(name: str, split: str, kind: type[nn.Module], dim: int, spec: CropSpec, run: Run, options: Options) -> Trained:
     run = options.run(run)
+    net = options.start(kind, lambda: load_into(kind(), f"{name}.safetensors"))
     table = open_table(options.data, split)
     rows = face_rows(table)
     crops = cached_crops(table, rows, spec)
@@ -123,13 +125,13 @@ def _train_embedder(name: str, split: str, net: nn.Module, dim: int, spec: CropS
 def encoder(options: Options) -> Trained:
     """The conditioning face encoder, 512 numbers."""
     run = Run(folder=options.folder("encoder"), max_steps=2400, batch_size=128, learning_rate=2e-3, ema_decay=0.995, look_every=300, seed=11)
-    return _train_embedder("encoder", "train", FaceEncoder(), 512, ENCODER_CROP, run, options)
+    return _train_embedder("encoder", "train", FaceEncoder, 512, ENCODER_CROP, run, options)
 
 
 def judge(options: Options) -> Trained:
     """The judge: another architecture, crop, seed and other people."""
     run = Run(folder=options.folder("judge"), max_steps=2400, batch_size=128, learning_rate=1e-3, ema_decay=0.995, look_every=300, seed=12)
-    return _train_embedder("judge", "judge", JudgeNet(), 256, JUDGE_CROP, run, options)
+    return _train_embedder("judge", "judge", JudgeNet, 256, JUDGE_CROP, run, options)
 
 
 def moved(images: np.ndarray, boxes: np.ndarray, kps: np.ndarray, dy: int, dx: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -183,7 +185,8 @@ def detector(options: Options) -> Trained:
         model.eval()
         return detector_figures(model, held, 300)
 
-    return finish(run, FaceDetector().to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
+    net = options.start(FaceDetector, lambda: load_into(FaceDetector(), "detector.safetensors"))
+    return finish(run, net.to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
 
 
 def detector_figures(net: nn.Module, table: Table, count: int) -> dict[str, float]:

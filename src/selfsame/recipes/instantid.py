@@ -22,7 +22,7 @@ from selfsame.recipes.faces import face_rows
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Row, Studio
 from selfsame.training.loop import Batch, Loss, Run
-from selfsame.weights.mannequin import load_into, load_text, load_unet, load_vae
+from selfsame.weights.mannequin import checked_folder, load_into, load_text, load_unet, load_vae
 
 SIZE = ResamplerSize(dim=192, depth=2, dim_head=32, heads=6, num_queries=16, embedding_dim=512, output_dim=CONTEXT_DIM)
 PROMPTS = (
@@ -113,5 +113,9 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
         return {f"held_out_{k}": float(np.mean([float(p[k]) for p in parts])) for k in parts[0]}
 
     torch.manual_seed(run.seed)
-    module = InstantIDTrainer(InstantID.new(unet, SIZE, conditioning_channels=(16, 32, 64, 96)), unet)
+    method = options.start(
+        lambda: InstantID.new(unet, SIZE, conditioning_channels=(16, 32, 64, 96)),
+        lambda: InstantID.from_pretrained(checked_folder("instantid"), unet),
+    )
+    module = InstantIDTrainer(method, unet)
     return finish(run, module, objective, batch_at, options, look)

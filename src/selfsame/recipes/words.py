@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from selfsame.data.tables import Table, open_table
@@ -19,6 +20,7 @@ from selfsame.models.tokens import BOS, EOS, train_tokenizer
 from selfsame.perception.reader import ATTRIBUTES, AttributeReader, agreement, read, readable, reader_loss
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, to_pixels, torch_generator
 from selfsame.training.loop import Batch, Loss, Run
+from selfsame.weights.mannequin import checked, load_into, load_text
 
 VOCABULARY = 1500
 
@@ -26,8 +28,8 @@ VOCABULARY = 1500
 class TwoTowers(nn.Module):
     """CLIP: text and image features in one space (arXiv:2103.00020).
 
-    The image features are also asked to say the picture's attributes, which are known here: words then find directions that
-    mean something long before contrast alone would have made them.
+    Both features are also asked to say the picture's attributes, which are known here, by the same heads: words and pictures then
+    find common directions that mean something long before contrast alone would have made them.
     """
 
     def __init__(self, vocab_size: int, bos: int, eos: int) -> None:
@@ -38,12 +40,12 @@ class TwoTowers(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(2.6593))  # ln(1 / 0.07)
         self.heads = nn.ModuleDict({name: nn.Linear(CONTEXT_DIM, len(values)) for name, values in ATTRIBUTES.items()})
 
-    def forward(self, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Token ids b t, pixels b 3 128 128 -> unit features b c, b c (the text's carry the scale), logits of each attribute b n."""
+    def forward(self, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Token ids b t, pixels b 3 128 128 -> unit features b c, b c (the text's carry the scale), logits of each attribute b n from either."""
         t = F.normalize(self.text_projection(self.text(ids).pooler_output), dim=-1)
         v = F.normalize(self.image(pixels).image_embeds, dim=-1)
-        said = {name: head(v * math.sqrt(CONTEXT_DIM)) for name, head in self.heads.items()}
-        return t * self.logit_scale.clamp(max=4.6052).exp(), v, said
+        told, shown = ({name: head(f * math.sqrt(CONTEXT_DIM)) for name, head in self.heads.items()} for f in (t, v))
+        return t * self.logit_scale.clamp(max=4.6052).exp(), v, told, shown
 
 
 def make_tokenizer(table: Table, folder: Path):
@@ -78,9 +80,16 @@ def clip(options: Options) -> Trained:
         )
     )
     table, held = open_table(options.data, "train"), open_table(options.data, "validation")
-    tokenizer = make_tokenizer(table, run.folder / "tokenizer")
+    if options.warm:
+        tokenizer, text = load_text()
+        tokenizer.save_pretrained(run.folder / "tokenizer")
+    else:
+        tokenizer, text = make_tokenizer(table, run.folder / "tokenizer"), None
     vocabulary = tokenizer.get_vocab()
     net = TwoTowers(len(tokenizer), vocabulary[BOS], vocabulary[EOS])
+    if text is not None:
+        net.text.load_state_dict(text.state_dict())
+        net.load_state_dict(load_file(checked("clip_image.safetensors")), strict=False)
     classes = attribute_classes(table, np.arange(len(table)))
 
     def words(record: dict, rng: np.random.Generator) -> str:
@@ -95,19 +104,20 @@ def clip(options: Options) -> Trained:
         return {"ids": ids, "pixels": to_pixels(table.images[at])} | {f"is_{n}": torch.from_numpy(c[at]) for n, c in classes.items()}
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
-        t, v, said = model(batch["ids"], batch["pixels"])
+        t, v, told, shown = model(batch["ids"], batch["pixels"])
         with torch.autocast(t.device.type, enabled=False):  # logits up to 100 are too coarse in half precision
             logits = t.float() @ v.float().T
         truth = torch.arange(len(logits), device=logits.device)
         contrast = (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
-        attributes = reader_loss(said, {n: batch[f"is_{n}"] for n in ATTRIBUTES})
-        return Loss(contrast + attributes, {"contrast": contrast, "attributes": attributes, "train_match": (logits.argmax(1) == truth).float().mean()})
+        right = {n: batch[f"is_{n}"] for n in ATTRIBUTES}
+        parts = {"contrast": contrast, "told": reader_loss(told, right), "shown": reader_loss(shown, right)}
+        return Loss(torch.stack(list(parts.values())).sum(), {**parts, "train_match": (logits.argmax(1) == truth).float().mean()})
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         rows = np.arange(min(200, len(held)))
         ids, _ = tokenize(tokenizer, [caption_person(held.records[i]["attributes"], None, None) for i in rows])
         batch = beside(model, {"ids": ids, "pixels": to_pixels(held.images[rows])})
-        t, v, _ = model(batch["ids"], batch["pixels"])
+        t, v, *_ = model(batch["ids"], batch["pixels"])
         logits = (t @ v.T).cpu()
         truth = torch.arange(len(rows))
         return {"match_of_200": float((logits.argmax(1) == truth).float().mean())}
@@ -143,7 +153,8 @@ def reader(options: Options) -> Trained:
     def look(model: nn.Module, step: int) -> dict[str, float]:
         return reader_figures(model, held)
 
-    return finish(run, AttributeReader().to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
+    net = options.start(AttributeReader, lambda: load_into(AttributeReader(), "reader.safetensors"))
+    return finish(run, net.to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
 
 
 def reader_figures(net: nn.Module, held: Table, count: int = 400) -> dict[str, float]:
