@@ -17,6 +17,15 @@ from tests.goldens.recipe import raw
 
 FOLDER = Path(__file__).parent / "stableidentity"
 MANIFEST: dict[str, Any] = json.loads((FOLDER / "manifest.json").read_text())
+VIT_NAMES = {  # transformers 5 -> 4
+    "layers.": "encoder.layer.",
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
 TABLES = ("token_embedding.weight", "position_embedding.weight", "cls_token", "position_embeddings")
 
 
@@ -44,10 +53,7 @@ def fill(module: nn.Module, tag: str, rename: Callable[[str], str] = lambda k: k
 
 
 def _old_vit_name(key: str) -> str:
-    for new, old in (
-        ("layers.", "encoder.layer."), ("attention.q_proj", "attention.attention.query"), ("attention.k_proj", "attention.attention.key"),
-        ("attention.v_proj", "attention.attention.value"), ("attention.o_proj", "attention.output.dense"), ("mlp.fc1", "intermediate.dense"), ("mlp.fc2", "output.dense"),
-    ):  # fmt: skip
+    for new, old in VIT_NAMES.items():
         key = key.replace(new, old)
     return key.replace("encoder.encoder.", "encoder.")
 

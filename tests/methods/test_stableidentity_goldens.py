@@ -35,6 +35,13 @@ def projection(space: CelebritySpace, depth: int = 2) -> WordProjection:
     return made
 
 
+def epsilon_batch(g: dict[str, np.ndarray], t: Tensor, rows: slice) -> dict[str, Tensor]:
+    """The loss goldens' inputs as a batch for an epsilon model."""
+    clean, noise, face, hair = (tensor(g, name)[rows] for name in ("latents", "noise", "face_mask", "hair_mask"))
+    noisy = add_noise(clean, noise, t, scaled_linear_alphas_cumprod())
+    return {"clean": clean, "noisy": noisy, "t": t, "target": noise, "face_mask": face, "hair_mask": hair}
+
+
 def space10() -> CelebritySpace:
     g = recipe.golden("celeb_space")
     return CelebritySpace.of(tensor(g, "token_table"), tensor(g, "token_ids10"))
@@ -93,16 +100,14 @@ def test_words_stand_in_for_the_placeholder_and_the_token_after_it():
 @pytest.mark.parametrize("case", ["mixed", "mixed_lam0", "all_noise", "all_z0", "one_vs_three", "mixed_vpred"])
 def test_the_two_phase_loss(case: str):
     g = recipe.golden("loss")
-    clean, noise, t = tensor(g, "latents"), tensor(g, "noise"), tensor(g, f"{case}.timesteps")
+    t = tensor(g, f"{case}.timesteps")
     abar = scaled_linear_alphas_cumprod()
     close(abar, g["alphas_cumprod"])
-    noisy = add_noise(clean, noise, t, abar)
-    close(noisy, g[f"{case}.noisy"])
+    batch = epsilon_batch(g, t, slice(0, 4))
+    close(batch["noisy"], g[f"{case}.noisy"])
     is_v = case == "mixed_vpred"
-    batch = {
-        "clean": clean, "noisy": noisy, "t": t, "target": velocity(clean, noise, t, abar) if is_v else noise,
-        "face_mask": tensor(g, "face_mask"), "hair_mask": tensor(g, "hair_mask"),
-    }  # fmt: skip
+    if is_v:
+        batch["target"] = velocity(batch["clean"], batch["target"], t, abar)
     how = TwoPhaseLoss(hair_weight=float(g[f"{case}.lam"]), clean_from="epsilon")
     said = tensor(g, "model_pred").requires_grad_(True)
     loss, parts = two_phase_loss(said, batch, how, alphas_cumprod=abar, prediction_type="v_prediction" if is_v else "epsilon", scaling_factor=SCALE)
@@ -119,8 +124,7 @@ def test_the_two_phase_loss(case: str):
 def test_the_boundary_belongs_to_the_reconstruction(t: int):
     g = recipe.golden("loss")
     abar, at = scaled_linear_alphas_cumprod(), torch.tensor([t])
-    clean, noise = tensor(g, "latents")[:1], tensor(g, "noise")[:1]
-    batch = {"clean": clean, "noisy": add_noise(clean, noise, at, abar), "t": at, "target": noise, "face_mask": tensor(g, "face_mask")[:1], "hair_mask": tensor(g, "hair_mask")[:1]}  # fmt: skip
+    batch = epsilon_batch(g, at, slice(0, 1))
     loss, _ = two_phase_loss(tensor(g, "model_pred")[:1], batch, TwoPhaseLoss(), alphas_cumprod=abar, prediction_type="epsilon", scaling_factor=SCALE)
     close(loss, g[f"single_{t}.loss"])
 
@@ -135,16 +139,14 @@ def test_five_training_steps(tag: str):
     with torch.no_grad():
         feature = recipe.vit()(tensor(m, "vit_pixels")[rows]).last_hidden_state[:, 0]
     ids, abar = tensor(m, "caption_ids")[rows], scaled_linear_alphas_cumprod()
-    clean, noise = tensor(losses, "latents")[rows], tensor(losses, "noise")[rows]
-    noisy = add_noise(clean, noise, t, abar)
-    batch = {"clean": clean, "noisy": noisy, "t": t, "target": noise, "face_mask": tensor(losses, "face_mask")[rows], "hair_mask": tensor(losses, "hair_mask")[rows]}  # fmt: skip
+    batch = epsilon_batch(losses, t, rows)
     optimizer = torch.optim.AdamW(net.parameters(), lr=float(g[f"{tag}.lr"]), betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2)
     curve = []
     for step in range(5):
         words = net(feature)
         with words_inserted(text.get_input_embeddings(), Slots.after_placeholder(ids, int(m["placeholder_id"]), words)):
             states = text(ids).last_hidden_state
-        said = unet(noisy, t, encoder_hidden_states=states).sample
+        said = unet(batch["noisy"], t, encoder_hidden_states=states).sample
         loss, _ = two_phase_loss(said, batch, TwoPhaseLoss(), alphas_cumprod=abar, prediction_type="epsilon", scaling_factor=SCALE)
         curve.append(float(loss.detach()))
         optimizer.zero_grad()
