@@ -15,6 +15,7 @@ from selfsame.images.files import read_image
 from selfsame.recipes.catalogue import SHARES, recipes
 from selfsame.recipes.common import Options, generator_at
 from selfsame.recipes.faces import moved
+from selfsame.weights.mannequin import load_vae
 
 COUNTS = {"train": 96, "judge": 16, "validation": 32}
 
@@ -40,9 +41,16 @@ def test_a_recipe_runs_and_measures(name: str, options: Options):
     assert trained.figures
     assert all(np.isfinite(v) for v in trained.figures.values())
     assert (trained.folder / "log.csv").read_text().count("\n") >= 3
-    if name in ("vae", "base", "instantid"):
+    if name in ("vae", "decoder", "base", "instantid"):
         (picture,) = (trained.folder / "samples").iterdir()
         assert read_image(picture).shape[1] % 128 == 0
+
+
+def test_the_decoders_recipe_leaves_latents_alone(options: Options):
+    trained = recipes()["decoder"](replace(options, runs=options.runs / "decoder-only"))
+    before, after = load_vae().state_dict(), trained.module.vae.state_dict()  # type: ignore[union-attr]
+    changed = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"decoder", "post_quant_conv"}
 
 
 def test_moved_pictures_keep_their_faces_true(options: Options):

@@ -286,7 +286,7 @@ class Train:
     """
 
     name: Positional[str]
-    """encoder, judge, detector, vae, clip, reader, base or instantid; each needs those before it.
+    """encoder, judge, detector, vae, decoder, clip, reader, base or instantid; each needs those before it.
     `all` trains and installs every one in turn, --minutes shared out among them."""
     data: Path = Path("data/world2")
     """Folder with the packed dataset (selfsame render --dataset ... --pack)."""

@@ -54,7 +54,9 @@ def latents_of(vae: AutoencoderKL, table: Table, folder: Path, name: str, shrink
         vae.to("cpu")  # type: ignore[arg-type]
         return torch.cat(parts).numpy()
 
-    return cached(folder / f"{name}.latents.{fingerprint(vae, table)}.npy", make)
+    assert vae.quant_conv is not None
+    encoding = nn.ModuleList([vae.encoder, vae.quant_conv])  # another decoder gives the same latents
+    return cached(folder / f"{name}.latents.{fingerprint(encoding, table)}.npy", make)
 
 
 def parts_of(table: Table, folder: Path, name: str, cell: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from selfsame.recipes.common import Options, Trained
 
 # The order in which recipes need each other, and each one's share of the time when all are trained in turn.
-SHARES = {"encoder": 0.08, "judge": 0.08, "detector": 0.03, "vae": 0.18, "clip": 0.05, "reader": 0.05, "base": 0.33, "instantid": 0.20}
+SHARES = {"encoder": 0.08, "judge": 0.08, "detector": 0.03, "vae": 0.14, "decoder": 0.04, "clip": 0.05, "reader": 0.05, "base": 0.33, "instantid": 0.20}
 
 
 def recipes() -> dict[str, Callable[[Options], Trained]]:
@@ -15,7 +15,7 @@ def recipes() -> dict[str, Callable[[Options], Trained]]:
     from selfsame.recipes.base import base
     from selfsame.recipes.faces import detector, encoder, judge
     from selfsame.recipes.instantid import instantid
-    from selfsame.recipes.vae import vae
+    from selfsame.recipes.vae import decoder, vae
     from selfsame.recipes.words import clip, reader
 
     return {
@@ -23,6 +23,7 @@ def recipes() -> dict[str, Callable[[Options], Trained]]:
         "judge": judge,
         "detector": detector,
         "vae": vae,
+        "decoder": decoder,
         "clip": clip,
         "reader": reader,
         "base": base,

@@ -57,7 +57,7 @@ def ship_trained(name: str, trained: Trained, folder: Path = FOLDER) -> None:
         ship(module.net.state_dict(), f"{name}.safetensors", about, folder)
     elif name in ("detector", "reader"):
         ship(module.state_dict(), f"{name}.safetensors", about, folder)
-    elif name == "vae":
+    elif name in ("vae", "decoder"):
         _save_stock(module.vae, "base/vae", about, folder)
     elif name == "clip":
         _save_stock(module.text, "base/text_encoder", about, folder)

@@ -14,6 +14,7 @@ from selfsame.data.tables import Table, open_table
 from selfsame.mannequins import paint
 from selfsame.models.latents import decode, encode
 from selfsame.models.mannequin import new_vae
+from selfsame.recipes.caches import as_tensor, latents_of
 from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, save_grid, to_images, to_pixels, torch_generator
 from selfsame.training.loop import Batch, Loss, Run
 from selfsame.weights.mannequin import load_vae
@@ -45,17 +46,22 @@ def vae_loss(pixels: Tensor, out: Tensor, shrunk: Tensor, mean: Tensor, logvar: 
     The third term (scale equivariance: Skorokhodov et al. 2025, arXiv 2502.14831; Kouzelis et al. 2025, arXiv 2502.09509) keeps the
     latents as smooth as pictures are: what a diffusion model learns sooner.
     """
-    out, shrunk, mean, logvar = out.float(), shrunk.float(), mean.float(), logvar.float()
-    w = weight / weight.mean()
-    l1 = ((out - pixels).abs() * w).mean()
+    shrunk, mean, logvar = shrunk.float(), mean.float(), logvar.float()
+    parts = painted_loss(pixels, out, weight)
+    small = ((shrunk - F.avg_pool2d(pixels, 2)).abs() * F.avg_pool2d(weight / weight.mean(), 2)).mean()
+    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+    return Loss(parts["l1"] + parts["edges"] + SHRUNK_WEIGHT * small + kl_weight * kl, {**parts, "shrunk": small, "kl": kl})
+
+
+def painted_loss(pixels: Tensor, out: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """Weighted L1 on pixels and on their differences to the right and down. b 3 h w, b 3 h w, b 1 h w."""
+    out, w = out.float(), weight / weight.mean()
 
     def diff(t: Tensor, dim: int) -> Tensor:
         return t.narrow(dim, 1, t.shape[dim] - 1) - t.narrow(dim, 0, t.shape[dim] - 1)
 
-    edges = sum((((diff(out, d) - diff(pixels, d)).abs()) * w.narrow(d, 1, w.shape[d] - 1)).mean() for d in (2, 3))
-    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-    small = ((shrunk - F.avg_pool2d(pixels, 2)).abs() * F.avg_pool2d(w, 2)).mean()
-    return Loss(l1 + edges + SHRUNK_WEIGHT * small + kl_weight * kl, {"l1": l1, "edges": torch.as_tensor(edges), "shrunk": small, "kl": kl})
+    edges = [(((diff(out, d) - diff(pixels, d)).abs()) * w.narrow(d, 1, w.shape[d] - 1)).mean() for d in (2, 3)]
+    return {"l1": ((out - pixels).abs() * w).mean(), "edges": torch.stack(edges).sum()}
 
 
 def weight_table() -> np.ndarray:
@@ -105,6 +111,51 @@ def vae(options: Options) -> Trained:
     done = finish(run, net, objective, batch_at, options, look)
     fold_statistics(net.vae, table)
     return done
+
+
+class Decode(nn.Module):
+    """The decoding half alone."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Scaled latents b c h w -> pixels b 3 H W."""
+        vae: Any = self.vae
+        return vae.decode(latents / vae.config.scaling_factor).sample
+
+
+def decoder(options: Options) -> Trained:
+    """The installed VAE's decoding half goes on learning, on whole pictures: latents stay as they are, and so does all that learned from them."""
+    run = options.run(
+        Run(folder=options.folder("decoder"), max_steps=20000, batch_size=4, learning_rate=8e-4, weight_decay=0.0, ema_decay=0.998, look_every=500, seed=22),
+        batch_size=32,
+    )
+    table, held = open_table(options.data, "train"), open_table(options.data, "validation")
+    weights = weight_table()
+    net = Decode(load_vae())
+    for part in (net.vae.decoder, net.vae.post_quant_conv):
+        assert part is not None
+        part.requires_grad_(True)
+    latents, seen = (latents_of(net.vae, t, options.runs / "cache", name) for t, name in ((table, "train"), (held, "validation")))
+
+    def batch_at(step: int) -> Batch:
+        at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
+        marks = torch.from_numpy(weights[table.labels[at]])[:, None]
+        return {"latents": as_tensor(latents[at]), "pixels": to_pixels(table.images[at]), "weight": marks}
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        parts = painted_loss(batch["pixels"], model(batch["latents"]), batch["weight"])
+        return Loss(parts["l1"] + parts["edges"], parts)
+
+    def look(model: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, Decode)
+        again = decode(model.vae, as_tensor(seen[:8]).to(model.vae.device))
+        save_grid(run, step, [list(held.images[:8]), to_images(again)])
+        return vae_figures(model.vae, held, 64)
+
+    return finish(run, net.to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
