@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from selfsame.values.identity import Identity
+from selfsame.values.identity import Identity, LearnedWords
 
 
 def identity(photos: int = 2, encoder: str = "a") -> Identity:
@@ -24,6 +25,31 @@ def test_it_comes_back_from_its_file(tmp_path: Path):
     assert np.array_equal(a.embeddings, b.embeddings)
     assert np.array_equal(a.kps, b.kps)
     assert (a.encoder, a.sources, a.consent) == (b.encoder, b.sources, b.consent)
+
+
+def test_learned_words_travel_with_it(tmp_path: Path):
+    rng = np.random.default_rng(1)
+    words = LearnedWords(tuple(rng.normal(size=(2, d)).astype(np.float32) for d in (32, 48)), "<ada>", "abc", {"steps": 450, "base": "b"})
+    for who in (replace(identity(), words=words), Identity(np.zeros((0, 512)), "a", np.zeros((0, 5, 2)), np.zeros((0, 2)), (), words=words)):
+        back = Identity.load(who.save(tmp_path / "ada.safetensors")).words
+        assert back is not None
+        assert all(np.array_equal(a, b) for a, b in zip(back.vectors, words.vectors, strict=True))
+        assert (back.placeholder, back.text_encoder, dict(back.about)) == ("<ada>", "abc", {"steps": 450, "base": "b"})
+
+
+@pytest.mark.parametrize("name", ["ada", "<ada", "< ada>", "<Ada>", "<>"])
+def test_placeholders_are_checked(name: str):
+    with pytest.raises(ValueError, match="such as <ada>"):
+        LearnedWords((np.zeros((2, 8)),), name, "abc")
+
+
+def test_learned_words_are_checked():
+    with pytest.raises(ValueError, match="one array"):
+        LearnedWords((), "<ada>", "abc")
+    with pytest.raises(ValueError, match="one array"):
+        LearnedWords((np.zeros((2, 8)), np.zeros((3, 8))), "<ada>", "abc")
+    with pytest.raises(ValueError, match="not finite"):
+        LearnedWords((np.full((2, 8), np.inf),), "<ada>", "abc")
 
 
 def test_identities_of_different_encoders_do_not_mix():

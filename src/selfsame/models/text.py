@@ -1,13 +1,29 @@
-"""Prompts to text states."""
+"""Prompts to text states, learned words included."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from selfsame.adapters.words import Slots, words_inserted
+
+FILLER = 0  # id under a learned word: any token but a special one, since the word stands in its place
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Prompts as token ids."""
+
+    ids: Tensor  # b t
+    cut: tuple[str, ...]  # for each prompt the words beyond the limit, "" when none
+    places: tuple[tuple[int, int, str, int], ...] = ()  # row, position, placeholder, which of its words
 
 
 @dataclass(frozen=True)
@@ -18,23 +34,72 @@ class Prompted:
     cut: tuple[str, ...]  # for each prompt the words beyond the limit, "" when none
 
 
-def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
-    """Token ids b t padded to the limit, and the words of each prompt that did not fit."""
-    limit = tokenizer.model_max_length
-    ids, cut = [], []
-    for prompt in prompts:
-        tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        assert isinstance(tokens, list)
-        kept, rest = tokens[: limit - 2], tokens[limit - 2 :]
-        cut.append(str(tokenizer.decode(rest)).strip() if rest else "")
-        row = [tokenizer.bos_token_id, *kept, tokenizer.eos_token_id]
-        ids.append(row + [tokenizer.pad_token_id] * (limit - len(row)))
-    return torch.tensor(ids), tuple(cut)
+def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], words: Mapping[str, int] | None = None) -> Tokens:
+    """Token ids padded to the limit; each placeholder becomes as many places as it has words, and nothing after it is lost.
+
+    Args:
+        words: number of words of each placeholder, such as {"<ada>": 2}.
+    """
+    words = words or {}
+    room = tokenizer.model_max_length - 2
+    around = re.compile("|".join(f"({re.escape(name)})" for name in words)) if words else None
+    ids, cut, places = [], [], []
+    for row, prompt in enumerate(prompts):
+        line: list[int] = []
+        left_out: list[str] = []
+        for piece in filter(None, around.split(prompt)) if around else [prompt]:
+            count = words.get(piece, 0)
+            tokens = [FILLER] * count if count else tokenizer(piece, add_special_tokens=False)["input_ids"]
+            assert isinstance(tokens, list)
+            free = 0 if left_out else room - len(line)
+            fitting = tokens[:free] if free >= len(tokens) or not count else []  # a person is never cut in two
+            if len(fitting) < len(tokens):
+                left_out.append(piece if count else str(tokenizer.decode(tokens[len(fitting) :])).strip())
+            places += [(row, len(line) + 1 + i, piece, i) for i in range(len(fitting) if count else 0)]
+            line += fitting
+        cut.append(" ".join(left_out))
+        ids.append([tokenizer.bos_token_id, *line, tokenizer.eos_token_id] + [tokenizer.pad_token_id] * (room - len(line)))
+    return Tokens(torch.tensor(ids), tuple(cut), tuple(places))
+
+
+def slots_of(tokens: Tokens, words: Mapping[str, Tensor]) -> Slots | None:
+    """Where the learned words (n d each) go; None when the prompts name none."""
+    if not tokens.places:
+        return None
+    rows, positions = (torch.tensor([place[i] for place in tokens.places]) for i in (0, 1))
+    return Slots(rows, positions, torch.stack([words[name][i] for _, _, name, i in tokens.places]))
 
 
 @torch.no_grad()
-def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str], batch_size: int = 256) -> Prompted:
-    """Last hidden states after the final norm, as Stable Diffusion 1 uses them."""
-    ids, cut = tokenize(tokenizer, prompts)
-    states = [text_encoder(part.to(text_encoder.device)).last_hidden_state for part in ids.split(batch_size)]
-    return Prompted(torch.cat(states), cut)
+def encode_prompts(
+    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str], words: Mapping[str, Tensor] | None = None, *, batch_size: int = 256
+) -> Prompted:
+    """Last hidden states after the final norm, as Stable Diffusion 1 uses them.
+
+    Args:
+        words: learned words n d of each placeholder that may stand in a prompt.
+    """
+    words = words or {}
+    states, cut = [], []
+    for start in range(0, len(prompts), batch_size):
+        tokens = tokenize(tokenizer, prompts[start : start + batch_size], {name: len(v) for name, v in words.items()})
+        cut += tokens.cut
+        ids, slots = tokens.ids.to(text_encoder.device), slots_of(tokens, words)
+        if slots is None:
+            states.append(text_encoder(ids).last_hidden_state)
+        else:
+            with words_inserted(text_encoder.get_input_embeddings(), slots):
+                states.append(text_encoder(ids).last_hidden_state)
+    return Prompted(torch.cat(states), tuple(cut))
+
+
+def tower_hash(*text_encoders: Any) -> str:
+    """Which text tower(s) a learned word belongs to: a short hash of the shapes and values of their token tables, in half precision.
+
+    The same weights in another precision or after tokens were added at the end give the same hash.
+    """
+    digest = hashlib.sha256()
+    for tower in text_encoders:
+        table = tower.get_input_embeddings().weight.detach()[: min(1000, tower.get_input_embeddings().num_embeddings)].half().cpu().numpy()
+        digest.update(str(table.shape[1]).encode() + table.tobytes())
+    return digest.hexdigest()[:16]

@@ -100,7 +100,7 @@ def clip(options: Options) -> Trained:
     def batch_at(step: int) -> Batch:
         rng = generator_at(run.seed, step)
         at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
-        ids, _ = tokenize(tokenizer, [words(table.records[i], rng) for i in at])
+        ids = tokenize(tokenizer, [words(table.records[i], rng) for i in at]).ids
         return {"ids": ids, "pixels": to_pixels(table.images[at])} | {f"is_{n}": torch.from_numpy(c[at]) for n, c in classes.items()}
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
@@ -115,7 +115,7 @@ def clip(options: Options) -> Trained:
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         rows = np.arange(min(200, len(held)))
-        ids, _ = tokenize(tokenizer, [caption_person(held.records[i]["attributes"], None, None) for i in rows])
+        ids = tokenize(tokenizer, [caption_person(held.records[i]["attributes"], None, None) for i in rows]).ids
         batch = beside(model, {"ids": ids, "pixels": to_pixels(held.images[rows])})
         t, v, *_ = model(batch["ids"], batch["pixels"])
         logits = (t @ v.T).cpu()

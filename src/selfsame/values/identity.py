@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,35 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 FORMAT = "selfsame-identity-1"
+
+
+@dataclass(frozen=True)
+class LearnedWords:
+    """A person as words that stand in a prompt where a name would, for every model with the same text tower.
+
+    Attributes:
+        vectors: n d float32 for each text tower (SDXL has two), rows of the token table that never were.
+        placeholder: what stands for them in a prompt, such as `<ada>`.
+        text_encoder: which tower(s) they were learned for, `models.text.tower_hash`.
+        about: how they were learned: base model, steps, seed.
+    """
+
+    vectors: tuple[np.ndarray, ...]
+    placeholder: str
+    text_encoder: str
+    about: Mapping[str, str | int | float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"<[a-z0-9][a-z0-9_-]*>", self.placeholder):
+            raise ValueError(f"placeholder {self.placeholder!r}: give letters, digits, - and _ between angle brackets, such as <ada>")
+        if not self.vectors or any(v.ndim != 2 or len(v) != len(self.vectors[0]) or not len(v) for v in self.vectors):
+            raise ValueError(f"learned words need one array (n, d) a text tower, all of the same n, not {[v.shape for v in self.vectors]}")
+        if not all(np.isfinite(v).all() for v in self.vectors):
+            raise ValueError("a learned word is not finite")
+
+    @property
+    def num_words(self) -> int:
+        return len(self.vectors[0])
 
 
 @dataclass(frozen=True)
@@ -25,6 +56,7 @@ class Identity:
         sizes: k 2 (height, width) of each photo.
         sources: sha256 of each photo's pixels.
         consent: a note on whose picture this is and by what right, or "".
+        words: the person as learned words; with them an identity may lack photos.
     """
 
     embeddings: np.ndarray
@@ -33,11 +65,12 @@ class Identity:
     sizes: np.ndarray
     sources: tuple[str, ...]
     consent: str = ""
+    words: LearnedWords | None = None
 
     def __post_init__(self) -> None:
         k = len(self.sources)
-        if k == 0:
-            raise ValueError("an identity needs at least one photo")
+        if k == 0 and self.words is None:
+            raise ValueError("an identity needs at least one photo, or learned words")
         if self.embeddings.ndim != 2 or len(self.embeddings) != k or self.kps.shape != (k, 5, 2) or self.sizes.shape != (k, 2):
             raise ValueError(
                 f"{k} sources need embeddings (k, d), kps (k, 5, 2) and sizes (k, 2), not {self.embeddings.shape}, {self.kps.shape}, {self.sizes.shape}"
@@ -66,6 +99,7 @@ class Identity:
             np.concatenate([i.sizes for i in every]),
             tuple(s for i in every for s in i.sources),
             self.consent,
+            self.words,
         )
 
     def save(self, path: str | Path) -> Path:
@@ -73,8 +107,11 @@ class Identity:
         path = Path(path)
         about = {"format": FORMAT, "encoder": self.encoder, "sources": json.dumps(self.sources), "consent": self.consent}
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        arrays = {"embeddings": self.embeddings.astype(np.float32), "kps": self.kps.astype(np.float32), "sizes": self.sizes.astype(np.int64)}
+        if self.words is not None:
+            arrays |= {f"words.{i}": v.astype(np.float32) for i, v in enumerate(self.words.vectors)}
+            about["words"] = json.dumps({"placeholder": self.words.placeholder, "text_encoder": self.words.text_encoder, "about": dict(self.words.about)})
         try:
-            arrays = {"embeddings": self.embeddings.astype(np.float32), "kps": self.kps.astype(np.float32), "sizes": self.sizes.astype(np.int64)}
             save_file(arrays, partial, metadata=about)
             os.replace(partial, path)
         finally:
@@ -94,7 +131,13 @@ class Identity:
                 about = f.metadata() or {}
                 if about.get("format") != FORMAT:
                     raise ValueError(f"{path}: not a selfsame identity; make one with `Identity.save`")
-                arrays = {k: f.get_tensor(k) for k in ("embeddings", "kps", "sizes")}
-        except (SafetensorError, OSError) as error:
+                arrays = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+            words = None
+            if "words" in about:
+                said = json.loads(about["words"])
+                vectors = tuple(arrays[f"words.{i}"] for i in range(sum(k.startswith("words.") for k in arrays)))
+                words = LearnedWords(vectors, said["placeholder"], said["text_encoder"], said["about"])
+            photos = (arrays["embeddings"], about["encoder"], arrays["kps"], arrays["sizes"], tuple(json.loads(about["sources"])), about["consent"])
+        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: cannot be read as an identity ({error})") from None
-        return cls(arrays["embeddings"], about["encoder"], arrays["kps"], arrays["sizes"], tuple(json.loads(about["sources"])), about["consent"])
+        return cls(*photos, words)
