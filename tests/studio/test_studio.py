@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from selfsame.images.files import InputError
 from selfsame.mannequins.people import person_of
 from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import neutral_scene, sample
+from selfsame.models.text import tower_hash
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Kept, Row, Studio
+from selfsame.values.identity import Identity, LearnedWords
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -74,8 +77,6 @@ def test_key_points_follow_the_picture_they_are_put_into():
 
 
 def test_identities_of_other_encoders_and_unknown_models_are_refused(studio: Studio):
-    from dataclasses import replace
-
     stranger = replace(studio.identity(EXAMPLES / "ada.png"), encoder="arcface")
     with pytest.raises(InputError, match="'arcface'"):
         studio.generate("x", stranger)
@@ -145,3 +146,52 @@ def test_likeness_is_of_the_chosen_face(studio: Studio):
     assert second is not None
     assert first > second
     assert studio.likeness(alone, pair) == second  # the larger face
+
+
+# ------------------------------------------------------------------------------------------ learned words
+
+
+@pytest.fixture(scope="module")
+def ada_fox(studio: Studio) -> LearnedWords:
+    """A celebrity's own rows of the token table as if they had been learned."""
+    tokenizer, encoder = studio.text
+    ids = tokenizer("ada fox", add_special_tokens=False)["input_ids"]
+    return LearnedWords((encoder.get_input_embeddings().weight[ids].detach().numpy(),), "<x>", tower_hash(encoder))
+
+
+def test_a_celebritys_own_vectors_paint_that_celebrity(studio: Studio, ada_fox: LearnedWords):
+    who = Identity(np.zeros((0, 512), np.float32), "", np.zeros((0, 5, 2)), np.zeros((0, 2)), (), words=ada_fox)
+    named = studio.generate(Request(prompt="a photo of ada fox in space", num_steps=2))
+    learned = studio.generate(Request(prompt="a photo of <x> in space", num_steps=2), who)
+    assert np.array_equal(named[0].pixels, learned[0].pixels)
+
+
+def test_words_and_face_in_one_call(studio: Studio, ada_fox: LearnedWords):
+    both = replace(studio.identity(EXAMPLES / "ada.png"), words=ada_fox)
+    prompt, made = "a photo of <x> in space", {}
+    for use in ("face", "words", "both", "auto"):
+        text = prompt if use != "face" else "a photo of a person in space"
+        made[use] = studio.generate(Request(prompt=text, num_steps=2, use=use), both)[0].pixels  # type: ignore[arg-type]
+    assert np.array_equal(made["auto"], made["words"])
+    assert not np.array_equal(made["words"], made["both"])
+    assert not np.array_equal(made["face"], made["both"])
+    assert np.array_equal(studio.generate(Request(prompt="a photo of a person in space", num_steps=2), both)[0].pixels, made["face"])
+
+
+def test_words_that_cannot_be_used_are_refused(studio: Studio, ada_fox: LearnedWords):
+    photo = studio.identity(EXAMPLES / "ada.png")
+    bare = Identity(np.zeros((0, 512), np.float32), "", np.zeros((0, 5, 2)), np.zeros((0, 2)), (), words=ada_fox)
+
+    def refused(request: Request, who: Identity, match: str) -> None:
+        with pytest.raises(InputError, match=match):
+            studio.generate(request, who)
+
+    refused(Request(prompt="a person", use="words"), photo, "no learned words")
+    refused(Request(prompt="a person"), bare, "does not name <x>")
+    refused(Request(prompt="<x> beside <x>"), bare, "names 2 times <x>")
+    refused(Request(prompt="a photo of <x>", use="both"), bare, "no photo")
+    refused(Request(prompt="<x>"), replace(bare, words=replace(ada_fox, text_encoder="other")), "another text encoder")
+    wide = LearnedWords((np.zeros((2, 1024), np.float32),), "<x>", "")
+    refused(Request(prompt="<x>"), replace(bare, words=wide), "words of 1024 numbers, this model's have 128")
+    with pytest.raises(InputError, match="use 'mouth'"):
+        Request(use="mouth")  # type: ignore[arg-type]

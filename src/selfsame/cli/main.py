@@ -8,11 +8,12 @@ from typing import Annotated
 
 import tyro
 
-from selfsame.cli.commands import Evaluate, Faces, Generate, Render, Train
+from selfsame.cli.commands import Evaluate, Faces, Generate, Learn, Render, Train
 from selfsame.cli.say import fail
 
 Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Learn, tyro.conf.subcommand("learn")]
     | Annotated[Faces, tyro.conf.subcommand("faces")]
     | Annotated[Render, tyro.conf.subcommand("render")]
     | Annotated[Train, tyro.conf.subcommand("train")]

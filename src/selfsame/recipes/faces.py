@@ -13,6 +13,7 @@ from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import neutral_scene
 from selfsame.perception.detector import FaceDetector, detect, detector_loss
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, CropSpec, FaceEncoder, JudgeNet, MarginLoss, embed, rank1, to_crops
+from selfsame.perception.face_vit import FACE_VIT_CROP, FEATURE_DIM, FaceViT
 from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, to_pixels, torch_generator
 from selfsame.training.loop import Batch, Loss, Run
 from selfsame.weights.mannequin import load_into
@@ -134,6 +135,12 @@ def judge(options: Options) -> Trained:
     return _train_embedder("judge", "judge", JudgeNet, 256, JUDGE_CROP, run, options)
 
 
+def face_vit(options: Options) -> Trained:
+    """The face transformer that StableIdentity reads a face with: the train people, a wider crop."""
+    run = Run(folder=options.folder("face_vit"), max_steps=2400, batch_size=128, learning_rate=1e-3, ema_decay=0.995, look_every=300, seed=15)
+    return _train_embedder("face_vit", "train", FaceViT, FEATURE_DIM, FACE_VIT_CROP, run, options)
+
+
 def moved(images: np.ndarray, boxes: np.ndarray, kps: np.ndarray, dy: int, dx: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pictures n h w 3 moved within their frame, edges repeated; boxes n 4 and key points n 5 2 go along, beyond the border too.
 
@@ -205,6 +212,3 @@ def detector_figures(net: nn.Module, table: Table, count: int) -> dict[str, floa
             found += error < 0.2
             errors.append(error)
     return {"found": found / max(1, faces), "extra_per_picture": extra / len(rows), "kps_error": float(np.mean(errors)) if errors else 1.0}
-
-
-FACE_RECIPES = {"encoder": encoder, "judge": judge, "detector": detector}

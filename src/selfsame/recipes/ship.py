@@ -52,10 +52,10 @@ def ship_trained(name: str, trained: Trained, folder: Path = FOLDER) -> None:
     """
     about, module = provenance(trained), trained.module
     folder.mkdir(parents=True, exist_ok=True)
-    if name in ("encoder", "judge"):
+    if name in ("encoder", "judge", "face_vit"):
         assert isinstance(module.net, nn.Module)
         ship(module.net.state_dict(), f"{name}.safetensors", about, folder)
-    elif name in ("detector", "reader"):
+    elif name in ("detector", "reader", "parser"):
         ship(module.state_dict(), f"{name}.safetensors", about, folder)
     elif name in ("vae", "decoder"):
         _save_stock(module.vae, "base/vae", about, folder)

@@ -59,6 +59,8 @@ class Request:
     """Share of the run at which IdentityNet starts."""
     controlnet_end: float = 1.0
     """Share of the run at which IdentityNet ends."""
+    use: Literal["auto", "face", "words", "both"] = "auto"
+    """What of an identity paints: its face tokens, its learned words, or both; auto: the words when the prompt names them."""
     photos: Literal["mean", "joint"] = "mean"
     """Several photos: the mean of their embeddings, or all of them jointly (the official form)."""
     height: int = 128
@@ -88,6 +90,8 @@ class Request:
             _between(end, 0, 1, f"{who} end")
             if start >= end:
                 raise InputError(f"{who} window {start:g} to {end:g}: the start must come before the end")
+        if self.use not in ("auto", "face", "words", "both"):
+            raise InputError(f"use {self.use!r}: choose auto, face, words or both")
         if self.photos not in ("mean", "joint"):
             raise InputError(f"photos {self.photos!r}: choose mean or joint")
         for side, name in ((self.height, "height"), (self.width, "width")):

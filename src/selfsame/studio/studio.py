@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,9 +19,11 @@ from selfsame.images.draw import draw_kps_small
 from selfsame.images.files import InputError, read_image
 from selfsame.methods.instantid.method import InstantID, face_conditions, predict
 from selfsame.models.latents import decode
-from selfsame.models.text import encode_prompts
+from selfsame.models.text import encode_prompts, tower_hash
 from selfsame.perception.detector import FaceDetector, Found, detect
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, FaceEncoder, JudgeNet, embed, to_crops
+from selfsame.perception.face_vit import FaceViT
+from selfsame.perception.parser import FaceParser
 from selfsame.studio.request import Made, Request, nearest
 from selfsame.values.conditioning import Conditioning, stacked
 from selfsame.values.identity import Identity
@@ -110,6 +112,14 @@ class Studio:
     @cached_property
     def judge(self) -> nn.Module:
         return mannequin.load_into(JudgeNet(), "judge.safetensors")
+
+    @cached_property
+    def parser(self) -> nn.Module:
+        return mannequin.load_into(FaceParser(), "parser.safetensors")
+
+    @cached_property
+    def face_vit(self) -> nn.Module:
+        return mannequin.load_into(FaceViT(), "face_vit.safetensors")
 
     @cached_property
     def vae(self) -> Any:
@@ -219,9 +229,9 @@ class Studio:
         scheduler.set_timesteps(request.num_steps)
         return len(scheduler.timesteps)
 
-    def text_states(self, prompts: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
-        """Text states b t c, and a warning for each prompt that was too long."""
-        prompted = encode_prompts(*self.text, prompts)
+    def text_states(self, prompts: Sequence[str], words: Mapping[str, Tensor] | None = None) -> tuple[Tensor, tuple[str, ...]]:
+        """Text states b t c with learned words (n d) in place of their placeholders, and a warning for each prompt that was too long."""
+        prompted = encode_prompts(*self.text, prompts, words)
         notes = tuple(f"the prompt is too long; these words were left out: {cut!r}" for cut in prompted.cut if cut)
         return prompted.encoder_hidden_states, notes
 
@@ -235,6 +245,31 @@ class Studio:
             raise InputError(f"the identity was made by encoder {identity.encoder!r}, this model needs {ENCODER_NAME!r}: make it anew from the photos")
         rows = torch.from_numpy(identity.embeddings)
         return (rows.mean(0, keepdim=True) if photos == "mean" else rows)[None].to(self.device)
+
+    def used(self, identity: Identity, request: Request) -> tuple[bool, bool]:
+        """Whether the identity's face and whether its words paint this request.
+
+        Raises:
+            InputError: what is asked for is not in the identity, or the prompt does not name it exactly once.
+        """
+        words, prompt = identity.words, request.full_prompt
+        named = prompt.count(words.placeholder) if words else 0
+        if request.use in ("words", "both") or (request.use == "auto" and (named or not identity.num_photos)):
+            if words is None:
+                raise InputError("the identity has no learned words; learn them with `selfsame learn`, or leave out --use")
+            if named != 1:
+                how = "does not name" if named == 0 else f"names {named} times"
+                raise InputError(f"the prompt {how} {words.placeholder}: say once where the person stands, as in 'a photo of {words.placeholder}'")
+            if words.text_encoder not in ("", tower_hash(self.text[1])):
+                raise InputError(f"{words.placeholder} was learned for another text encoder than this model's: learn the person anew")
+            width = self.text[1].config.hidden_size
+            if [v.shape[1] for v in words.vectors] != [width]:
+                raise InputError(f"{words.placeholder} has words of {', '.join(str(v.shape[1]) for v in words.vectors)} numbers, this model's have {width}")
+        by_words = request.use in ("words", "both") or (request.use == "auto" and bool(named))
+        by_face = request.use in ("face", "both") or (request.use == "auto" and not by_words)
+        if by_face and not identity.num_photos:
+            raise InputError("the identity has learned words but no photo; use --use words, or make it anew from a photo")
+        return by_face, by_words
 
     def pose(self, identity: Identity) -> Kept:
         """Where the face stands in the identity's first photo."""
@@ -275,25 +310,40 @@ class Studio:
         """
         request = Request(prompt=request) if isinstance(request, str) else request
         seeds = [request.seed + i for i in range(request.num_images)]
+        embedding = kps = None
+        words: dict[str, Tensor] = {}
+        if identity is not None:
+            by_face, by_words = self.used(identity, request)
+            if by_face:
+                embedding, kps = self.embedding(identity, request.photos), (pose or self.pose(identity)).in_picture(request.height, request.width)
+            if by_words and identity.words is not None:
+                words[identity.words.placeholder] = torch.from_numpy(identity.words.vectors[0])
+        row = Row(request.full_prompt, request.negative_prompt, embedding, kps)
         for start in range(0, len(seeds), ROWS):
             group = seeds[start : start + ROWS]
-            kps = None
-            if identity is not None:
-                kps = (pose or self.pose(identity)).in_picture(request.height, request.width)
-            row = Row(request.full_prompt, request.negative_prompt, None if identity is None else self.embedding(identity, request.photos), kps)
-            pixels, notes = self.paint([row] * len(group), request, group, on_step=on_step)
+            pixels, notes = self.paint([row] * len(group), request, group, words=words, on_step=on_step)
             for image, seed in zip(pixels, group, strict=True):
                 yield Made(image, replace(request, seed=seed, num_images=1), seed, notes)
 
     @torch.no_grad()
     def paint(
-        self, rows: Sequence[Row], request: Request, seeds: Sequence[int], *, on_step: Callable[[Step], None] | None = None
+        self,
+        rows: Sequence[Row],
+        request: Request,
+        seeds: Sequence[int],
+        *,
+        words: Mapping[str, Tensor] | None = None,
+        on_step: Callable[[Step], None] | None = None,
     ) -> tuple[list[np.ndarray], tuple[str, ...]]:
-        """Denoise rows of different prompts and people together. Size, steps, solver, strengths come from the request."""
+        """Denoise rows of different prompts and people together. Size, steps, solver, strengths come from the request.
+
+        Args:
+            words: learned words n d of the placeholders that may stand in prompts.
+        """
         r, n = request, len(rows)
         with_face = rows[0].embedding is not None
-        states, notes = self.text_states([row.prompt for row in rows])
-        empty, more = self.text_states([row.negative_prompt for row in rows])
+        states, notes = self.text_states([row.prompt for row in rows], words)
+        empty, more = self.text_states([row.negative_prompt for row in rows], words)
         shape = (self.vae.config.latent_channels, r.height // 8, r.width // 8)
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(self.device)
         face = self._face_rows(rows, r) if with_face else None

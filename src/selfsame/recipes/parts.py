@@ -1,0 +1,60 @@
+"""Recipes of the small models that StableIdentity needs beside the face encoder: a parser of parts and a face transformer."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from selfsame.data.tables import Table, open_table
+from selfsame.perception.parser import FaceParser, overlap, parse, parser_loss, person_labels
+from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, save_grid, to_pixels
+from selfsame.training.loop import Batch, Loss, Run
+from selfsame.weights.mannequin import load_into
+
+
+def moved_together(pixels: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Pictures b 3 h w and their labels b h w mirrored, shrunk onto a canvas and brightened alike."""
+    if rng.random() < 0.5:
+        pixels, labels = pixels.flip(3), labels.flip(2)
+    if rng.random() < 0.3:
+        h, w = labels.shape[1:]
+        size = int(rng.integers(h // 2, h) // 2 * 2)
+        y, x = (int(v) for v in (rng.integers(0, h - size + 1), rng.integers(0, w - size + 1)))
+        small = nn.functional.interpolate(pixels, (size, size), mode="area")
+        marks = nn.functional.interpolate(labels[:, None].float(), (size, size), mode="nearest-exact")[:, 0].to(labels.dtype)
+        pixels, labels = torch.full_like(pixels, float(rng.uniform(-1, 1))), torch.zeros_like(labels)
+        pixels[:, :, y : y + size, x : x + size], labels[:, y : y + size, x : x + size] = small, marks
+    return (pixels * float(rng.uniform(0.8, 1.2)) + float(rng.uniform(-0.15, 0.15))).clamp(-1, 1), labels
+
+
+def parser(options: Options) -> Trained:
+    """Which part of a person covers which pixel, in every style."""
+    run = options.run(Run(folder=options.folder("parser"), max_steps=2000, batch_size=24, learning_rate=2e-3, ema_decay=0.995, look_every=400, seed=14))
+    table, held = open_table(options.data, "train"), open_table(options.data, "validation")
+
+    def batch_at(step: int) -> Batch:
+        at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
+        pixels, labels = moved_together(to_pixels(table.images[at]), torch.from_numpy(np.array(table.labels[at])), generator_at(run.seed, step))
+        return {"pixels": pixels.contiguous(memory_format=torch.channels_last), "labels": labels}
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        return Loss(parser_loss(model, batch["pixels"], batch["labels"]))
+
+    def look(model: nn.Module, step: int) -> dict[str, float]:
+        seen = [parse(model, np.asarray(held.images[i])) for i in range(8)]
+        colours = np.random.default_rng(3).integers(40, 256, (256, 3)).astype(np.uint8)
+        save_grid(run, step, [list(held.images[:8]), [colours[s] for s in seen]])
+        return parser_figures(model, held, 150)
+
+    net = options.start(FaceParser, lambda: load_into(FaceParser(), "parser.safetensors"))
+    return finish(run, net.to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
+
+
+def parser_figures(net: nn.Module, table: Table, count: int) -> dict[str, float]:
+    """Intersection over union on held-out pictures: mean over parts, and the two that StableIdentity's masks are made of."""
+    rows = range(min(count, len(table)))
+    seen = np.stack([parse(net, np.asarray(table.images[i])) for i in rows])
+    truth = person_labels(torch.from_numpy(np.array(table.labels[: len(rows)]))).numpy()
+    scores = overlap(seen, truth)
+    return {"mean_iou": float(np.nanmean(list(scores.values()))), "skin_iou": scores["skin"], "hair_iou": scores["hair"]}
