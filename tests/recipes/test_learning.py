@@ -13,6 +13,7 @@ import torch
 from selfsame.images.files import InputError, read_image
 from selfsame.mannequins import paint
 from selfsame.methods.stableidentity.method import FreeWords, celebrity_space, name_ids
+from selfsame.methods.stableidentity.samples import square
 from selfsame.perception.face_vit import FaceViT
 from selfsame.perception.parser import FaceParser
 from selfsame.recipes.stableidentity import Learning, Samples, framed, learn, photo_of, words_module
@@ -103,8 +104,8 @@ def test_a_face_is_framed_inside_its_picture(studio: Studio):
 
 def test_faces_too_small_to_learn_from_are_refused(studio: Studio):
     image = read_image(ADA)
-    canvas = np.full((192, 192, 3), 200, np.uint8)
-    canvas[60:124, 60:124] = image[::2, ::2]
+    canvas = np.full((128, 128, 3), 128, np.uint8)
+    canvas[20:100, 24:104] = square(image, 80)
     with pytest.raises(InputError, match="too small to learn from"):
         photo_of(studio, canvas, 255, "far.png")
     with pytest.raises(InputError, match="no face was found"):
