@@ -10,10 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from selfsame.methods.stableidentity.checkpoint import read_words, write_words
 from selfsame.methods.stableidentity.interop import words_added
@@ -164,4 +173,51 @@ def test_wrong_towers_and_shared_names_are_refused(pipe: StableDiffusionPipeline
     with pytest.raises(ValueError, match="width 1024, this base has 128"), words_added(pipe, words(1024)):
         pass
     with pytest.raises(ValueError, match="share a placeholder"), words_added(pipe, words(), words()):
+        pass
+
+
+def tiny_sdxl() -> StableDiffusionXLPipeline:
+    """Both of SDXL's text towers at tiny size, with the goldens' tokenizer; nothing is ever painted."""
+    folder = Path(__file__).parents[1] / "goldens/stableidentity/tiny_tokenizer"
+    torch.manual_seed(0)
+
+    def tower(kind: type, width: int) -> Any:
+        sizes = {"vocab_size": 646, "hidden_size": width, "projection_dim": width, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        return kind(CLIPTextConfig(**sizes, bos_token_id=644, eos_token_id=645, pad_token_id=0))
+
+    def tokenizer() -> CLIPTokenizer:
+        return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77, pad_token="!")
+
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 8), layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=40, attention_head_dim=2, norm_num_groups=4,
+        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=24 + 6 * 4,
+    )  # fmt: skip
+    return StableDiffusionXLPipeline(
+        vae=AutoencoderKL(block_out_channels=(8,), norm_num_groups=4),
+        text_encoder=tower(CLIPTextModel, 16),
+        text_encoder_2=tower(CLIPTextModelWithProjection, 24),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        unet=unet,
+        scheduler=DDIMScheduler(),
+    )
+
+
+def test_sdxls_two_towers_take_and_forget_them():
+    xl, ada = tiny_sdxl(), words(16, 24)
+    before = [copy.deepcopy(t.state_dict()) for t in (xl.text_encoder, xl.text_encoder_2)]
+    plain = xl.encode_prompt("a photo of", device="cpu", do_classifier_free_guidance=False)[0]
+    with words_added(xl, ada):
+        rows = [t.convert_tokens_to_ids("<ada>_1") for t in (xl.tokenizer, xl.tokenizer_2)]
+        for tower, row, vectors in zip((xl.text_encoder, xl.text_encoder_2), rows, ada.vectors, strict=True):
+            assert np.array_equal(tower.get_input_embeddings().weight[row].detach().numpy(), vectors[1])
+        named = xl.encode_prompt("a photo of <ada>", device="cpu", do_classifier_free_guidance=False)[0]
+        assert not torch.equal(named, plain)
+    for tower, old in zip((xl.text_encoder, xl.text_encoder_2), before, strict=True):
+        new = tower.state_dict()
+        assert new.keys() == old.keys()
+        assert all(torch.equal(new[k], old[k]) for k in old)
+    assert torch.equal(xl.encode_prompt("a photo of", device="cpu", do_classifier_free_guidance=False)[0], plain)
+    with pytest.raises(ValueError, match="width 16, this base has 16 and 24"), words_added(xl, words(16)):
         pass

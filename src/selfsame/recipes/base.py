@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +87,7 @@ def base(options: Options) -> Trained:
         return Rows(latents_of(vae, table, cache, name if shrink == 1 else f"{name}-small", shrink), states, parts)
 
     whole, small = rows_of("train"), rows_of("train", shrink=2)
-    small_steps = round(SMALL_SHARE * run.max_steps)
+    small_steps = math.ceil(SMALL_SHARE * run.max_steps)
     wide = [rows_of("train", width) for width in WIDE if has_table(options.data, "train", 128, width)]
     wide_share = sum(map(len, wide)) / (len(whole) + sum(map(len, wide)))
     empty = encode_prompts(tokenizer, text_encoder, [""]).encoder_hidden_states[0]
