@@ -181,3 +181,26 @@ def test_killed_twice_ends_at_once_with_the_last_saved_state(tmp_path: Path):
     state = Checkpoint(tmp_path).load()
     assert state is not None
     assert state["step"] == 5
+
+
+def test_it_ends_on_a_plateau_and_counts_over_an_interruption(tmp_path: Path):
+    """The figure falls for three looks and then no more: two looks later the run ends, also when it was cut in between."""
+    figures = [5.0, 4.0, 3.0, 3.0, 3.5, 1.0]
+
+    def look(model: nn.Module, step: int) -> dict[str, float]:
+        return {"figure": figures[min(step // 3, len(figures)) - 1]}
+
+    how = run(tmp_path / "a", 30, look_every=3, watch="figure", patience=2)
+    assert train(how, net(), objective, batch_at, look=look).step == 15
+
+    def killed(step: int) -> dict[str, torch.Tensor]:
+        if step == 13:
+            raise KeyboardInterrupt
+        return batch_at(step)
+
+    how = run(tmp_path / "b", 30, look_every=3, watch="figure", patience=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(how, net(), objective, killed, look=look)
+    assert train(how, net(), objective, batch_at, look=look).step == 15
+    with pytest.raises(ValueError, match="which figure to watch"):
+        run(tmp_path, patience=3)

@@ -156,6 +156,8 @@ class Learn:
     """textual-inversion trains the words freely: the baseline."""
     features: Literal["mean", "one"] = "mean"
     """Several photos: the mean of their features, or one photo's a sample."""
+    patience: int = 0
+    """End after so many looks (one in 150 steps) without a lower loss on fixed samples; 0: never early."""
     show_batch: Path | None = None
     """Also write a sheet of the augmented pictures and their masks (face red, hair green)."""
     overwrite: bool = False
@@ -222,7 +224,13 @@ class Learn:
         if not re.fullmatch(r"<[a-z0-9][a-z0-9_-]*>", placeholder):
             raise InputError(f"--name {name!r}: give letters, digits, - and _, such as ada")
         how = Learning(
-            steps=self.steps, batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed, method=self.method, features=self.features
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            method=self.method,
+            features=self.features,
+            patience=self.patience,
         )
         folder = out.with_name(f".{out.stem}.learning")
         with _bar(f"learning {placeholder}", 1) as tick:

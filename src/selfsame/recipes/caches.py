@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from selfsame.data.tables import Table
-from selfsame.mannequins.paint import LABELS
 from selfsame.models.latents import encode
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
@@ -57,21 +56,6 @@ def latents_of(vae: AutoencoderKL, table: Table, folder: Path, name: str, shrink
     assert vae.quant_conv is not None
     encoding = nn.ModuleList([vae.encoder, vae.quant_conv])  # another decoder gives the same latents
     return cached(folder / f"{name}.latents.{fingerprint(encoding, table)}.npy", make)
-
-
-def parts_of(table: Table, folder: Path, name: str, cell: int) -> np.ndarray:
-    """Which part covers what share of each cell of `cell` x `cell` pixels, n l h/cell w/cell uint8 (255: all of it)."""
-
-    def make() -> np.ndarray:
-        n, h, w = table.labels.shape
-        out = np.empty((n, len(LABELS), h // cell, w // cell), np.uint8)
-        for rows in _chunks(n, 256):
-            blocks = np.asarray(table.labels[rows]).reshape(-1, h // cell, cell, w // cell, cell)
-            for label in range(len(LABELS)):
-                out[rows, label] = (blocks == label).mean((2, 4)) * 255 + 0.5
-        return out
-
-    return cached(folder / f"{name}.parts{cell}.{table.digest[:12]}.npy", make)
 
 
 def text_of(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, table: Table, folder: Path, name: str) -> np.ndarray:

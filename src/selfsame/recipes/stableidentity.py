@@ -57,6 +57,7 @@ class Learning:
     samples: PhotoSamples = field(default_factory=PhotoSamples)
     look_every: int = 150
     log_every: int = 10
+    patience: int = 0  # looks without a lower loss on fixed samples after which learning ends
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
@@ -196,13 +197,15 @@ def learn(
     run = Run(
         folder=folder, max_steps=how.steps, batch_size=how.batch_size, learning_rate=how.learning_rate, warmup_steps=1, decay="constant",
         weight_decay=how.weight_decay, betas=(0.9, 0.999), ema_decay=0.0, precision="no", seed=how.seed, log_every=how.log_every, save_every=50,
-        look_every=how.look_every, data=f"{placeholder} {' '.join(s[:12] for s in who.sources)}",
+        look_every=how.look_every, watch="fixed_loss", patience=how.patience, data=f"{placeholder} {' '.join(s[:12] for s in who.sources)}",
     )  # fmt: skip
     scale = float(studio.vae.config.scaling_factor)
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         said = model(batch["noisy"], batch["t"], batch["features"], batch["ids"], batch["first"])
         return Loss(*two_phase_loss(said, batch, how.loss, alphas_cumprod=samples.abar, prediction_type=SCHEDULE["prediction_type"], scaling_factor=scale))
+
+    fixed = [samples.batch(10**9 + i) for i in range(8)]
 
     def vectors(model: nn.Module) -> Tensor:
         """The words for the photos as they are, not mirrored. n d."""
@@ -214,7 +217,8 @@ def learn(
         rows = [Row(p.format(placeholder)) for p in PREVIEWS]
         made, _ = studio.paint(rows, Request(num_steps=12), list(range(len(rows))), words={placeholder: vectors(model)})
         save_grid(run, step, [[photo.image for photo in seen[:1]] + made])
-        return {"largest": float(vectors(model).abs().max())}
+        losses = [float(objective(model, batch).total) for batch in fixed]
+        return {"fixed_loss": float(np.mean(losses)), "largest": float(vectors(model).abs().max())}
 
     module = PersonTrainer(words, studio.text[1], studio.unet)
     done = train(run, module, objective, samples.batch, on_progress=on_progress, look=look)

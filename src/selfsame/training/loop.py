@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
@@ -59,6 +60,8 @@ class Run:
     save_every: int = 500
     save_minutes: float = 3.0  # also after this long, so that slow steps lose little
     look_every: int = 0  # samples and metrics; 0: only at the end
+    watch: str = ""  # a figure of the looks that should fall
+    patience: int = 0  # looks without a lower one after which the run ends; 0: it never does
     max_minutes: float = 0.0  # 0: until max_steps
     data: str = ""  # what it learns from; a checkpoint of other data is not continued
     gradient_checkpointing: bool = False  # activations are computed again in the backward pass: a third slower, far less memory
@@ -69,6 +72,8 @@ class Run:
             raise ValueError(f"max_steps {self.max_steps}: give at least 1")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if self.patience and not (self.watch and self.look_every):
+            raise ValueError(f"patience {self.patience}: say which figure to watch, and look every so many steps")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay {self.ema_decay}: choose from [0, 1)")
 
@@ -271,7 +276,8 @@ def train(
     ema = EMAModel(params, decay=run.ema_decay, use_ema_warmup=False, foreach=True)
     checkpoint = Checkpoint(run.folder)
     state = checkpoint.load()
-    step = samples = 0
+    step = samples = stale = 0
+    best = math.inf
     trained = {n for n, p in module.named_parameters() if p.requires_grad}
     if state is not None:
         if state.get("data", run.data) != run.data:
@@ -283,6 +289,7 @@ def train(
         if torch.cuda.is_available() and "cuda_rng" in state:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         step, samples = state["step"], state["samples"]
+        best, stale = state.get("best", best), state.get("stale", stale)
     if main:
         (run.folder / "run.json").write_text(json.dumps(asdict(run) | {"precision": precision}, default=str, indent=1))
     wrapped, optimizer = accelerator.prepare(module, optimizer)
@@ -296,7 +303,7 @@ def train(
     def save() -> None:
         if main:
             values = {k: v for k, v in accelerator.unwrap_model(wrapped).state_dict().items() if k in trained or _is_buffer(module, k)}
-            about = {"step": step, "samples": samples, "data": run.data, "rng": torch.get_rng_state()}
+            about = {"step": step, "samples": samples, "best": best, "stale": stale, "data": run.data, "rng": torch.get_rng_state()}
             if torch.cuda.is_available():
                 about["cuda_rng"] = torch.cuda.get_rng_state_all()
             checkpoint.save(about | {"module": values, "optimizer": optimizer.state_dict(), "ema": ema.state_dict()})
@@ -338,7 +345,7 @@ def train(
     module.train()
     try:
         with stoppable() as stop, prefetched(batch_at, run.prefetch) as next_batch:
-            while step < run.max_steps and not stop.asked:
+            while step < run.max_steps and not stop.asked and not (run.patience and stale >= run.patience):
                 for group in optimizer.param_groups:
                     group["lr"] = run.learning_rate_at(step)
                 batch = next_batch(step)
@@ -373,6 +380,9 @@ def train(
                     row = {"step": step, "samples": samples, "lr": run.learning_rate_at(step - 1), **means}
                     if run.look_every and step % run.look_every == 0:
                         row |= look_now()
+                        if run.watch in row:
+                            best, stale = (float(row[run.watch]), 0) if float(row[run.watch]) < best else (best, stale + 1)
+                        stale = int(broadcast(torch.tensor(stale, device=accelerator.device)))  # only the first process looks
                     if main:
                         log.add(row)
                         if on_progress:
