@@ -64,8 +64,7 @@ def test_the_official_file_is_a_bare_tensor(tmp_path: Path):
 
 def test_an_identity_with_words_and_one_without(tmp_path: Path):
     a = words()
-    nobody = (np.zeros((0, 512)), "enc", np.zeros((0, 5, 2)), np.zeros((0, 2)), ())
-    path = Identity(*nobody, words=a).save(tmp_path / "ada.safetensors")
+    path = Identity.of_words(a).save(tmp_path / "ada.safetensors")
     assert read_words(path).text_encoder == "tower"
     plain = Identity(np.zeros((1, 512), np.float32), "enc", np.zeros((1, 5, 2)), np.ones((1, 2)), ("s",)).save(tmp_path / "plain.safetensors")
     with pytest.raises(ValueError, match="without learned words"):

@@ -9,16 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from transformers import CLIPTokenizer, SegformerConfig, SegformerForSemanticSegmentation
 
 from selfsame.images.files import InputError, read_image
 from selfsame.mannequins import paint
+from selfsame.methods.stableidentity.checkpoint import write_words
 from selfsame.methods.stableidentity.method import FreeWords, celebrity_space, name_ids
 from selfsame.methods.stableidentity.samples import square
 from selfsame.perception.face_vit import FaceViT
 from selfsame.perception.parser import FaceParser
-from selfsame.recipes.stableidentity import Learning, Samples, framed, learn, photo_of, words_module
+from selfsame.recipes.bases import FACE_NAMES, LearnBase, framed, mannequin_base, stable_diffusion_base
+from selfsame.recipes.stableidentity import Learning, Samples, learn, photo_of, words_module
 from selfsame.studio.studio import Studio
 from selfsame.training.loop import Progress
+from tests.goldens import stableidentity_recipe as recipe
 
 ADA = Path(__file__).parents[2] / "examples/ada.png"
 SHORT = Learning(steps=4, batch_size=2, look_every=0)
@@ -30,40 +35,46 @@ def studio() -> Studio:
     return Studio().with_parts(parser=FaceParser().eval(), face_vit=FaceViT().eval())
 
 
-def test_a_resumed_learning_equals_an_uninterrupted_one(studio: Studio, tmp_path: Path):
-    whole = learn(studio, [ADA], "<ada>", tmp_path / "a", SHORT)
+@pytest.fixture(scope="module")
+def base(studio: Studio) -> LearnBase:
+    return mannequin_base(studio)
+
+
+def test_a_resumed_learning_equals_an_uninterrupted_one(base: LearnBase, tmp_path: Path):
+    whole = learn(base, [ADA], "<ada>", tmp_path / "a", SHORT)
 
     def stop_at_two(p: Progress) -> None:
         if p.step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        learn(studio, [ADA], "<ada>", tmp_path / "b", replace(SHORT, log_every=1), on_progress=stop_at_two)
-    again = learn(studio, [ADA], "<ada>", tmp_path / "b", SHORT)
+        learn(base, [ADA], "<ada>", tmp_path / "b", replace(SHORT, log_every=1), on_progress=stop_at_two)
+    again = learn(base, [ADA], "<ada>", tmp_path / "b", SHORT)
     assert whole.words is not None
     assert again.words is not None
     assert np.array_equal(whole.words.vectors[0], again.words.vectors[0])
-    assert dict(whole.words.about) == {"base": "mannequin", "method": "stableidentity", "steps": 4, "seed": 0}
+    assert dict(whole.words.about) == {"base": "mannequin", "method": "stableidentity", "steps": 4, "seed": 0, "sources": whole.sources[0]}
     assert whole.num_photos == 1
     assert (tmp_path / "a/samples/0000004.png").exists()
 
 
-def test_another_persons_checkpoint_is_not_continued(studio: Studio, tmp_path: Path):
-    learn(studio, [ADA], "<ada>", tmp_path / "a", replace(SHORT, steps=1))
+def test_another_persons_checkpoint_is_not_continued(base: LearnBase, tmp_path: Path):
+    learn(base, [ADA], "<ada>", tmp_path / "a", replace(SHORT, steps=1))
     with pytest.raises(ValueError, match="holds a run on <ada>"):
-        learn(studio, [ADA.with_name("bo.png")], "<bo>", tmp_path / "a", SHORT)
+        learn(base, [ADA.with_name("bo.png")], "<bo>", tmp_path / "a", SHORT)
 
 
-def test_learning_leaves_the_base_untouched(studio: Studio, tmp_path: Path):
+def test_learning_leaves_the_base_untouched(studio: Studio, base: LearnBase, tmp_path: Path):
     before = {k: v.clone() for part in (studio.unet, studio.text[1], studio.vae) for k, v in part.state_dict().items()}
-    learn(studio, [ADA], "<ada>", tmp_path / "a", replace(SHORT, steps=1))
+    learn(base, [ADA], "<ada>", tmp_path / "a", replace(SHORT, steps=1))
     after = {k: v for part in (studio.unet, studio.text[1], studio.vae) for k, v in part.state_dict().items()}
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert not studio.text[1].get_input_embeddings()._forward_hooks
 
 
-def test_textual_inversion_starts_at_the_celebrities_mean(studio: Studio):
-    net = words_module(studio, replace(SHORT, method="textual-inversion"))
+def test_textual_inversion_starts_at_the_celebrities_mean(studio: Studio, base: LearnBase):
+    net, skipped = words_module(base, 128, replace(SHORT, method="textual-inversion"))
+    assert not skipped
     assert isinstance(net, FreeWords)
     space, _ = celebrity_space(*studio.text, ["ada fox", "ben stone", "cleo tanaka"])
     assert net(torch.zeros(3, 128)).shape == (3, 2, 128)
@@ -76,9 +87,9 @@ def test_names_that_are_not_two_tokens_are_skipped_and_told(studio: Studio):
     assert skipped == ("ada", "ada fox stone")
 
 
-def test_samples_depend_on_the_step_alone(studio: Studio):
-    photo = photo_of(studio, read_image(ADA), 255, "ada")
-    a, b = (Samples(studio, [photo], SHORT, "<ada>", 2) for _ in range(2))
+def test_samples_depend_on_the_step_alone(base: LearnBase):
+    photo = photo_of(base, read_image(ADA), 255, "ada")
+    a, b = (Samples(base, [photo], SHORT, "<ada>") for _ in range(2))
     one, two = a.batch(7), b.batch(7)
     assert all(torch.equal(one[k], two[k]) for k in one)
     assert not torch.equal(one["noisy"], a.batch(8)["noisy"])
@@ -86,10 +97,10 @@ def test_samples_depend_on_the_step_alone(studio: Studio):
     assert a.shown(4).shape == (512, 256, 3)
 
 
-def test_several_photos_are_averaged_or_taken_in_turn(studio: Studio):
-    photos = [photo_of(studio, read_image(ADA.with_name(f"{n}.png")), 255, n) for n in ("ada", "bo")]
-    mean = Samples(studio, photos, replace(SHORT, batch_size=8), "<ada>", 2).batch(0)["features"]
-    each = Samples(studio, photos, replace(SHORT, batch_size=8, features="one"), "<ada>", 2).batch(0)["features"]
+def test_several_photos_are_averaged_or_taken_in_turn(base: LearnBase):
+    photos = [photo_of(base, read_image(ADA.with_name(f"{n}.png")), 255, n) for n in ("ada", "bo")]
+    mean = Samples(base, photos, replace(SHORT, batch_size=8), "<ada>").batch(0)["features"]
+    each = Samples(base, photos, replace(SHORT, batch_size=8, features="one"), "<ada>").batch(0)["features"]
     assert len(mean.unique(dim=0)) <= 2 < len(each.unique(dim=0))
 
 
@@ -102,14 +113,14 @@ def test_a_face_is_framed_inside_its_picture(studio: Studio):
     assert np.abs(framed(wide, moved).astype(int) - framed(image, found).astype(int)).mean() < 3
 
 
-def test_faces_too_small_to_learn_from_are_refused(studio: Studio):
+def test_faces_too_small_to_learn_from_are_refused(base: LearnBase):
     image = read_image(ADA)
     canvas = np.full((128, 128, 3), 128, np.uint8)
     canvas[20:100, 24:104] = square(image, 80)
     with pytest.raises(InputError, match="too small to learn from"):
-        photo_of(studio, canvas, 255, "far.png")
+        photo_of(base, canvas, 255, "far.png")
     with pytest.raises(InputError, match="no face was found"):
-        photo_of(studio, np.full((128, 128, 3), 90, np.uint8), 255, "wall.png")
+        photo_of(base, np.full((128, 128, 3), 90, np.uint8), 255, "wall.png")
 
 
 def test_the_parser_has_the_pictures_size_and_a_persons_parts(studio: Studio):
@@ -124,8 +135,60 @@ def test_the_parser_has_the_pictures_size_and_a_persons_parts(studio: Studio):
     assert len(PARSED) == 12
 
 
-def test_the_run_says_what_it_was(studio: Studio, tmp_path: Path):
-    learn(studio, [ADA], "<ada>", tmp_path / "a", replace(SHORT, steps=1))
+def test_the_run_says_what_it_was(base: LearnBase, tmp_path: Path):
+    learn(base, [ADA], "<ada>", tmp_path / "a", replace(SHORT, steps=1))
     said = json.loads((tmp_path / "a/run.json").read_text())
     assert said["decay"] == "constant"
     assert said["betas"] == [0.9, 0.999]
+
+
+# ------------------------------------------------------------------------------------------ Stable Diffusion at tiny size
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A Stable Diffusion folder, a face transformer, a parser and a list of names, as their libraries save them, with random weights."""
+    root = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    tokens = Path(__file__).parents[1] / "goldens/stableidentity/tiny_tokenizer"
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4
+        ),
+        text_encoder=recipe.text_encoder(),
+        tokenizer=CLIPTokenizer(str(tokens / "vocab.json"), str(tokens / "merges.txt"), model_max_length=77, pad_token="!"),
+        unet=recipe.unet(),
+        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(root / "sd")
+    recipe.vit().save_pretrained(root / "vit")
+    labels = dict(enumerate(("background", *FACE_NAMES, "hair", "cloth")))
+    sizes = {"hidden_sizes": [8, 8, 8, 8], "num_attention_heads": [1, 1, 1, 1], "depths": [1, 1, 1, 1], "decoder_hidden_size": 8}
+    parser = SegformerForSemanticSegmentation(SegformerConfig(**sizes, id2label=labels, label2id={n: i for i, n in labels.items()}))
+    torch.nn.init.constant_(parser.decode_head.classifier.bias[1:2], 9.0)  # skin everywhere
+    parser.save_pretrained(root / "parser")
+    (root / "names.txt").write_text("\n".join(recipe.MANIFEST["names12"]))
+    return {"folder": root / "sd", "face_vit": root / "vit", "parser": root / "parser", "names": root / "names.txt"}
+
+
+def test_a_person_is_learned_for_stable_diffusion_and_the_official_file_comes_out(folders: dict[str, Path], tmp_path: Path):
+    heard: list[str] = []
+    base = stable_diffusion_base(**folders, side=64)
+    who = learn(base, [ADA], "<ada>", tmp_path / "run", SHORT, on_note=heard.append)
+    assert who.words is not None
+    assert who.words.vectors[0].shape == (2, 32)
+    assert "2 of 12 celebrities' names are not 2 tokens" in heard[0]
+    write_words(who.words, tmp_path / "ada.pt", "official")
+    assert torch.load(tmp_path / "ada.pt", weights_only=True).shape == (1, 2, 32)
+    assert (tmp_path / "run/samples/0000004.png").exists()
+
+
+def test_folders_that_are_no_such_models_are_refused(folders: dict[str, Path], tmp_path: Path):
+    with pytest.raises(InputError, match="no such folder for the face parser"):
+        stable_diffusion_base(**{**folders, "parser": tmp_path / "none"})
+    with pytest.raises(InputError, match="a model cannot be read"):
+        stable_diffusion_base(**{**folders, "face_vit": tmp_path})
+    with pytest.raises(InputError, match="no such file; give a text file"):
+        stable_diffusion_base(**{**folders, "names": tmp_path / "none.txt"})

@@ -160,7 +160,7 @@ def ada_fox(studio: Studio) -> LearnedWords:
 
 
 def test_a_celebritys_own_vectors_paint_that_celebrity(studio: Studio, ada_fox: LearnedWords):
-    who = Identity(np.zeros((0, 512), np.float32), "", np.zeros((0, 5, 2)), np.zeros((0, 2)), (), words=ada_fox)
+    who = Identity.of_words(ada_fox)
     named = studio.generate(Request(prompt="a photo of ada fox in space", num_steps=2))
     learned = studio.generate(Request(prompt="a photo of <x> in space", num_steps=2), who)
     assert np.array_equal(named[0].pixels, learned[0].pixels)
@@ -178,9 +178,19 @@ def test_words_and_face_in_one_call(studio: Studio, ada_fox: LearnedWords):
     assert np.array_equal(studio.generate(Request(prompt="a photo of a person in space", num_steps=2), both)[0].pixels, made["face"])
 
 
+def test_several_people_are_told_apart_by_their_words(studio: Studio, ada_fox: LearnedWords):
+    tokenizer, encoder = studio.text
+    ids = tokenizer("ben stone", add_special_tokens=False)["input_ids"]
+    ben = replace(ada_fox, vectors=(encoder.get_input_embeddings().weight[ids].detach().numpy(),), placeholder="<y>")
+    who = [Identity.of_words(w) for w in (ada_fox, ben)]
+    learned = studio.generate(Request(prompt="a photo of <x> and <y> in space", num_steps=2, width=192), who)
+    named = studio.generate(Request(prompt="a photo of ada fox and ben stone in space", num_steps=2, width=192))
+    assert np.array_equal(named[0].pixels, learned[0].pixels)
+
+
 def test_words_that_cannot_be_used_are_refused(studio: Studio, ada_fox: LearnedWords):
     photo = studio.identity(EXAMPLES / "ada.png")
-    bare = Identity(np.zeros((0, 512), np.float32), "", np.zeros((0, 5, 2)), np.zeros((0, 2)), (), words=ada_fox)
+    bare = Identity.of_words(ada_fox)
 
     def refused(request: Request, who: Identity, match: str) -> None:
         with pytest.raises(InputError, match=match):
@@ -193,5 +203,7 @@ def test_words_that_cannot_be_used_are_refused(studio: Studio, ada_fox: LearnedW
     refused(Request(prompt="<x>"), replace(bare, words=replace(ada_fox, text_encoder="other")), "another text encoder")
     wide = LearnedWords((np.zeros((2, 1024), np.float32),), "<x>", "")
     refused(Request(prompt="<x>"), replace(bare, words=wide), "words of 1024 numbers, this model's have 128")
+    refused(Request(prompt="<x> in space"), [bare, bare], "share the placeholder <x>")  # type: ignore[arg-type]
+    refused(Request(prompt="a person"), [photo, photo], "2 people would be painted by their faces")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="use 'mouth'"):
         Request(use="mouth")  # type: ignore[arg-type]

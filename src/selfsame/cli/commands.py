@@ -24,8 +24,8 @@ class Generate(Request):
 
     face: tuple[Path, ...] = ()
     """Photos of one person, one or more. Without any the base model paints somebody."""
-    identity: Path | None = None
-    """An identity file instead of photos."""
+    identity: tuple[Path, ...] = ()
+    """Identity files instead of photos, or learned words (textual inversions, StableIdentity's .pt), each named in the prompt by its placeholder."""
     out: Path = Path("out.png")
     """The PNG to write; several pictures get -1, -2 ... before the ending."""
     pose: Path | None = None
@@ -62,13 +62,13 @@ class Generate(Request):
             raise InputError("--like needs the path of a PNG that selfsame wrote")
         content = read_metadata(value)
         request = Request.from_json(content.get("request", {}))
-        known: dict[str, Any] = {k: content.get(k) for k in ("pose", "which", "identity")}
-        known |= {k: Path(known[k]) for k in ("pose", "identity") if known[k]}
+        known: dict[str, Any] = {"which": content.get("which"), "pose": Path(content["pose"]) if content.get("pose") else None}
+        known["identity"] = tuple(Path(p) for p in content.get("identity") or ())
         return Generate(face=tuple(Path(p) for p in content.get("faces", ())), like=Path(value), **request.to_json(), **known)
 
     def run(self) -> int:
         from selfsame.images.files import InputError, check_output, read_image, write_image
-        from selfsame.values.identity import Identity
+        from selfsame.studio.people import read_identity
 
         began = time.monotonic()
         request = self.request
@@ -81,17 +81,16 @@ class Generate(Request):
         from selfsame.studio.studio import load
 
         studio = load(device=self.device)
-        who = None
-        if self.identity:
-            who = Identity.load(self.identity)
-        elif images:
+        people = [read_identity(p) for p in self.identity]
+        if images:
             for path, image in zip(self.face, images, strict=True):
                 _, notes = studio.face(image, which=self.which, name=str(path))
                 for note in notes:
                     warn(note)
-            who = studio.identity(*self.face, which=self.which)
-        if self.like and who is not None:
-            _warn_if_changed(self.like, list(who.sources))
+            people = [studio.identity(*self.face, which=self.which)]
+        sources = [s for who in people for s in who.sources]
+        if self.like and people:
+            _warn_if_changed(self.like, sources)
         pose = None
         if self.pose:
             for note in studio.face(read_image(self.pose), name=str(self.pose))[1]:
@@ -99,14 +98,14 @@ class Generate(Request):
             pose = studio.pose_of(self.pose)
         about = {
             "faces": [str(p.resolve()) for p in self.face],
-            "sources": list(who.sources) if who else [],
-            "identity": str(self.identity.resolve()) if self.identity else None,
+            "sources": sources,
+            "identity": [str(p.resolve()) for p in self.identity],
             "pose": str(self.pose.resolve()) if self.pose else None,
             "which": self.which,
             "model": "mannequin",
         }
         with _bar("painting", studio.num_calls(request) * -(-request.num_images // 4)) as tick:
-            for i, made in enumerate(studio.generate_each(request, who, pose=pose, on_step=lambda _: tick(1))):
+            for i, made in enumerate(studio.generate_each(request, people, pose=pose, on_step=lambda _: tick(1))):
                 path = out if request.num_images == 1 else out.with_name(f"{out.stem}-{i + 1}{out.suffix}")
                 write_image(path, made.pixels, {"request": made.request.to_json(), **about})
                 for note in made.notes if i == 0 else ():
@@ -162,10 +161,19 @@ class Learn:
     """Also write a sheet of the augmented pictures and their masks (face red, hair green)."""
     overwrite: bool = False
     """Replace an output that exists."""
+    base: Path | None = None
+    """A Stable Diffusion 1 or 2 folder to learn for instead of the miniature; it needs the next three."""
+    face_vit: Path | None = None
+    """Folder of a face transformer, such as jayanta/vit-base-patch16-224-in21k-face-recognition."""
+    parser: Path | None = None
+    """Folder of a SegFormer face parser, such as jonathandinu/face-parsing."""
+    names: Path | None = None
+    """Text file of celebrities, one two-word name a line."""
+    device: str = "cpu"
+    """cpu, cuda or mps; for --base."""
 
     def run(self) -> int:
         from selfsame.images.files import InputError, check_output
-        from selfsame.studio.studio import load
 
         if bool(self.face) == bool(self.people):
             raise InputError("give --face with photos of one person, or --people with a folder of people")
@@ -175,11 +183,10 @@ class Learn:
             raise InputError(f"--learning-rate {self.learning_rate}: give a number above 0")
         if self.show_batch:
             check_output(self.show_batch)
-        jobs = self._jobs()
-        studio, failed = load(), 0
+        jobs, base, failed = self._jobs(), self._base(), 0
         for photos, out in jobs:
             try:
-                self._one(studio, photos, out)
+                self._one(base, photos, out)
             except (InputError, ValueError) as error:
                 if not self.people:
                     raise
@@ -188,6 +195,19 @@ class Learn:
         if failed:
             print(f"{len(jobs) - failed} of {len(jobs)} people learned, {failed} skipped")
         return 1 if failed else 0
+
+    def _base(self) -> Any:
+        from selfsame.images.files import InputError
+        from selfsame.recipes.bases import mannequin_base, stable_diffusion_base
+        from selfsame.studio.studio import checked_device, load
+
+        if self.base is None:
+            if self.device != "cpu":
+                raise InputError(f"--device {self.device}: the miniature learns on the CPU; --device is for --base")
+            return mannequin_base(load())
+        if self.face_vit is None or self.parser is None or self.names is None:
+            raise InputError("--base needs --face-vit, --parser and --names beside it")
+        return stable_diffusion_base(self.base, self.face_vit, self.parser, self.names, device=str(checked_device(self.device)))
 
     def _jobs(self) -> list[tuple[list[Path], Path]]:
         from selfsame.images.files import InputError
@@ -211,7 +231,7 @@ class Learn:
                 raise InputError(f"{out.parent}: no such folder; make it first or choose another --out")
         return jobs
 
-    def _one(self, studio: Any, photos: list[Path], out: Path) -> None:
+    def _one(self, base: Any, photos: list[Path], out: Path) -> None:
         import re
         import shutil
 
@@ -241,7 +261,7 @@ class Learn:
                 tick(p.step / p.max_steps - done, f"loss {p.loss:.3f}  {p.eta_s:.0f} s left")
                 done = p.step / p.max_steps
 
-            who = learn(studio, photos, placeholder, folder, how, on_progress=show, show_batch=self.show_batch)
+            who = learn(base, photos, placeholder, folder, how, on_progress=show, on_note=warn, show_batch=self.show_batch)
         who.save(out)
         previews = sorted((folder / "samples").glob("*.png"))
         if previews:

@@ -1,7 +1,8 @@
-"""Learning one person: a photo becomes two words of the miniature's text tower (StableIdentity), or Textual Inversion beside it."""
+"""Learning one person: a photo becomes two words of a text tower (StableIdentity), or Textual Inversion beside it."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,33 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfsame.diffusion.schedule import add_noise, scaled_linear_alphas_cumprod, target
+from selfsame.diffusion.schedule import add_noise, target
 from selfsame.images.files import InputError, read_image, write_image
-from selfsame.mannequins import paint
-from selfsame.mannequins.captions import STYLE_PHRASES
-from selfsame.mannequins.people import celebrities
 from selfsame.methods.stableidentity.method import FreeWords, PersonTrainer, celebrity_space
 from selfsame.methods.stableidentity.modules import LANDINGS, WordProjection
 from selfsame.methods.stableidentity.objective import TwoPhaseLoss, two_phase_loss
-from selfsame.methods.stableidentity.samples import Draws, PhotoSamples, augmented, jittered, masks_of, square
-from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE
+from selfsame.methods.stableidentity.samples import Draws, PhotoSamples, augmented, jittered, masks_of
 from selfsame.models.text import tokenize, tower_hash
-from selfsame.perception.detector import Found
-from selfsame.perception.embedders import embed, to_crops
-from selfsame.perception.face_vit import FACE_VIT_CROP, FEATURE_DIM
-from selfsame.perception.parser import parse
-from selfsame.recipes.common import generator_at, save_grid, to_pixels, torch_generator
-from selfsame.studio.request import Request
-from selfsame.studio.studio import Row, Studio
+from selfsame.recipes.bases import LearnBase
+from selfsame.recipes.common import beside, generator_at, save_grid, to_pixels, torch_generator
 from selfsame.training.loop import Batch, Loss, Progress, Run, train
 from selfsame.values.identity import Identity, LearnedWords
 
-SIDE = 128
-SMALLEST_FACE = 48  # pixels: less shows nobody
-FACE_LABELS = (paint.SKIN, paint.EYES, paint.BROWS, paint.NOSE, paint.MOUTH, paint.EARS, paint.GLASSES)
-HAIR_LABELS = (paint.HAIR,)
-CAPTIONS = STYLE_PHRASES["photo"]
-PREVIEWS = ("a photo of {}", "a watercolour of {} on a beach", "a photo of {} wearing a spacesuit", "a pencil sketch of {} laughing")
+NUM_WORDS = 2
+FIXED = 8  # batches whose loss is watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,55 +56,40 @@ class Learning:
 class Photo:
     """One picture to learn from."""
 
-    image: np.ndarray  # SIDE SIDE 3 uint8
-    masks: Tensor  # 2 SIDE SIDE, face and hair
+    image: np.ndarray  # side side 3 uint8
+    masks: Tensor  # 2 side side, face and hair
     features: Tensor  # 2 f: as it is, and mirrored
 
 
-def framed(image: np.ndarray, found: Found) -> np.ndarray:
-    """The face with its surroundings in a square of SIDE pixels, inside the picture. h w 3 uint8 -> SIDE SIDE 3 uint8."""
-    h, w = image.shape[:2]
-    x0, y0, x1, y1 = found.box
-    side = int(min(h, w, max(x1 - x0, y1 - y0) / 0.62))
-    x = int(np.clip(round((x0 + x1 - side) / 2), 0, w - side))
-    y = int(np.clip(round((y0 + y1 - side) / 2), 0, h - side))
-    return square(image[y : y + side, x : x + side], SIDE)
-
-
-def photo_of(studio: Studio, image: np.ndarray, hair_peak: int, name: str) -> Photo:
-    """Find the face, frame it, see its parts and read it.
+def photo_of(base: LearnBase, image: np.ndarray, hair_peak: int, name: str) -> Photo:
+    """Frame the face, see its parts and read it.
 
     Raises:
         InputError: no face, a face cut by the border, or one too small to learn from.
     """
-    found, _ = studio.face(image, name=name)
-    width = float(min(found.box[2] - found.box[0], found.box[3] - found.box[1]))
-    if width < SMALLEST_FACE:
-        raise InputError(f"{name}: the face is {width:.0f} pixels wide, too small to learn from; use a picture in which it has at least {SMALLEST_FACE}")
-    small = framed(image, found)
-    again, _ = studio.face(small, name=name)
-    crop = to_crops([small], [again.kps], FACE_VIT_CROP)
-    features = embed(studio.face_vit, torch.cat([crop, crop.flip(3)]))
-    return Photo(small, masks_of(parse(studio.parser, small), FACE_LABELS, HAIR_LABELS, hair_peak), features)
+    small = base.frame(image, name)
+    masks = masks_of(base.parse(small), base.face_labels, base.hair_labels, hair_peak)
+    if not masks[0].any():
+        raise InputError(f"{name}: the parser sees no face in it; use a picture in which the face is upright and large")
+    return Photo(small, masks, base.read(small))
 
 
 class Samples:
     """Training batches from photos of one person, a function of the step."""
 
-    def __init__(self, studio: Studio, photos: Sequence[Photo], how: Learning, placeholder: str, num_words: int) -> None:
-        self.vae, self.photos, self.how = studio.vae, photos, how
-        tokens = tokenize(studio.text[0], [c.format(placeholder) for c in CAPTIONS], {placeholder: num_words})
+    def __init__(self, base: LearnBase, photos: Sequence[Photo], how: Learning, placeholder: str) -> None:
+        self.base, self.photos, self.how = base, photos, how
+        tokens = tokenize(base.tokenizer, [c.format(placeholder) for c in base.captions], {placeholder: NUM_WORDS})
         self.ids, self.first = tokens.ids, torch.tensor([at for _, at, _, i in tokens.places if i == 0])
         self.mean = torch.stack([p.features for p in photos]).mean(0)  # 2 f
-        self.abar = scaled_linear_alphas_cumprod()
 
     def one(self, rng: np.random.Generator) -> dict[str, Any]:
         """One augmented picture, its masks, feature and caption. The masks are of the picture's size over 8."""
         photo, how = self.photos[int(rng.integers(len(self.photos)))], self.how.samples
-        draws = Draws.of(rng, SIDE, how)
+        draws = Draws.of(rng, self.base.side, how)
         pixels, masks = augmented(to_pixels(jittered(photo.image, how, rng)[None])[0], photo.masks, draws, how)
         features = self.mean if self.how.features == "mean" else photo.features
-        return {"pixels": pixels, "masks": masks, "feature": features[int(draws.is_flipped)], "caption": int(rng.integers(len(CAPTIONS)))}
+        return {"pixels": pixels, "masks": masks, "feature": features[int(draws.is_flipped)], "caption": int(rng.integers(len(self.ids)))}
 
     @torch.no_grad()
     def batch(self, step: int) -> Batch:
@@ -124,15 +97,17 @@ class Samples:
         items = [self.one(rng) for _ in range(self.how.batch_size)]
         g = torch_generator(rng)
         pixels, masks = torch.stack([i["pixels"] for i in items]), torch.stack([i["masks"] for i in items])
-        posterior = self.vae.encode(pixels).latent_dist
-        clean = (posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=g)) * self.vae.config.scaling_factor
-        t = torch.randint(0, len(self.abar), (len(items),), generator=g)
+        vae, abar = self.base.vae, self.base.alphas_cumprod
+        posterior = vae.encode(pixels.to(vae.device)).latent_dist
+        mean, std = posterior.mean.cpu(), posterior.std.cpu()
+        clean = (mean + std * torch.randn(mean.shape, generator=g)) * vae.config.scaling_factor
+        t = torch.randint(0, len(abar), (len(items),), generator=g)
         noise = torch.randn(clean.shape, generator=g)
         captions = [i["caption"] for i in items]
         return {
             "clean": clean,
-            "noisy": add_noise(clean, noise, t, self.abar),
-            "target": target(SCHEDULE["prediction_type"], clean, noise, t, self.abar),
+            "noisy": add_noise(clean, noise, t, abar),
+            "target": target(self.base.prediction_type, clean, noise, t, abar),
             "t": t,
             "features": torch.stack([i["feature"] for i in items]),
             "ids": self.ids[captions],
@@ -154,32 +129,32 @@ class Samples:
         return np.concatenate([np.concatenate(row[part], 1) for part in (slice(half), slice(half, count)) for row in rows])
 
 
-def words_module(studio: Studio, how: Learning) -> WordProjection | FreeWords:
-    """The only part that learns, fresh."""
-    names = [" ".join(n) for n in celebrities()]
-    space, skipped = celebrity_space(*studio.text, names)
-    assert not skipped, "every name of the world is two tokens"
+def words_module(base: LearnBase, feature_dim: int, how: Learning) -> tuple[WordProjection | FreeWords, tuple[str, ...]]:
+    """The only part that learns, fresh; and the celebrities whose names are not two tokens of this text tower."""
+    space, skipped = celebrity_space(base.tokenizer, base.text_encoder, base.names, NUM_WORDS)
     torch.manual_seed(how.seed)
     if how.method == "textual-inversion":
-        return FreeWords(space)
-    return WordProjection(space, FEATURE_DIM, CONTEXT_DIM, depth=how.depth, landing=how.landing)
+        return FreeWords(space), skipped
+    return WordProjection(space, feature_dim, space.mean.shape[1], num_words=NUM_WORDS, depth=how.depth, landing=how.landing), skipped
 
 
 def learn(
-    studio: Studio,
+    base: LearnBase,
     photos: Sequence[str | Path | np.ndarray],
     placeholder: str,
     folder: Path,
     how: Learning = Learning(),
     *,
     on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
     show_batch: Path | None = None,
 ) -> Identity:
-    """One person as words, with the photos' face embeddings beside them.
+    """One person as words; where the base has a face encoder, with the photos' embeddings beside them.
 
     Args:
         placeholder: what stands for the person in prompts, such as `<ada>`.
         folder: checkpoints, the curve and previews; learning that was stopped goes on from here.
+        on_note: hears what the user should know, such as names that were skipped.
         show_batch: a PNG of training pictures and masks to write first.
 
     Raises:
@@ -188,40 +163,46 @@ def learn(
     """
     images = [p if isinstance(p, np.ndarray) else read_image(p) for p in photos]
     names = ["the picture" if isinstance(p, np.ndarray) else str(p) for p in photos]
-    who = studio.identity(*photos)
-    seen = [photo_of(studio, image, how.samples.hair_peak, name) for image, name in zip(images, names, strict=True)]
-    words = words_module(studio, how)
-    samples = Samples(studio, seen, how, placeholder, num_words=2)
+    if not images:
+        raise InputError("no photo given: give at least one")
+    seen = [photo_of(base, image, how.samples.hair_peak, name) for image, name in zip(images, names, strict=True)]
+    sources = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+    words, skipped = words_module(base, seen[0].features.shape[1], how)
+    if skipped:
+        on_note(f"{len(skipped)} of {len(base.names)} celebrities' names are not {NUM_WORDS} tokens and were left out, such as {skipped[0]!r}")
+    samples = Samples(base, seen, how, placeholder)
     if show_batch is not None:
         write_image(show_batch, samples.shown())
     run = Run(
         folder=folder, max_steps=how.steps, batch_size=how.batch_size, learning_rate=how.learning_rate, warmup_steps=1, decay="constant",
         weight_decay=how.weight_decay, betas=(0.9, 0.999), ema_decay=0.0, precision="no", seed=how.seed, log_every=how.log_every, save_every=50,
-        look_every=how.look_every, watch="fixed_loss", patience=how.patience, data=f"{placeholder} {' '.join(s[:12] for s in who.sources)}",
+        look_every=how.look_every, watch="fixed_loss", patience=how.patience, data=f"{placeholder} {' '.join(s[:12] for s in sources)}",
     )  # fmt: skip
-    scale = float(studio.vae.config.scaling_factor)
+    scale = float(base.vae.config.scaling_factor)
+    tower = tower_hash(base.text_encoder)
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         said = model(batch["noisy"], batch["t"], batch["features"], batch["ids"], batch["first"])
-        return Loss(*two_phase_loss(said, batch, how.loss, alphas_cumprod=samples.abar, prediction_type=SCHEDULE["prediction_type"], scaling_factor=scale))
+        return Loss(*two_phase_loss(said, batch, how.loss, alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type, scaling_factor=scale))
 
-    fixed = [samples.batch(10**9 + i) for i in range(8)]
+    fixed = [samples.batch(10**9 + i) for i in range(FIXED)]
 
-    def vectors(model: nn.Module) -> Tensor:
-        """The words for the photos as they are, not mirrored. n d."""
+    def learned(model: nn.Module, step: int) -> LearnedWords:
+        """The words for the photos as they are, not mirrored."""
         assert isinstance(model, PersonTrainer)
         with torch.no_grad():
-            return model.words(samples.mean[:1])[0]
+            vectors = model.words(samples.mean[:1].to(next(model.words.parameters()).device))[0]
+        about: dict[str, str | int | float] = {"base": base.name, "method": how.method, "steps": step, "seed": how.seed, "sources": " ".join(sources)}
+        return LearnedWords((vectors.float().cpu().numpy(),), placeholder, tower, about)
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
-        rows = [Row(p.format(placeholder)) for p in PREVIEWS]
-        made, _ = studio.paint(rows, Request(num_steps=12), list(range(len(rows))), words={placeholder: vectors(model)})
-        save_grid(run, step, [[photo.image for photo in seen[:1]] + made])
-        losses = [float(objective(model, batch).total) for batch in fixed]
-        return {"fixed_loss": float(np.mean(losses)), "largest": float(vectors(model).abs().max())}
+        now = learned(model, step)
+        save_grid(run, step, [[photo.image for photo in seen[:1]] + base.preview(now)])
+        losses = [float(objective(model, beside(model, batch)).total) for batch in fixed]
+        return {"fixed_loss": float(np.mean(losses)), "largest": float(np.abs(now.vectors[0]).max())}
 
-    module = PersonTrainer(words, studio.text[1], studio.unet)
-    done = train(run, module, objective, samples.batch, on_progress=on_progress, look=look)
-    about: dict[str, str | int | float] = {"base": "mannequin", "method": how.method, "steps": done.step, "seed": how.seed}
-    learned = LearnedWords((vectors(done.module).numpy(),), placeholder, tower_hash(studio.text[1]), about)
-    return replace(who, words=learned)
+    done = train(run, PersonTrainer(words, base.text_encoder, base.unet), objective, samples.batch, on_progress=on_progress, look=look)
+    now = learned(done.module, done.step)
+    if base.identity is not None:
+        return replace(base.identity(images), words=now)
+    return Identity.of_words(now)

@@ -19,11 +19,12 @@ from selfsame.images.draw import draw_kps_small
 from selfsame.images.files import InputError, read_image
 from selfsame.methods.instantid.method import InstantID, face_conditions, predict
 from selfsame.models.latents import decode
-from selfsame.models.text import encode_prompts, tower_hash
+from selfsame.models.text import encode_prompts
 from selfsame.perception.detector import FaceDetector, Found, detect
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, FaceEncoder, JudgeNet, embed, to_crops
 from selfsame.perception.face_vit import FaceViT
 from selfsame.perception.parser import FaceParser
+from selfsame.studio.people import cast_of
 from selfsame.studio.request import Made, Request, nearest
 from selfsame.values.conditioning import Conditioning, stacked
 from selfsame.values.identity import Identity
@@ -246,31 +247,6 @@ class Studio:
         rows = torch.from_numpy(identity.embeddings)
         return (rows.mean(0, keepdim=True) if photos == "mean" else rows)[None].to(self.device)
 
-    def used(self, identity: Identity, request: Request) -> tuple[bool, bool]:
-        """Whether the identity's face and whether its words paint this request.
-
-        Raises:
-            InputError: what is asked for is not in the identity, or the prompt does not name it exactly once.
-        """
-        words, prompt = identity.words, request.full_prompt
-        named = prompt.count(words.placeholder) if words else 0
-        if request.use in ("words", "both") or (request.use == "auto" and (named or not identity.num_photos)):
-            if words is None:
-                raise InputError("the identity has no learned words; learn them with `selfsame learn`, or leave out --use")
-            if named != 1:
-                how = "does not name" if named == 0 else f"names {named} times"
-                raise InputError(f"the prompt {how} {words.placeholder}: say once where the person stands, as in 'a photo of {words.placeholder}'")
-            if words.text_encoder not in ("", tower_hash(self.text[1])):
-                raise InputError(f"{words.placeholder} was learned for another text encoder than this model's: learn the person anew")
-            width = self.text[1].config.hidden_size
-            if [v.shape[1] for v in words.vectors] != [width]:
-                raise InputError(f"{words.placeholder} has words of {', '.join(str(v.shape[1]) for v in words.vectors)} numbers, this model's have {width}")
-        by_words = request.use in ("words", "both") or (request.use == "auto" and bool(named))
-        by_face = request.use in ("face", "both") or (request.use == "auto" and not by_words)
-        if by_face and not identity.num_photos:
-            raise InputError("the identity has learned words but no photo; use --use words, or make it anew from a photo")
-        return by_face, by_words
-
     def pose(self, identity: Identity) -> Kept:
         """Where the face stands in the identity's first photo."""
         return Kept(identity.kps[0].astype(np.float64), *(int(v) for v in identity.sizes[0]))
@@ -284,7 +260,7 @@ class Studio:
     def generate(
         self,
         request: Request | str,
-        identity: Identity | None = None,
+        identity: Identity | Sequence[Identity] | None = None,
         *,
         pose: Kept | None = None,
         on_step: Callable[[Step], None] | None = None,
@@ -295,7 +271,7 @@ class Studio:
     def generate_each(
         self,
         request: Request | str,
-        identity: Identity | None = None,
+        identity: Identity | Sequence[Identity] | None = None,
         *,
         pose: Kept | None = None,
         on_step: Callable[[Step], None] | None = None,
@@ -304,24 +280,21 @@ class Studio:
 
         Args:
             request: or just a prompt.
-            identity: who; None paints with the base model alone.
+            identity: who, one or several: several are told apart by their learned words. None paints with the base model alone.
             pose: key points; by default those of the identity's first photo.
             on_step: sees every step of every group.
         """
         request = Request(prompt=request) if isinstance(request, str) else request
         seeds = [request.seed + i for i in range(request.num_images)]
+        people = () if identity is None else (identity,) if isinstance(identity, Identity) else tuple(identity)
+        cast = cast_of(people, request, self.text[1])
         embedding = kps = None
-        words: dict[str, Tensor] = {}
-        if identity is not None:
-            by_face, by_words = self.used(identity, request)
-            if by_face:
-                embedding, kps = self.embedding(identity, request.photos), (pose or self.pose(identity)).in_picture(request.height, request.width)
-            if by_words and identity.words is not None:
-                words[identity.words.placeholder] = torch.from_numpy(identity.words.vectors[0])
+        if cast.face is not None:
+            embedding, kps = self.embedding(cast.face, request.photos), (pose or self.pose(cast.face)).in_picture(request.height, request.width)
         row = Row(request.full_prompt, request.negative_prompt, embedding, kps)
         for start in range(0, len(seeds), ROWS):
             group = seeds[start : start + ROWS]
-            pixels, notes = self.paint([row] * len(group), request, group, words=words, on_step=on_step)
+            pixels, notes = self.paint([row] * len(group), request, group, words=cast.words, on_step=on_step)
             for image, seed in zip(pixels, group, strict=True):
                 yield Made(image, replace(request, seed=seed, num_images=1), seed, notes)
 

@@ -78,6 +78,11 @@ class Identity:
         if not np.isfinite(self.embeddings).all():
             raise ValueError("an embedding is not finite")
 
+    @classmethod
+    def of_words(cls, words: LearnedWords) -> Identity:
+        """Somebody known by learned words alone."""
+        return cls(np.zeros((0, 512), np.float32), "", np.zeros((0, 5, 2), np.float32), np.zeros((0, 2), np.int64), (), words=words)
+
     @property
     def num_photos(self) -> int:
         return len(self.sources)
@@ -141,3 +146,12 @@ class Identity:
         except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: cannot be read as an identity ({error})") from None
         return cls(*photos, words)
+
+
+def is_identity(path: str | Path) -> bool:
+    """Whether a file says that it is an identity; it may still be damaged."""
+    try:
+        with safe_open(Path(path), "np") as f:
+            return (f.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from selfsame.values.identity import Identity, LearnedWords
+from selfsame.values.identity import Identity, LearnedWords, is_identity
 
 FORMATS = Literal["diffusers", "a1111", "official"]
 MAX_BYTES = 64_000_000
@@ -39,15 +40,15 @@ def read_words(path: str | Path, placeholder: str | None = None) -> LearnedWords
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size / 1e6:.0f} MB is too large for learned words; is it a whole model?")
     if path.suffix == ".safetensors":
+        if is_identity(path):
+            words = Identity.load(path).words
+            if words is None:
+                raise ValueError(f"{path}: an identity without learned words; learn them with `selfsame learn`")
+            return words if placeholder is None else replace(words, placeholder=placeholder)
         try:
             values: Any = load_file(path)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: damaged or no safetensors file ({error}); make it anew") from None
-        if {"embeddings", "kps", "sizes"} <= values.keys():
-            words = Identity.load(path).words
-            if words is None:
-                raise ValueError(f"{path}: an identity without learned words; learn them with `selfsame learn`")
-            return words if placeholder is None else LearnedWords(words.vectors, placeholder, words.text_encoder, words.about)
     else:
         values = _read_pickle(path)
     token, vectors = _understood(values, path)

@@ -1,0 +1,199 @@
+"""What learning a person needs of a base model: the miniature's parts, or Stable Diffusion's from local folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsame.diffusion.schedule import scaled_linear_alphas_cumprod
+from selfsame.images.files import InputError
+from selfsame.mannequins import paint
+from selfsame.mannequins.captions import STYLE_PHRASES
+from selfsame.mannequins.people import celebrities
+from selfsame.methods.stableidentity.interop import words_added
+from selfsame.methods.stableidentity.samples import CAPTIONS, encoder_pixels, square
+from selfsame.models.mannequin import SCHEDULE
+from selfsame.perception.detector import Found
+from selfsame.perception.embedders import embed, to_crops
+from selfsame.perception.face_vit import FACE_VIT_CROP, cls_feature
+from selfsame.perception.parser import parse
+from selfsame.studio.request import Request
+from selfsame.studio.studio import Row, Studio
+from selfsame.values.identity import Identity, LearnedWords
+
+SMALLEST_FACE = 48  # pixels of the miniature: less shows nobody
+FACE_NAMES = ("skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip", "l_lip")  # CelebAMask-HQ
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnBase:
+    """A base model with all that turns a photo into training samples for it."""
+
+    name: str
+    unet: Any
+    vae: Any
+    tokenizer: Any
+    text_encoder: Any
+    prediction_type: str
+    alphas_cumprod: Tensor
+    side: int  # pixels of the square training pictures
+    captions: tuple[str, ...]  # with {} where the person stands
+    names: Sequence[str]  # of the celebrities
+    frame: Callable[[np.ndarray, str], np.ndarray]  # a picture and its name -> the square with the face, side side 3 uint8
+    read: Callable[[np.ndarray], Tensor]  # such a square -> the face encoder's features of it and of its mirror image, 2 f
+    parse: Callable[[np.ndarray], np.ndarray]  # such a square -> labels side side
+    face_labels: tuple[int, ...]
+    hair_labels: tuple[int, ...]
+    identity: Callable[[Sequence[np.ndarray]], Identity] | None  # whom the photos show, without words; None: this base keeps words alone
+    preview: Callable[[LearnedWords], list[np.ndarray]]
+
+
+def framed(image: np.ndarray, found: Found, side: int = 128) -> np.ndarray:
+    """The face with its surroundings in a square, inside the picture. h w 3 uint8 -> side side 3 uint8."""
+    h, w = image.shape[:2]
+    x0, y0, x1, y1 = found.box
+    edge = int(min(h, w, max(x1 - x0, y1 - y0) / 0.62))
+    x = int(np.clip(round((x0 + x1 - edge) / 2), 0, w - edge))
+    y = int(np.clip(round((y0 + y1 - edge) / 2), 0, h - edge))
+    return square(image[y : y + edge, x : x + edge], side)
+
+
+def mannequin_base(studio: Studio) -> LearnBase:
+    """The miniature: its detector frames the face, its parser and face transformer read it."""
+
+    def frame(image: np.ndarray, name: str) -> np.ndarray:
+        found, _ = studio.face(image, name=name)
+        width = float(min(found.box[2] - found.box[0], found.box[3] - found.box[1]))
+        if width < SMALLEST_FACE:
+            raise InputError(f"{name}: the face is {width:.0f} pixels wide, too small to learn from; use a picture in which it has at least {SMALLEST_FACE}")
+        return framed(image, found)
+
+    def read(image: np.ndarray) -> Tensor:
+        found, _ = studio.face(image, name="the framed face")
+        crop = to_crops([image], [found.kps], FACE_VIT_CROP)
+        return embed(studio.face_vit, torch.cat([crop, crop.flip(3)]))
+
+    def preview(words: LearnedWords) -> list[np.ndarray]:
+        rows = [
+            Row(p.format(words.placeholder))
+            for p in ("a photo of {}", "a watercolour of {} on a beach", "a photo of {} wearing a spacesuit", "a pencil sketch of {} laughing")
+        ]
+        vectors = {words.placeholder: torch.from_numpy(words.vectors[0])}
+        return studio.paint(rows, Request(num_steps=12), list(range(len(rows))), words=vectors)[0]
+
+    tokenizer, text_encoder = studio.text
+    return LearnBase(
+        name="mannequin",
+        unet=studio.unet,
+        vae=studio.vae,
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        prediction_type=SCHEDULE["prediction_type"],
+        alphas_cumprod=scaled_linear_alphas_cumprod(),
+        side=128,
+        captions=STYLE_PHRASES["photo"],
+        names=[" ".join(n) for n in celebrities()],
+        frame=frame,
+        read=read,
+        parse=lambda image: parse(studio.parser, image),
+        face_labels=(paint.SKIN, paint.EYES, paint.BROWS, paint.NOSE, paint.MOUTH, paint.EARS, paint.GLASSES),
+        hair_labels=(paint.HAIR,),
+        identity=lambda images: studio.identity(*images),
+        preview=preview,
+    )
+
+
+def labels_called(id2label: Mapping[int, str], names: Sequence[str], folder: Path) -> tuple[int, ...]:
+    """Numbers of a parser's labels by name.
+
+    Raises:
+        InputError: the parser lacks one.
+    """
+    numbers = {label: int(number) for number, label in id2label.items()}
+    missing = [name for name in names if name not in numbers]
+    if missing:
+        raise InputError(f"{folder}: the parser has no label {missing[0]!r}; give one trained on CelebAMask-HQ, such as jonathandinu/face-parsing")
+    return tuple(numbers[name] for name in names)
+
+
+def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Path, *, device: str = "cpu", side: int = 512) -> LearnBase:
+    """A Stable Diffusion 1 or 2 folder, a face ViT (transformers), a SegFormer face parser (transformers), a list of two-word names.
+
+    Photos are taken as they are, squared: they should be aligned as FFHQ's are, the face upright and filling the middle.
+
+    Raises:
+        InputError: a folder is missing, or is no such model.
+    """
+    from diffusers import StableDiffusionPipeline
+    from transformers import SegformerForSemanticSegmentation, ViTModel
+
+    for path, what in ((folder, "the base model"), (face_vit, "the face transformer"), (parser, "the face parser")):
+        if not path.is_dir():
+            raise InputError(f"{path}: no such folder for {what}; download it first, for instance with `hf download`")
+    if not names.is_file():
+        raise InputError(f"{names}: no such file; give a text file with one two-word name a line")
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None, requires_safety_checker=False).to(device)
+        vit = ViTModel.from_pretrained(face_vit, add_pooling_layer=False, local_files_only=True).eval().to(device)
+        segmenter = SegformerForSemanticSegmentation.from_pretrained(parser, local_files_only=True).eval().to(device)
+    except (OSError, ValueError) as error:
+        raise InputError(f"a model cannot be read ({str(error).splitlines()[0]}); check that the folders hold what diffusers and transformers saved") from None
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder, vit, segmenter):
+        part.requires_grad_(False).eval()
+    size = int(vit.config.image_size)
+
+    def read(image: np.ndarray) -> Tensor:
+        pixels = encoder_pixels(image, size)
+        return cls_feature(vit, torch.stack([pixels, pixels.flip(2)])).float().cpu()
+
+    @torch.no_grad()
+    def labels(image: np.ndarray) -> np.ndarray:
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet's
+        pixels = (torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255 - mean) / std
+        logits = segmenter(pixels.to(device)).logits.float()
+        return F.interpolate(logits, image.shape[:2], mode="bilinear", align_corners=False)[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+    def preview(words: LearnedWords) -> list[np.ndarray]:
+        prompts = [f"a photo of {words.placeholder}", f"{words.placeholder} wearing a spacesuit, facing to camera, best quality, ultra high res"]
+        with words_added(pipe, words):
+            made = pipe(
+                prompts, num_inference_steps=25, guidance_scale=8.5, height=side, width=side, output_type="np", generator=torch.Generator().manual_seed(42)
+            )
+        return [(image * 255).round().astype(np.uint8) for image in made.images]
+
+    config = pipe.scheduler.config
+    return LearnBase(
+        name=folder.name,
+        unet=pipe.unet,
+        vae=pipe.vae,
+        tokenizer=pipe.tokenizer,
+        text_encoder=pipe.text_encoder,
+        prediction_type=str(config.prediction_type),
+        alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu(),
+        side=side,
+        captions=CAPTIONS,
+        names=[line.strip() for line in names.read_text().splitlines() if line.strip()],
+        frame=lambda image, name: square(_middle(image), side),
+        read=read,
+        parse=labels,
+        face_labels=labels_called(segmenter.config.id2label, FACE_NAMES, parser),
+        hair_labels=labels_called(segmenter.config.id2label, ("hair",), parser),
+        identity=None,
+        preview=preview,
+    )
+
+
+def _middle(image: np.ndarray) -> np.ndarray:
+    """The largest square in the middle."""
+    h, w = image.shape[:2]
+    edge = min(h, w)
+    y, x = (h - edge) // 2, (w - edge) // 2
+    return image[y : y + edge, x : x + edge]

@@ -1,0 +1,81 @@
+"""Who paints a request by what: learned words where the prompt names them, face tokens otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfsame.images.files import InputError
+from selfsame.methods.stableidentity.checkpoint import read_words
+from selfsame.models.text import tower_hash
+from selfsame.studio.request import Request
+from selfsame.values.identity import Identity, LearnedWords, is_identity
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The people of one request."""
+
+    face: Identity | None = None  # whose face tokens paint
+    words: dict[str, Tensor] = field(default_factory=dict)  # learned words n d by placeholder
+
+
+def read_identity(path: Path) -> Identity:
+    """A person from an identity file, or from any file of learned words.
+
+    Raises:
+        InputError: it is neither; the message names it.
+    """
+    try:
+        if is_identity(path):
+            return Identity.load(path)
+        words = read_words(path)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return Identity.of_words(words)
+
+
+def cast_of(people: Sequence[Identity], request: Request, text_encoder: Any) -> Cast:
+    """Sort people by what paints them; `request.use` decides, `auto` takes the words of whoever the prompt names.
+
+    Raises:
+        InputError: what is asked for is not in an identity, the prompt does not name somebody exactly once, two people share a
+            placeholder, or two would have to be painted by their faces.
+    """
+    faces: list[Identity] = []
+    words: dict[str, Tensor] = {}
+    for who in people:
+        named = request.full_prompt.count(who.words.placeholder) if who.words else 0
+        by_words = request.use in ("words", "both") or (request.use == "auto" and (named > 0 or not who.num_photos))
+        if by_words:
+            learned = _usable(who, named, text_encoder)
+            if learned.placeholder in words:
+                raise InputError(f"two people share the placeholder {learned.placeholder}: give one of them another with `selfsame learn --name`")
+            words[learned.placeholder] = torch.from_numpy(learned.vectors[0])
+        if request.use in ("face", "both") or (request.use == "auto" and not by_words):
+            faces.append(who)
+    if any(not who.num_photos for who in faces):
+        raise InputError("an identity has learned words but no photo; use --use words, or make it anew from a photo")
+    if len(faces) > 1:
+        raise InputError(f"{len(faces)} people would be painted by their faces, which works for one: name the others in the prompt by their learned words")
+    return Cast(faces[0] if faces else None, words)
+
+
+def _usable(who: Identity, named: int, text_encoder: Any) -> LearnedWords:
+    words = who.words
+    if words is None:
+        raise InputError("the identity has no learned words; learn them with `selfsame learn`, or leave out --use")
+    if named != 1:
+        how = "does not name" if named == 0 else f"names {named} times"
+        raise InputError(f"the prompt {how} {words.placeholder}: say once where the person stands, as in 'a photo of {words.placeholder}'")
+    if words.text_encoder not in ("", tower_hash(text_encoder)):
+        raise InputError(f"{words.placeholder} was learned for another text encoder than this model's: learn the person anew")
+    width = text_encoder.config.hidden_size
+    if [v.shape[1] for v in words.vectors] != [width]:
+        raise InputError(f"{words.placeholder} has words of {', '.join(str(v.shape[1]) for v in words.vectors)} numbers, this model's have {width}")
+    return words
