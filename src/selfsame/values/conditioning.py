@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +28,14 @@ class SpatialCondition:
 
 
 @dataclass(frozen=True)
+class ReferenceCondition:
+    """What a reference net saw, for attention to borrow from."""
+
+    features: Mapping[str, Tensor]  # by path of the transformer block, m n c: m references
+    rows: Tensor  # b int64: which of the m references a row borrows from, -1: none
+
+
+@dataclass(frozen=True)
 class Conditioning:
     """Everything a row of the batch is denoised under."""
 
@@ -35,6 +44,8 @@ class Conditioning:
     time_ids: Tensor | None = None  # b 6, SDXL
     face: FaceCondition | None = None
     spatial: SpatialCondition | None = None
+    reference: ReferenceCondition | None = None
+    inpaint: Tensor | None = None  # b k h w, channels that follow the noisy latents into the network
 
     @property
     def added(self) -> dict[str, Tensor] | None:
@@ -52,11 +63,28 @@ def _cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return torch.cat([a, b])
 
 
+def _stacked_references(a: Conditioning, b: Conditioning) -> ReferenceCondition | None:
+    """References are looked up by row, so rows without one may stand beside rows with one."""
+    if a.reference is None and b.reference is None:
+        return None
+    features: dict[str, Tensor] = {}
+    rows, first = [], 0
+    for c in (a, b):
+        r = c.reference
+        if r is None:
+            rows.append(torch.full((len(c.encoder_hidden_states),), -1, device=c.encoder_hidden_states.device))
+            continue
+        rows.append(torch.where(r.rows < 0, r.rows, r.rows + first))
+        features = {path: torch.cat([features[path], value]) if path in features else value for path, value in r.features.items()}
+        first += len(next(iter(r.features.values())))
+    return ReferenceCondition(features, torch.cat(rows))
+
+
 def stacked(a: Conditioning, b: Conditioning) -> Conditioning:
     """Rows of `a`, then rows of `b`. Classifier-free guidance stacks (without, with).
 
     Raises:
-        ValueError: one has a condition that the other lacks.
+        ValueError: one has a condition that the other lacks; references alone may be on one side.
     """
     face = spatial = None
     if (a.face is None) != (b.face is None) or (a.spatial is None) != (b.spatial is None):
@@ -69,7 +97,15 @@ def stacked(a: Conditioning, b: Conditioning) -> Conditioning:
             torch.cat([a.spatial.encoder_hidden_states, b.spatial.encoder_hidden_states]),
             torch.cat([a.spatial.scale, b.spatial.scale]),
         )
-    return Conditioning(torch.cat([a.encoder_hidden_states, b.encoder_hidden_states]), _cat(a.pooled, b.pooled), _cat(a.time_ids, b.time_ids), face, spatial)
+    return Conditioning(
+        torch.cat([a.encoder_hidden_states, b.encoder_hidden_states]),
+        _cat(a.pooled, b.pooled),
+        _cat(a.time_ids, b.time_ids),
+        face,
+        spatial,
+        _stacked_references(a, b),
+        _cat(a.inpaint, b.inpaint),
+    )
 
 
 def without_face(c: Conditioning) -> Conditioning:
