@@ -10,14 +10,14 @@ import pytest
 
 from selfsame.evaluation.metrics import bootstrap_interval, paired_interval
 from selfsame.mannequins.world import CANONICAL_VIEWS
-from selfsame.recipes import measure
+from selfsame.recipes.measure import identity, protocols
 
 
 def test_one_person_two_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    p = measure.checked_protocol()
-    monkeypatch.setattr(measure, "checked_protocol", lambda: {**p, "people": 8, "num_steps": 2})
+    p = protocols.checked_protocol(protocols.IDENTITY)
+    monkeypatch.setattr(identity, "checked_protocol", lambda name: {**p, "people": 8, "num_steps": 2})
     shares: list[float] = []
-    report = measure.identity(tmp_path, people=1, only=("both", "oracle"), on_progress=lambda share, _: shares.append(share))
+    report = identity.identity(tmp_path, people=1, only=("both", "oracle"), on_progress=lambda share, _: shares.append(share))
     assert sum(shares) == pytest.approx(1)
     assert [r.name for r in report.rows] == ["both", "oracle"]
     for row in report.rows:
@@ -29,23 +29,24 @@ def test_one_person_two_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "data:image/png" in (tmp_path / "report.html").read_text()
 
 
-def test_the_protocol_is_pinned(monkeypatch: pytest.MonkeyPatch):
-    measure.checked_protocol()
-    monkeypatch.setattr(measure, "CANONICAL_VIEWS", CANONICAL_VIEWS[::-1])
+@pytest.mark.parametrize("name", [protocols.IDENTITY, protocols.WORDS])
+def test_the_protocols_are_pinned(name: str, monkeypatch: pytest.MonkeyPatch):
+    protocols.checked_protocol(name)
+    monkeypatch.setattr(protocols, "CANONICAL_VIEWS", CANONICAL_VIEWS[::-1])
     with pytest.raises(ValueError, match="figures would not compare"):
-        measure.checked_protocol()
+        protocols.checked_protocol(name)
 
 
 def test_bad_rows_and_people_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="row 'none' is unknown"):
-        measure.identity(tmp_path, only=("none",))
+        identity.identity(tmp_path, only=("none",))
     with pytest.raises(ValueError, match="1 to 100"):
-        measure.identity(tmp_path, people=101)
+        identity.identity(tmp_path, people=101)
 
 
 def test_no_pose_can_leak_by_construction():
     """The protocol's key points are those of the average face: nothing of the person is in them."""
-    kps, width = measure.canonical_kps(0)
+    kps, width = protocols.canonical_kps(0)
     assert np.allclose(kps[0, 1], kps[1, 1], atol=0.1)
     assert np.allclose((kps[0, 0] + kps[1, 0]) / 2, 63.5, atol=0.1)
     assert 60 < width < 100

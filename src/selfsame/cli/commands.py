@@ -533,12 +533,13 @@ class Evaluate:
     """cpu, cuda or mps."""
 
     def run(self) -> int:
-        from selfsame.recipes import measure
+        from selfsame.recipes.measure.identity import identity
+        from selfsame.recipes.measure.models import models
 
         self.out.mkdir(parents=True, exist_ok=True)
         if self.what == "models":
-            return measure.models(self.data, self.out, device=self.device)
+            return models(self.data, self.out, device=self.device)
         with _bar("measuring", 1) as tick:
-            report = measure.identity(self.out, people=self.people, only=self.rows, device=self.device, on_progress=lambda share, note: tick(share, note))
+            report = identity(self.out, people=self.people, only=self.rows, device=self.device, on_progress=lambda share, note: tick(share, note))
         print(report)
         return 0

@@ -56,3 +56,21 @@ def mean(values: Sequence[float]) -> float:
     """Mean of what is not NaN."""
     kept = [v for v in values if not np.isnan(v)]
     return float(np.mean(kept)) if kept else float("nan")
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Distance of two clouds of features (n d), each taken as a Gaussian.
+
+        |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))        FID (arXiv:1706.08500), Eq. 6
+
+    Raises:
+        ValueError: a cloud has fewer than two points.
+    """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"{len(a)} and {len(b)} pictures: a Frechet distance needs at least two of each")
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    ca, cb = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
+    values, vectors = np.linalg.eigh(ca)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    both = np.sqrt(np.linalg.eigvalsh(root @ cb @ root).clip(0)).sum()  # C_a C_b has the eigenvalues of C_a^(1/2) C_b C_a^(1/2)
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca) + np.trace(cb) - 2 * both)

@@ -93,3 +93,31 @@ def agreement(asked: dict[str, str], seen: dict[str, str]) -> tuple[int, int]:
     known = readable(asked)
     right = sum(ATTRIBUTES[name].index(seen[name]) == k for name, k in known.items())
     return right, len(known)
+
+
+@torch.no_grad()
+def reader_features(net: AttributeReader, images: list[np.ndarray], batch_size: int = 64) -> np.ndarray:
+    """What the reader makes its words of, one row of 128 numbers a picture: the space in which clouds of pictures are compared."""
+    net.eval()
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    device = next(net.parameters(), pixels).device
+    return torch.cat([net.hidden(net.body(part.to(device))).cpu() for part in pixels.split(batch_size)]).numpy()
+
+
+@torch.no_grad()
+def perceptual_distance(net: AttributeReader, a: Tensor, b: Tensor) -> Tensor:
+    """How differently two pictures look to the reader's layers, in the manner of LPIPS (arXiv:1801.03924, Eq. 1) with equal weights.
+
+    Args:
+        a, b: n 3 128 128 in [-1, 1].
+
+    Returns:
+        n, 0 for equal pictures; the mean over layers of the squared distance of unit features, averaged over places.
+    """
+    net.eval()
+    layers = []
+    for layer in net.body:
+        a, b = layer(a), layer(b)
+        if isinstance(layer, nn.ReLU):
+            layers.append((F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2)))
+    return torch.stack(layers).mean(0)

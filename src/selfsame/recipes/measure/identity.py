@@ -1,0 +1,122 @@
+"""InstantID by its pinned protocol."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from selfsame.evaluation.metrics import paired_interval
+from selfsame.evaluation.report import Report, Row, write_report
+from selfsame.mannequins.render import Picture
+from selfsame.models.latents import encode
+from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
+from selfsame.recipes.common import to_pixels
+from selfsame.recipes.measure.judging import Judges, columns_of, notes_on_weights, rows_by_style
+from selfsame.recipes.measure.protocols import IDENTITY, Task, canonical_kps, checked_protocol, oracle_picture, reference_photo, tasks_of
+from selfsame.studio.request import Request
+from selfsame.studio.studio import Row as PaintRow
+from selfsame.studio.studio import Studio, load
+from selfsame.weights import mannequin
+
+ROW_NAMES = ("base without a face", "Image Adapter alone", "IdentityNet alone", "both", "both, 4 photos", "oracle")
+BATCH = 4
+
+
+def _paint_row(studio: Studio, name: str, tasks: Sequence[Task], split: str, request: Request, tick: Callable[[int], None]) -> list[np.ndarray]:
+    """All pictures of one row of the table."""
+    images: list[np.ndarray] = []
+    if name == "oracle":
+        for start in range(0, len(tasks), 16):
+            pixels = np.stack([oracle_picture(split, t) for t in tasks[start : start + 16]])
+            with torch.no_grad():
+                images += studio.decode(encode(studio.vae, to_pixels(pixels)))
+            tick(len(pixels))
+        return images
+    scales = {"Image Adapter alone": (1.0, 0.0), "IdentityNet alone": (0.0, 1.0)}.get(name, (1.0, 1.0))
+    request = replace(request, adapter_scale=scales[0], controlnet_scale=scales[1])
+    embeddings: dict[int, torch.Tensor] = {}
+    for start in range(0, len(tasks), BATCH):
+        chunk = tasks[start : start + BATCH]
+        rows = []
+        for t in chunk:
+            embedding = kps = None
+            if name != "base without a face":
+                if t.person not in embeddings:
+                    photos = [reference_photo(split, t.person, k) for k in range(4 if name.endswith("4 photos") else 1)]
+                    crops = to_crops([p.image for p in photos], [_seen_kps(studio, p) for p in photos], ENCODER_CROP)
+                    embeddings[t.person] = embed(studio.encoder, crops).mean(0, keepdim=True)[None]
+                embedding, kps = embeddings[t.person], canonical_kps(t.view)[0]
+            rows.append(PaintRow(t.prompt, "", embedding, kps))
+        images += studio.paint(rows, request, [t.seed for t in chunk])[0]
+        tick(len(chunk))
+    return images
+
+
+def _seen_kps(studio: Studio, photo: Picture) -> np.ndarray:
+    """Key points as a user gets them: from the detector; the true ones where it finds nothing."""
+    found = studio.faces(photo.image)
+    return found[0].kps if found else photo.kps[0]
+
+
+def identity(
+    out: Path, *, people: int = 0, only: Sequence[str] = (), device: str = "cpu", on_progress: Callable[[float, str], None] = lambda share, note: None
+) -> Report:
+    """Run the identity protocol.
+
+    Args:
+        out: folder for report.json and report.html.
+        people: only the first so many of the protocol's people; 0: all. The gallery stays whole.
+        only: only these rows.
+
+    Raises:
+        ValueError: an unknown row, or more people than the protocol has.
+    """
+    p = checked_protocol(IDENTITY)
+    count = people or p["people"]
+    if not 1 <= count <= p["people"]:
+        raise ValueError(f"--people {people}: the protocol has 1 to {p['people']}")
+    names = tuple(only) or ROW_NAMES
+    for name in names:
+        if name not in ROW_NAMES:
+            raise ValueError(f"row {name!r} is unknown: choose from {', '.join(ROW_NAMES)}")
+    studio, split = load(device=device), p["split"]
+    tasks = tasks_of(p, count)
+    judges = Judges(studio, p, count)
+    request = Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
+    total = len(names) * len(tasks)
+    rows, by_style, strips = [], [], []
+    cosines: dict[str, list[float]] = {}
+    for name in names:
+        began = time.monotonic()
+        images = _paint_row(studio, name, tasks, split, request, lambda n, name=name: on_progress(n / total, name))
+        seconds = (time.monotonic() - began) / len(tasks)
+        strips.append((name, images[:8]))
+        results = judges.results(tasks, images)
+        cosines[name] = [r["cosine"] for r in results]
+        rows.append(Row(name, columns_of(results, seconds, p["bootstrap"], [t.person for t in tasks])))
+        by_style += rows_by_style(name, tasks, results)
+    notes = [f"{count} people x {p['prompts_per_person']} prompts, protocol {p['name']}, world {p['world']}"]
+    if count < p["people"]:
+        notes.append(f"only {count} of the protocol's {p['people']} people: not comparable with full runs")
+    for a, b in (("both", "Image Adapter alone"), ("both", "IdentityNet alone"), ("both, 4 photos", "both")):
+        if a in cosines and b in cosines:
+            middle, low, high = paired_interval(cosines[a], cosines[b], [t.person for t in tasks])
+            notes.append(f"judge cosine, {a} minus {b}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
+    notes.append("a picture without a face counts as cosine 0 and as missed; key-point errors are over pictures with a face")
+    notes += notes_on_weights()
+    references = [reference_photo(split, t.person, 0).image for t in tasks[:8]]
+    report = Report(
+        "InstantID on held-out people",
+        {**p, "weights_sha256": mannequin.manifest()["files"]},
+        rows,
+        by_style,
+        notes,
+        [("reference photo", references), *strips],
+    )
+    write_report(report, out)
+    return report

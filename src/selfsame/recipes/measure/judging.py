@@ -1,0 +1,116 @@
+"""How pictures are judged: whom the judge sees, what the reader reads, where the points are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfsame.evaluation.metrics import bootstrap_interval, is_first, mean, point_error
+from selfsame.evaluation.report import Row
+from selfsame.mannequins.attributes import STYLES
+from selfsame.mannequins.people import SPLITS, split_person
+from selfsame.mannequins.render import draw
+from selfsame.mannequins.world import WORLD_VERSION, neutral_scene
+from selfsame.perception.embedders import JUDGE_CROP, embed, to_crops
+from selfsame.perception.reader import AttributeReader, agreement, read
+from selfsame.recipes.measure.protocols import Task, canonical_kps
+from selfsame.studio.studio import Studio
+from selfsame.weights import mannequin
+
+COLUMNS = ("rank1", "matched", "cosine", "attributes", "kps", "no_face")
+
+
+def judge_gallery(studio: Studio, split: str, people: Sequence[int]) -> np.ndarray:
+    """Unit judge vectors of one neutral render each, by exact key points. n d."""
+    pictures = [draw([neutral_scene(split_person(split, i))])[0] for i in people]
+    rows = embed(studio.judge, to_crops([p.image for p in pictures], [p.kps[0] for p in pictures], JUDGE_CROP))
+    return torch.nn.functional.normalize(rows, dim=1).numpy()
+
+
+def matched_people(split: str, person: int, count: int = 20) -> list[int]:
+    """The person and those of the split nearest in hair colour and skin."""
+    who = split_person(split, person)
+
+    def far(i: int) -> float:
+        other = split_person(split, i)
+        skin = np.abs(other.skin_rgb() - who.skin_rgb()).sum()
+        hair = np.abs(other.hair_rgb() - who.hair_rgb()).sum()
+        return float(skin + hair)
+
+    others = sorted((i for i in range(SPLITS[split][1]) if i != person), key=far)
+    return [person, *others[: count - 1]]
+
+
+def reader_net() -> AttributeReader:
+    net = AttributeReader()
+    mannequin.load_into(net, "reader.safetensors")
+    return net
+
+
+class Judges:
+    """The judge's gallery, the matched galleries and the reader, ready for the tasks of a protocol."""
+
+    def __init__(self, studio: Studio, p: dict[str, Any], people: int) -> None:
+        self.studio, self.reader, self.split = studio, reader_net(), p["split"]
+        self.gallery = judge_gallery(studio, self.split, range(p["gallery_people"] if "gallery_people" in p else p["people"]))
+        self.matched = {i: judge_gallery(studio, self.split, matched_people(self.split, i)) for i in range(people)}
+
+    def vector(self, image: np.ndarray) -> np.ndarray | None:
+        """The judge's unit vector of the largest face."""
+        found = self.studio.judged(image)
+        return None if found is None else found.numpy()
+
+    def results(self, tasks: Sequence[Task], images: Sequence[np.ndarray], *, asked_kps: bool = True) -> list[dict[str, float]]:
+        """One row of numbers a picture; no face counts as cosine 0 and as missed. `asked_kps`: whether key points were asked for."""
+        rows = []
+        for task, image, words in zip(tasks, images, read(self.reader, list(images)), strict=True):
+            found = self.studio.faces(image)
+            vector = self.vector(image) if found else None
+            kps, width = canonical_kps(task.view)
+            right, asked = agreement(task.attributes, words)
+            rows.append(
+                {
+                    "rank1": float(is_first(vector, self.gallery, task.person)),
+                    "matched": float(is_first(vector, self.matched[task.person], 0)),
+                    "cosine": float(self.gallery[task.person] @ vector) if vector is not None else 0.0,
+                    "attributes": right / asked,
+                    "kps": point_error(found[0].kps if found and asked_kps else None, kps, width),
+                    "no_face": float(not found),
+                }
+            )
+        return rows
+
+
+def columns_of(results: list[dict[str, float]], seconds: float, draws: int, people: Sequence[int]) -> dict[str, float | str]:
+    low, high = bootstrap_interval([r["cosine"] for r in results], people, num_draws=draws)
+    return {
+        "rank-1 of 100": mean([r["rank1"] for r in results]),
+        "of 20 matched": mean([r["matched"] for r in results]),
+        "cosine": mean([r["cosine"] for r in results]),
+        "95 %": f"{low:.3f}..{high:.3f}",
+        "attributes": mean([r["attributes"] for r in results]),
+        "kps error": mean([r["kps"] for r in results]),
+        "no face": mean([r["no_face"] for r in results]),
+        "s": seconds,
+    }
+
+
+def rows_by_style(name: str, tasks: Sequence[Task], results: Sequence[dict[str, float]]) -> list[Row]:
+    """Plain means for each style that was asked for."""
+    rows = []
+    for style in STYLES:
+        mine = [r for r, t in zip(results, tasks, strict=True) if t.attributes["style"] == style]
+        if mine:
+            rows.append(Row(f"{name}, {style}", {k: mean([r[k] for r in mine]) for k in COLUMNS}))
+    return rows
+
+
+def notes_on_weights() -> list[str]:
+    """What a reader of the report must know of the weights."""
+    made_for = {v["world"] for v in mannequin.manifest()["provenance"].values()}
+    if made_for == {WORLD_VERSION}:
+        return []
+    return [f"some weights were trained on another world (versions {', '.join(sorted(made_for))}) than the one measured in ({WORLD_VERSION})"]

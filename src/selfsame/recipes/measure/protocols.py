@@ -1,0 +1,114 @@
+"""What is asked of a model: pinned protocols, their prompts, views and photos, and what a perfect model would paint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from selfsame.mannequins.attributes import CLOTHES, COLOUR_NAMES, EXPRESSIONS, SCENES, STYLES, Look
+from selfsame.mannequins.captions import caption_person
+from selfsame.mannequins.people import SPLITS, FirstHalf, LastHalf, Person, split_person
+from selfsame.mannequins.render import PersonIn, Picture, Scene, draw, faces_of
+from selfsame.mannequins.scenes import draw_light
+from selfsame.mannequins.world import CANONICAL_VIEWS, WORLD_VERSION, draw_look, draw_view
+from selfsame.perception.embedders import JUDGE_CROP
+
+IDENTITY, WORDS = "identity-2", "words-1"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture to be asked for and judged."""
+
+    person: int  # index in the split
+    attributes: dict[str, str]
+    prompt: str
+    view: int  # canonical view
+    seed: int
+
+
+def average_person() -> Person:
+    """Nobody: every number at its middle."""
+    first = FirstHalf(0.5, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    last = LastHalf(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    return Person(first, last)
+
+
+def canonical_kps(view: int) -> tuple[np.ndarray, float]:
+    """Key points (5 2 pixels at 128) and face width of the average face in a canonical view."""
+    scene = Scene((PersonIn(average_person(), Look(), CANONICAL_VIEWS[view]),))
+    kps, boxes = faces_of(scene)
+    return kps[0].astype(np.float64), float(boxes[0][2] - boxes[0][0])
+
+
+def protocol(name: str) -> dict[str, Any]:
+    """A pinned protocol that ships."""
+    return json.loads((resources.files("selfsame.evaluation") / f"protocols/{name}.json").read_text())
+
+
+def asked_digest(p: dict[str, Any]) -> str:
+    """Hash of everything a run of the protocol asks for: prompts, seeds, views, key points in tenths of a pixel, the judge's crop."""
+    asked = {
+        "tasks": [asdict(t) for t in tasks_of(p, p["people"])],
+        "kps": [canonical_kps(i)[0].round(1).tolist() for i in range(len(CANONICAL_VIEWS))],
+        "crop": asdict(JUDGE_CROP),
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def checked_protocol(name: str) -> dict[str, Any]:
+    """A pinned protocol.
+
+    Raises:
+        ValueError: this code would ask for something else than the protocol says.
+    """
+    p = protocol(name)
+    if p["world"] != WORLD_VERSION or p["asked_sha256"] != asked_digest(p):
+        raise ValueError(
+            f"protocol {p['name']} was pinned for other prompts, seeds, views or another world than this code draws (world {WORLD_VERSION}): "
+            "figures would not compare; use the release it was pinned with, or pin a new protocol"
+        )
+    return p
+
+
+def tasks_of(p: dict[str, Any], people: int) -> list[Task]:
+    """All pictures of the protocol for its first `people` people."""
+    tasks = []
+    for person in range(people):
+        for k in range(p["prompts_per_person"]):
+            rng = np.random.default_rng([p["seed"], person, k])
+            style = "photo" if k % 2 == 0 else STYLES[1 + (person + 3 * (k // 2)) % (len(STYLES) - 1)]
+            attributes = {
+                "style": style,
+                "scene": SCENES[int(rng.integers(len(SCENES)))],
+                "expression": EXPRESSIONS[int(rng.integers(len(EXPRESSIONS)))],
+                "clothes": CLOTHES[int(rng.integers(len(CLOTHES)))],
+                "clothes_colour": COLOUR_NAMES[int(rng.integers(len(COLOUR_NAMES)))],
+            }
+            prompt = caption_person(attributes, None, None)
+            tasks.append(Task(person, attributes, prompt, int(rng.integers(len(CANONICAL_VIEWS))), int(rng.integers(2**31))))
+    return tasks
+
+
+def reference_photo(split: str, person: int, k: int) -> Picture:
+    """Photo k of a person, as a user might have it."""
+    rng = np.random.default_rng([0x9407, SPLITS[split][0] + person, k])
+    place = SCENES[int(rng.integers(len(SCENES)))]
+    subject = PersonIn(split_person(split, person), draw_look(rng), draw_view(rng))
+    return draw([Scene((subject,), place, "photo", draw_light(place, rng), int(rng.integers(2**31)))])[0]
+
+
+def oracle_picture(split: str, task: Task) -> np.ndarray:
+    """What a perfect model would paint: the person with everything that was asked, in the asked view."""
+    a = task.attributes
+    look = Look(expression=a["expression"], clothes=a["clothes"], clothes_colour=a["clothes_colour"])
+    rng = np.random.default_rng([0x0AC1E, task.seed])
+    scene = Scene(
+        (PersonIn(split_person(split, task.person), look, CANONICAL_VIEWS[task.view]),), a["scene"], a["style"], draw_light(a["scene"], rng), task.seed
+    )
+    return draw([scene])[0].image

@@ -1,0 +1,184 @@
+"""StableIdentity by its pinned protocol: people learned as words, beside Textual Inversion, the base and the oracle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from selfsame.evaluation.metrics import bootstrap_interval, frechet_distance, mean, paired_interval
+from selfsame.evaluation.report import Report, Row, write_report
+from selfsame.mannequins.people import celebrities
+from selfsame.models.latents import encode
+from selfsame.perception.embedders import JUDGE_CROP, to_crops
+from selfsame.perception.reader import perceptual_distance, reader_features
+from selfsame.recipes.bases import LearnBase, mannequin_base
+from selfsame.recipes.common import to_pixels
+from selfsame.recipes.measure.judging import Judges, notes_on_weights, rows_by_style
+from selfsame.recipes.measure.protocols import WORDS, Task, checked_protocol, oracle_picture, reference_photo, tasks_of
+from selfsame.recipes.stableidentity import Learning, learn
+from selfsame.studio.request import Request
+from selfsame.studio.studio import Row as PaintRow
+from selfsame.studio.studio import Studio, load
+from selfsame.values.identity import Identity, LearnedWords
+from selfsame.weights import mannequin
+
+METHODS: dict[str, Learning] = {"StableIdentity": Learning(), "Textual Inversion": Learning(method="textual-inversion")}
+ROW_NAMES = ("base, nobody named", "celebrities by name", *METHODS, "oracle")
+SOMEBODY = "a person"
+BATCH = 4
+
+
+def learned(base: LearnBase, split: str, person: int, how: Learning, folder: Path) -> LearnedWords:
+    """A person of the protocol as words; learned once, kept in a folder."""
+    path = folder / f"{person}.safetensors"
+    if not path.exists():
+        run = folder / f"{person}.learning"
+        learn(base, [reference_photo(split, person, 0).image], f"<p{person}>", run, replace(how, look_every=0)).save(path)
+    words = Identity.load(path).words
+    assert words is not None
+    return words
+
+
+def diversity(judges: Judges, image: np.ndarray, photo: np.ndarray) -> float:
+    """How differently the faces of two pictures look, 0 when one shows none."""
+    found = [judges.studio.faces(i) for i in (image, photo)]
+    if not all(found):
+        return 0.0
+    crops = to_crops([image, photo], [f[0].kps for f in found], JUDGE_CROP)
+    a, b = F.interpolate(crops, (128, 128), mode="bilinear", align_corners=False).split(1)
+    return float(perceptual_distance(judges.reader, a, b))
+
+
+def _painted(
+    studio: Studio, tasks: Sequence[Task], named: Callable[[Task], tuple[str, dict[str, torch.Tensor]]], request: Request, tick: Callable[[int], None]
+):
+    """Pictures of tasks, each with whoever `named` says in place of somebody."""
+    images: list[np.ndarray] = []
+    for start in range(0, len(tasks), BATCH):
+        chunk = tasks[start : start + BATCH]
+        words: dict[str, torch.Tensor] = {}
+        rows = []
+        for task in chunk:
+            name, vectors = named(task)
+            words |= vectors
+            rows.append(PaintRow(task.prompt.replace(SOMEBODY, name, 1)))
+        images += studio.paint(rows, request, [t.seed for t in chunk], words=words)[0]
+        tick(len(chunk))
+    return images
+
+
+def words(
+    out: Path,
+    *,
+    people: int = 0,
+    only: Sequence[str] = (),
+    methods: dict[str, Learning] | None = None,
+    on_progress: Callable[[float, str], None] = lambda share, note: None,
+) -> Report:
+    """Run the words protocol. People that were learned stay in `out/learned`, so a run that was stopped goes on.
+
+    Args:
+        out: folder for report.json and report.html.
+        people: only the first so many of the protocol's people; 0: all. The gallery stays whole.
+        only: only these rows.
+        methods: other ways to learn, by the names of their rows.
+
+    Raises:
+        ValueError: an unknown row, or more people than the protocol has.
+    """
+    p = checked_protocol(WORDS)
+    count = people or p["people"]
+    if not 1 <= count <= p["people"]:
+        raise ValueError(f"--people {people}: the protocol has 1 to {p['people']}")
+    methods = METHODS if methods is None else methods
+    known = ("base, nobody named", "celebrities by name", *methods, "oracle")
+    names = tuple(only) or known
+    for name in names:
+        if name not in known:
+            raise ValueError(f"row {name!r} is unknown: choose from {', '.join(known)}")
+    studio = load()
+    base, judges, tasks = mannequin_base(studio), Judges(studio, p, count), tasks_of(p, count)
+    request = Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
+    photos = [reference_photo(p["split"], i, 0).image for i in range(count)]
+    famous = [" ".join(n) for n in celebrities()]
+    total = (len(names) + 1) * len(tasks)
+    rows, by_style, strips, cosines, trusted, notes = [], [], [], {}, {}, []
+
+    def tick(name: str) -> Callable[[int], None]:
+        return lambda n: on_progress(n / total, name)
+
+    stars = _painted(studio, tasks, lambda t: (famous[t.person], {}), request, tick("celebrities"))
+    cloud = reader_features(judges.reader, stars)
+    for name in names:
+        began = time.monotonic()
+        vectors: dict[int, LearnedWords] = {}
+        if name in methods:
+            folder = out / "learned" / name.replace(" ", "-").lower()
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                on_progress(0, f"{name}: learning {i + 1} of {count}")
+                vectors[i] = learned(base, p["split"], i, methods[name], folder)
+            images = _painted(
+                studio,
+                tasks,
+                lambda t, v=vectors: (v[t.person].placeholder, {v[t.person].placeholder: torch.from_numpy(v[t.person].vectors[0])}),
+                request,
+                tick(name),
+            )
+        elif name == "oracle":
+            images = []
+            for start in range(0, len(tasks), 16):
+                pixels = np.stack([oracle_picture(p["split"], t) for t in tasks[start : start + 16]])
+                with torch.no_grad():
+                    images += studio.decode(encode(studio.vae, to_pixels(pixels)))
+                tick(name)(len(pixels))
+        elif name == "celebrities by name":
+            images = stars
+            tick(name)(len(stars))
+        else:
+            images = _painted(studio, tasks, lambda t: (SOMEBODY, {}), request, tick(name))
+        seconds = (time.monotonic() - began) / len(tasks)
+        results = judges.results(tasks, images, asked_kps=False)
+        spread = [diversity(judges, image, photos[t.person]) for image, t in zip(images, tasks, strict=True)]
+        strips.append((name, images[: p["prompts_per_person"]]))
+        cosines[name] = [r["cosine"] for r in results]
+        trusted[name] = [c * d for c, d in zip(cosines[name], spread, strict=True)]
+        low, high = bootstrap_interval(cosines[name], [t.person for t in tasks], num_draws=p["bootstrap"])
+        columns: dict[str, float | str] = {
+            "rank-1 of 100": mean([r["rank1"] for r in results]),
+            "of 20 matched": mean([r["matched"] for r in results]),
+            "cosine": mean(cosines[name]),
+            "95 %": f"{low:.3f}..{high:.3f}",
+            "attributes": mean([r["attributes"] for r in results]),
+            "face diversity": mean(spread),
+            "trusted": mean(trusted[name]),
+            "frechet": frechet_distance(reader_features(judges.reader, images), cloud),
+            "no face": mean([r["no_face"] for r in results]),
+            "s": seconds,
+        }
+        if vectors:
+            columns["range"] = max(float(np.abs(w.vectors[0]).max()) for w in vectors.values())
+        rows.append(Row(name, columns))
+        by_style += rows_by_style(name, tasks, results)
+    notes.append(f"{count} people x {p['prompts_per_person']} prompts, protocol {p['name']}, world {p['world']}")
+    if count < p["people"]:
+        notes.append(f"only {count} of the protocol's {p['people']} people: not comparable with full runs")
+    table = studio.text[1].get_input_embeddings().weight.detach()
+    ids = torch.tensor([studio.text[0](n, add_special_tokens=False)["input_ids"] for n in famous])
+    notes.append(f"celebrities' own embeddings reach {float(table[ids].abs().max()):.4f}")
+    for a, b in (("StableIdentity", "Textual Inversion"),):
+        if a in cosines and b in cosines:
+            for what, values in (("judge cosine", cosines), ("trusted diversity", trusted)):
+                middle, low, high = paired_interval(values[a], values[b], [t.person for t in tasks])
+                notes.append(f"{what}, {a} minus {b}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
+    notes.append("a picture without a face counts as cosine 0 and as missed")
+    notes += notes_on_weights()
+    report = Report("People learned as words", {**p, "weights_sha256": mannequin.manifest()["files"]}, rows, by_style, notes, [("photos", photos[:1]), *strips])
+    write_report(report, out)
+    return report

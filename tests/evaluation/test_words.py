@@ -1,0 +1,61 @@
+"""The words protocol really learns, paints and compares; its numbers are what their definitions say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfsame.evaluation.metrics import frechet_distance
+from selfsame.perception.reader import AttributeReader, perceptual_distance, reader_features
+from selfsame.recipes.measure import words
+from selfsame.recipes.measure.protocols import WORDS, checked_protocol
+from selfsame.recipes.stableidentity import Learning
+
+
+def test_one_person_is_learned_once_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    p = checked_protocol(WORDS)
+    monkeypatch.setattr(words, "checked_protocol", lambda name: {**p, "gallery_people": 4, "prompts_per_person": 2, "num_steps": 2})
+    few = {"StableIdentity": Learning(steps=2, batch_size=1)}
+    report = words.words(tmp_path, people=1, only=("base, nobody named", "StableIdentity", "oracle"), methods=few)
+    assert [r.name for r in report.rows] == ["base, nobody named", "StableIdentity", "oracle"]
+    assert "range" in report.rows[1].columns
+    kept = tmp_path / "learned/stableidentity/0.safetensors"
+    before = kept.stat().st_mtime_ns
+    words.words(tmp_path, people=1, only=("StableIdentity",), methods=few)
+    assert kept.stat().st_mtime_ns == before
+    assert "People learned as words" in (tmp_path / "report.html").read_text()
+    with pytest.raises(ValueError, match="row 'none' is unknown"):
+        words.words(tmp_path, people=1, only=("none",))
+    with pytest.raises(ValueError, match="1 to 50"):
+        words.words(tmp_path, people=51)
+
+
+@given(st.integers(0, 1000), st.integers(1, 5), st.floats(0.1, 5))
+@settings(max_examples=20, deadline=None)
+def test_the_frechet_distance_of_known_clouds(seed: int, dim: int, shift: float):
+    """Zero for a cloud and itself; the squared shift for a cloud that was moved; (s - 1)^2 times the variance for one that was scaled."""
+    a = np.random.default_rng(seed).normal(size=(200, dim))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+    assert frechet_distance(a, a + shift) == pytest.approx(dim * shift**2, rel=1e-6)
+    centred = a - a.mean(0)
+    assert frechet_distance(centred, shift * centred) == pytest.approx((shift - 1) ** 2 * centred.var(0, ddof=1).sum(), rel=1e-6, abs=1e-9)
+
+
+def test_a_cloud_needs_two_points():
+    with pytest.raises(ValueError, match="at least two"):
+        frechet_distance(np.zeros((1, 3)), np.zeros((5, 3)))
+
+
+def test_the_perceptual_distance_is_none_to_itself_and_symmetric():
+    torch.manual_seed(0)
+    net = AttributeReader()
+    a, b = torch.rand(3, 3, 128, 128) * 2 - 1, torch.rand(3, 3, 128, 128) * 2 - 1
+    assert torch.equal(perceptual_distance(net, a, a), torch.zeros(3))
+    assert torch.allclose(perceptual_distance(net, a, b), perceptual_distance(net, b, a))
+    assert (perceptual_distance(net, a, b) > perceptual_distance(net, a, a + 0.05 * torch.randn_like(a))).all()
+    assert reader_features(net, [np.zeros((128, 128, 3), np.uint8)] * 3).shape == (3, 128)
