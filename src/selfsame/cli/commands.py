@@ -514,13 +514,13 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure identity, prompt and pose by the pinned protocol, or the figure of one model.
+    """Measure identity, prompt and pose by pinned protocols, or the figure of each small model.
 
     Example: selfsame evaluate identity --out report
     """
 
-    what: Positional[Literal["identity", "models"]]
-    """identity: InstantID on held-out people. models: each small model's figure."""
+    what: Positional[Literal["identity", "words", "models"]]
+    """identity: InstantID on held-out people. words: people learned as words. models: each small model's figure."""
     out: Path = Path("out/evaluation")
     """Folder for report.json and report.html."""
     people: int = 0
@@ -533,13 +533,20 @@ class Evaluate:
     """cpu, cuda or mps."""
 
     def run(self) -> int:
+        from selfsame.images.files import InputError
         from selfsame.recipes.measure.identity import identity
         from selfsame.recipes.measure.models import models
+        from selfsame.recipes.measure.words import words
 
+        if self.what == "words" and self.device != "cpu":
+            raise InputError(f"--device {self.device}: people are learned on the CPU here")
         self.out.mkdir(parents=True, exist_ok=True)
         if self.what == "models":
             return models(self.data, self.out, device=self.device)
         with _bar("measuring", 1) as tick:
-            report = identity(self.out, people=self.people, only=self.rows, device=self.device, on_progress=lambda share, note: tick(share, note))
+            if self.what == "words":
+                report = words(self.out, people=self.people, only=self.rows, on_progress=tick)
+            else:
+                report = identity(self.out, people=self.people, only=self.rows, device=self.device, on_progress=tick)
         print(report)
         return 0

@@ -56,18 +56,16 @@ def diversity(judges: Judges, image: np.ndarray, photo: np.ndarray) -> float:
 
 
 def _painted(
-    studio: Studio, tasks: Sequence[Task], named: Callable[[Task], tuple[str, dict[str, torch.Tensor]]], request: Request, tick: Callable[[int], None]
-):
-    """Pictures of tasks, each with whoever `named` says in place of somebody."""
+    studio: Studio, tasks: Sequence[Task], who: Callable[[Task], str | LearnedWords], request: Request, tick: Callable[[int], None]
+) -> list[np.ndarray]:
+    """Pictures of tasks, each of somebody: a name, or learned words."""
     images: list[np.ndarray] = []
     for start in range(0, len(tasks), BATCH):
         chunk = tasks[start : start + BATCH]
-        words: dict[str, torch.Tensor] = {}
-        rows = []
-        for task in chunk:
-            name, vectors = named(task)
-            words |= vectors
-            rows.append(PaintRow(task.prompt.replace(SOMEBODY, name, 1)))
+        people = [who(t) for t in chunk]
+        words = {w.placeholder: torch.from_numpy(w.vectors[0]) for w in people if isinstance(w, LearnedWords)}
+        names = [w.placeholder if isinstance(w, LearnedWords) else w for w in people]
+        rows = [PaintRow(t.prompt.replace(SOMEBODY, name, 1)) for t, name in zip(chunk, names, strict=True)]
         images += studio.paint(rows, request, [t.seed for t in chunk], words=words)[0]
         tick(len(chunk))
     return images
@@ -113,7 +111,7 @@ def words(
     def tick(name: str) -> Callable[[int], None]:
         return lambda n: on_progress(n / total, name)
 
-    stars = _painted(studio, tasks, lambda t: (famous[t.person], {}), request, tick("celebrities"))
+    stars = _painted(studio, tasks, lambda t: famous[t.person], request, tick("celebrities"))
     cloud = reader_features(judges.reader, stars)
     for name in names:
         began = time.monotonic()
@@ -124,13 +122,7 @@ def words(
             for i in range(count):
                 on_progress(0, f"{name}: learning {i + 1} of {count}")
                 vectors[i] = learned(base, p["split"], i, methods[name], folder)
-            images = _painted(
-                studio,
-                tasks,
-                lambda t, v=vectors: (v[t.person].placeholder, {v[t.person].placeholder: torch.from_numpy(v[t.person].vectors[0])}),
-                request,
-                tick(name),
-            )
+            images = _painted(studio, tasks, lambda t, v=vectors: v[t.person], request, tick(name))
         elif name == "oracle":
             images = []
             for start in range(0, len(tasks), 16):
@@ -142,7 +134,7 @@ def words(
             images = stars
             tick(name)(len(stars))
         else:
-            images = _painted(studio, tasks, lambda t: (SOMEBODY, {}), request, tick(name))
+            images = _painted(studio, tasks, lambda t: SOMEBODY, request, tick(name))
         seconds = (time.monotonic() - began) / len(tasks)
         results = judges.results(tasks, images, asked_kps=False)
         spread = [diversity(judges, image, photos[t.person]) for image, t in zip(images, tasks, strict=True)]
