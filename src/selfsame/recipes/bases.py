@@ -141,14 +141,15 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
         raise InputError(f"{names}: no such file; give a text file with one two-word name a line")
     try:
         pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None, requires_safety_checker=False).to(device)
-        vit = ViTModel.from_pretrained(face_vit, add_pooling_layer=False, local_files_only=True).eval().to(device)
-        segmenter = SegformerForSemanticSegmentation.from_pretrained(parser, local_files_only=True).eval().to(device)
+        vit: Any = ViTModel.from_pretrained(face_vit, add_pooling_layer=False, local_files_only=True)
+        segmenter: Any = SegformerForSemanticSegmentation.from_pretrained(parser, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"a model cannot be read ({str(error).splitlines()[0]}); check that the folders hold what diffusers and transformers saved") from None
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder, vit, segmenter):
-        part.requires_grad_(False).eval()
-    size = int(vit.config.image_size)
+        part.requires_grad_(False).eval().to(device)
+    size = vit.config.image_size
+    assert isinstance(size, int), "face transformers see squares"
 
     def read(image: np.ndarray) -> Tensor:
         pixels = encoder_pixels(image, size)
@@ -169,7 +170,7 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
             )
         return [(image * 255).round().astype(np.uint8) for image in made.images]
 
-    config = pipe.scheduler.config
+    config, named = pipe.scheduler.config, {int(k): v for k, v in (segmenter.config.id2label or {}).items()}
     return LearnBase(
         name=folder.name,
         unet=pipe.unet,
@@ -184,8 +185,8 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
         frame=lambda image, name: square(_middle(image), side),
         read=read,
         parse=labels,
-        face_labels=labels_called(segmenter.config.id2label, FACE_NAMES, parser),
-        hair_labels=labels_called(segmenter.config.id2label, ("hair",), parser),
+        face_labels=labels_called(named, FACE_NAMES, parser),
+        hair_labels=labels_called(named, ("hair",), parser),
         identity=None,
         preview=preview,
     )

@@ -25,9 +25,9 @@ SHARES = {
 def recipes() -> dict[str, Callable[[Options], Trained]]:
     """Name -> whole training run."""
     from selfsame.recipes.base import base
-    from selfsame.recipes.faces import detector, encoder, face_vit, judge
+    from selfsame.recipes.faces import detector, encoder, judge
     from selfsame.recipes.instantid import instantid
-    from selfsame.recipes.parts import parser
+    from selfsame.recipes.parts import face_vit, parser
     from selfsame.recipes.vae import decoder, vae
     from selfsame.recipes.words import clip, reader
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,6 @@ from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import neutral_scene
 from selfsame.perception.detector import FaceDetector, detect, detector_loss
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, CropSpec, FaceEncoder, JudgeNet, MarginLoss, embed, rank1, to_crops
-from selfsame.perception.face_vit import FACE_VIT_CROP, FEATURE_DIM, FaceViT
 from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, to_pixels, torch_generator
 from selfsame.training.loop import Batch, Loss, Run
 from selfsame.weights.mannequin import load_into
@@ -83,6 +84,23 @@ def gallery_crops(split: str, count: int, spec: CropSpec) -> Tensor:
     return to_crops([p.image for p in pictures], [p.kps[0] for p in pictures], spec)
 
 
+def held_out_rank1(options: Options, spec: CropSpec) -> Callable[[nn.Module], dict[str, float]]:
+    """How often an encoder finds the right one of 100 people of split `validation`, gallery of one neutral render each."""
+    held = open_table(options.data, "validation")
+    rows = face_rows(held)
+    rows = rows[held.people[rows] < SPLITS["validation"][0] + 100]
+    probes = to_crops([np.asarray(held.images[i]) for i in rows], [held.kps[i] for i in rows], spec)
+    truth = torch.from_numpy(held.people[rows] - SPLITS["validation"][0])
+    is_photo = torch.tensor([held.records[i]["attributes"]["style"] == "photo" for i in rows])
+    gallery = gallery_crops("validation", 100, spec)
+
+    def figures(net: nn.Module) -> dict[str, float]:
+        p, g = embed(net, probes), embed(net, gallery)
+        return {"rank1_of_100": rank1(p, g, truth), "rank1_photo": rank1(p[is_photo], g, truth[is_photo])}
+
+    return figures
+
+
 def _train_embedder(name: str, split: str, kind: type[nn.Module], dim: int, spec: CropSpec, run: Run, options: Options) -> Trained:
     run = options.run(run)
     net = options.start(kind, lambda: load_into(kind(), f"{name}.safetensors"))
@@ -94,13 +112,7 @@ def _train_embedder(name: str, split: str, kind: type[nn.Module], dim: int, spec
     traits = (traits - traits.mean(0)) / traits.std(0).clamp_min(0.05)
     module = Classified(net, len(people), dim, traits.shape[1])
 
-    held = open_table(options.data, "validation")
-    probe_rows = face_rows(held)
-    probe_rows = probe_rows[held.people[probe_rows] < SPLITS["validation"][0] + 100]
-    probes = to_crops([np.asarray(held.images[i]) for i in probe_rows], [held.kps[i] for i in probe_rows], spec)
-    probe_truth = torch.from_numpy(held.people[probe_rows] - SPLITS["validation"][0])
-    is_photo = torch.tensor([held.records[i]["attributes"]["style"] == "photo" for i in probe_rows])
-    gallery = gallery_crops("validation", 100, spec)
+    figures = held_out_rank1(options, spec)
 
     def batch_at(step: int) -> Batch:
         rng = generator_at(run.seed, step)
@@ -116,9 +128,7 @@ def _train_embedder(name: str, split: str, kind: type[nn.Module], dim: int, spec
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, Classified)
-        p, g = embed(model.net, probes), embed(model.net, gallery)
-        model.train()
-        return {"rank1_of_100": rank1(p, g, probe_truth), "rank1_photo": rank1(p[is_photo], g, probe_truth[is_photo])}
+        return figures(model.net)
 
     return finish(run, module.to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
 
@@ -133,12 +143,6 @@ def judge(options: Options) -> Trained:
     """The judge: another architecture, crop, seed and other people."""
     run = Run(folder=options.folder("judge"), max_steps=2400, batch_size=128, learning_rate=1e-3, ema_decay=0.995, look_every=300, seed=12)
     return _train_embedder("judge", "judge", JudgeNet, 256, JUDGE_CROP, run, options)
-
-
-def face_vit(options: Options) -> Trained:
-    """The face transformer that StableIdentity reads a face with: the train people, a wider crop."""
-    run = Run(folder=options.folder("face_vit"), max_steps=2400, batch_size=128, learning_rate=1e-3, ema_decay=0.995, look_every=300, seed=15)
-    return _train_embedder("face_vit", "train", FaceViT, FEATURE_DIM, FACE_VIT_CROP, run, options)
 
 
 def moved(images: np.ndarray, boxes: np.ndarray, kps: np.ndarray, dy: int, dx: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -100,7 +100,8 @@ def vae(options: Options) -> Trained:
         return {"pixels": pixels.contiguous(memory_format=torch.channels_last), "weight": torch.from_numpy(np.stack(maps))[:, None], "noise": noise}
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
-        return vae_loss(batch["pixels"], *model(batch["pixels"], batch["noise"]), batch["weight"], 3e-4)
+        out, shrunk, mean, logvar = model(batch["pixels"], batch["noise"])
+        return vae_loss(batch["pixels"], out, shrunk, mean, logvar, batch["weight"], 3e-4)
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, Reconstruct)

@@ -382,7 +382,8 @@ def train(
                         row |= look_now()
                         if run.watch in row:
                             best, stale = (float(row[run.watch]), 0) if float(row[run.watch]) < best else (best, stale + 1)
-                        stale = int(broadcast(torch.tensor(stale, device=accelerator.device)))  # only the first process looks
+                        agreed: Any = broadcast(torch.tensor(stale, device=accelerator.device))  # only the first process looks
+                        stale = int(agreed)
                     if main:
                         log.add(row)
                         if on_progress:

@@ -115,7 +115,8 @@ def write_words(words: LearnedWords, path: str | Path, form: FORMATS = "diffuser
     name = words.placeholder.strip("<>")
     try:
         if form == "diffusers":
-            named = {words.placeholder: vectors[0]} if len(vectors) == 1 else dict(zip(SDXL_TOWERS, vectors, strict=True))
+            keys = (words.placeholder,) if len(vectors) == 1 else SDXL_TOWERS
+            named: dict[str, torch.Tensor] = dict(zip(keys, vectors, strict=True))
             save_file(named, partial, metadata={"format": "pt"})
         elif form == "a1111":
             step = int(words.about.get("steps", 0))

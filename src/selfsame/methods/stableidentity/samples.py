@@ -81,8 +81,8 @@ def square(photo: np.ndarray, size: int) -> np.ndarray:
 def encoder_pixels(photo: np.ndarray, size: int = 224) -> Tensor:
     """What the face encoder sees of a square photo (h w 3 uint8): the fixed crop, 3 size size in [-1, 1], bilinear."""
     side = len(photo)
-    box = tuple(round(share * side) for share in CROP_BOX)
-    small = Image.fromarray(photo).crop(box).resize((size, size), Image.Resampling.BILINEAR)
+    left, top, right, bottom = (round(share * side) for share in CROP_BOX)
+    small = Image.fromarray(photo).crop((left, top, right, bottom)).resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 127.5 - 1
 
 
