@@ -204,3 +204,10 @@ def test_it_ends_on_a_plateau_and_counts_over_an_interruption(tmp_path: Path):
     assert train(how, net(), objective, batch_at, look=look).step == 15
     with pytest.raises(ValueError, match="which figure to watch"):
         run(tmp_path, patience=3)
+
+
+def test_a_run_of_another_model_is_not_continued(tmp_path: Path):
+    train(run(tmp_path, 2), net(), objective, batch_at)
+    other = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 1))
+    with pytest.raises(ValueError, match="holds a run of another model"):
+        train(run(tmp_path, 4), other, objective, batch_at)

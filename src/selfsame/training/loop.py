@@ -282,6 +282,9 @@ def train(
     if state is not None:
         if state.get("data", run.data) != run.data:
             raise ValueError(f"{run.folder} holds a run on {state['data']}, this one learns from {run.data}: choose another --runs folder or delete that one")
+        shapes = {n: p.shape for n, p in module.named_parameters() if p.requires_grad}
+        if {n: v.shape for n, v in state["module"].items() if not _is_buffer(module, n)} != shapes:
+            raise ValueError(f"{run.folder} holds a run of another model than this recipe trains now: choose another --runs folder or delete that one")
         module.load_state_dict(state["module"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
