@@ -19,7 +19,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -101,6 +101,7 @@ def test_files_without_words_are_refused_by_name(tmp_path: Path):
 
 
 @given(st.binary(max_size=200), st.sampled_from([".pt", ".safetensors", ".bin"]))
+@example(b"\x80\x02X\x00", ".pt")  # a pickle cut inside a string's length
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_damaged_file_is_one_clear_error(tmp_path: Path, content: bytes, ending: str):
     path = tmp_path / f"x{ending}"
