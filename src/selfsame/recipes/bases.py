@@ -140,7 +140,7 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
     if not names.is_file():
         raise InputError(f"{names}: no such file; give a text file with one two-word name a line")
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None, requires_safety_checker=False).to(device)
+        pipe: Any = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None, requires_safety_checker=False).to(device)
         vit: Any = ViTModel.from_pretrained(face_vit, add_pooling_layer=False, local_files_only=True)
         segmenter: Any = SegformerForSemanticSegmentation.from_pretrained(parser, local_files_only=True)
     except (OSError, ValueError) as error:
