@@ -8,8 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from selfsame.cli.commands import Evaluate, Faces, Generate, Learn, Render, Train
+from selfsame.cli.generate import Generate
+from selfsame.cli.learn import Learn
+from selfsame.cli.look import Faces, Render
 from selfsame.cli.say import fail
+from selfsame.cli.train import Evaluate, Train
 
 Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]

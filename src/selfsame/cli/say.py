@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 
 def warn(text: str) -> None:
@@ -18,3 +19,27 @@ def fail(error: Exception) -> int:
         print(f"selfsame: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     raise error
+
+
+class bar:  # noqa: N801: used as a function in `with bar(...)`
+    """A progress bar on stderr when somebody is looking; calls add to it."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total = what, total
+
+    def __enter__(self) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        self.progress = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        self.progress.start()
+        task = self.progress.add_task(self.what, total=self.total, note="")
+
+        def tick(count: float, note: str = "") -> None:
+            self.progress.update(task, advance=count, note=note)
+
+        return tick
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()

@@ -1,0 +1,155 @@
+"""`selfsame learn`: a person becomes two words."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from selfsame.cli.say import bar, warn
+
+
+@dataclass(frozen=True)
+class Learn:
+    """Learn a person as two words, from one photo or several, in minutes.
+
+    Examples:
+      selfsame learn --face ada.png --out ada.safetensors
+      selfsame generate --identity ada.safetensors --prompt "a photo of <ada> in a spacesuit"
+    """
+
+    face: tuple[Path, ...] = ()
+    """Photos of one person, one or more."""
+    people: Path | None = None
+    """Instead: a folder with a picture or a folder of pictures for each person. A bad one is reported and skipped."""
+    out: Path = Path("person.safetensors")
+    """The identity file to write; with --people a folder."""
+    name: str = ""
+    """What stands for the person in prompts: ada for <ada>. Default: the name of --out."""
+    steps: int = 450
+    """Steps of learning."""
+    batch_size: int = 4
+    """Samples a step."""
+    learning_rate: float = 1e-3
+    """Of AdamW, constant."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    method: Literal["stableidentity", "textual-inversion"] = "stableidentity"
+    """textual-inversion trains the words freely: the baseline."""
+    features: Literal["mean", "one"] = "mean"
+    """Several photos: the mean of their features, or one photo's a sample."""
+    patience: int = 0
+    """End after so many looks (one in 150 steps) without a lower loss on fixed samples; 0: never early."""
+    show_batch: Path | None = None
+    """Also write a sheet of the augmented pictures and their masks (face red, hair green)."""
+    overwrite: bool = False
+    """Replace an output that exists."""
+    base: Path | None = None
+    """A Stable Diffusion 1 or 2 folder to learn for instead of the miniature; it needs the next three."""
+    face_vit: Path | None = None
+    """Folder of a face transformer, such as jayanta/vit-base-patch16-224-in21k-face-recognition."""
+    parser: Path | None = None
+    """Folder of a SegFormer face parser, such as jonathandinu/face-parsing."""
+    names: Path | None = None
+    """Text file of celebrities, one two-word name a line."""
+    device: str = "cpu"
+    """cpu, cuda or mps; for --base."""
+
+    def run(self) -> int:
+        from selfsame.images.files import InputError, check_output
+
+        if bool(self.face) == bool(self.people):
+            raise InputError("give --face with photos of one person, or --people with a folder of people")
+        if self.steps < 1 or self.batch_size < 1:
+            raise InputError(f"--steps {self.steps} --batch-size {self.batch_size}: give at least 1 of each")
+        if not self.learning_rate > 0:
+            raise InputError(f"--learning-rate {self.learning_rate}: give a number above 0")
+        if self.show_batch:
+            check_output(self.show_batch)
+        jobs, base, failed = self._jobs(), self._base(), 0
+        for photos, out in jobs:
+            try:
+                self._one(base, photos, out)
+            except (InputError, ValueError) as error:
+                if not self.people:
+                    raise
+                failed += 1
+                warn(f"{out.stem}: {error}")
+        if failed:
+            print(f"{len(jobs) - failed} of {len(jobs)} people learned, {failed} skipped")
+        return 1 if failed else 0
+
+    def _base(self) -> Any:
+        from selfsame.images.files import InputError
+        from selfsame.recipes.bases import mannequin_base, stable_diffusion_base
+        from selfsame.studio.studio import checked_device, load
+
+        if self.base is None:
+            if self.device != "cpu":
+                raise InputError(f"--device {self.device}: the miniature learns on the CPU; --device is for --base")
+            return mannequin_base(load())
+        if self.face_vit is None or self.parser is None or self.names is None:
+            raise InputError("--base needs --face-vit, --parser and --names beside it")
+        return stable_diffusion_base(self.base, self.face_vit, self.parser, self.names, device=str(checked_device(self.device)))
+
+    def _jobs(self) -> list[tuple[list[Path], Path]]:
+        from selfsame.images.files import InputError
+
+        if self.people is None:
+            if self.out.suffix != ".safetensors":
+                raise InputError(f"{self.out}: identities are written as safetensors; end the name in .safetensors")
+            jobs = [(list(self.face), self.out)]
+        else:
+            if not self.people.is_dir():
+                raise InputError(f"{self.people}: no such folder; give one with a picture or a folder of pictures for each person")
+            entries = sorted(p for p in self.people.iterdir() if not p.name.startswith("."))
+            jobs = [(sorted(p.iterdir()) if p.is_dir() else [p], self.out / f"{p.stem}.safetensors") for p in entries]
+            if not jobs:
+                raise InputError(f"{self.people}: the folder is empty")
+            self.out.mkdir(parents=True, exist_ok=True)
+        for _, out in jobs:
+            if out.exists() and not self.overwrite:
+                raise InputError(f"{out}: exists already; choose another --out, or --overwrite to replace it")
+            if not out.parent.is_dir():
+                raise InputError(f"{out.parent}: no such folder; make it first or choose another --out")
+        return jobs
+
+    def _one(self, base: Any, photos: list[Path], out: Path) -> None:
+        import re
+        import shutil
+
+        from selfsame.images.files import InputError
+        from selfsame.recipes.stableidentity import Learning, learn
+
+        began = time.monotonic()
+        name = self.name if self.name and not self.people else out.stem
+        placeholder = f"<{name.strip('<>').lower()}>"
+        if not re.fullmatch(r"<[a-z0-9][a-z0-9_-]*>", placeholder):
+            raise InputError(f"--name {name!r}: give letters, digits, - and _, such as ada")
+        how = Learning(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            method=self.method,
+            features=self.features,
+            patience=self.patience,
+        )
+        folder = out.with_name(f".{out.stem}.learning")
+        with bar(f"learning {placeholder}", 1) as tick:
+            done = 0.0
+
+            def show(p: Any) -> None:
+                nonlocal done
+                tick(p.step / p.max_steps - done, f"loss {p.loss:.3f}  {p.eta_s:.0f} s left")
+                done = p.step / p.max_steps
+
+            who = learn(base, photos, placeholder, folder, how, on_progress=show, on_note=warn, show_batch=self.show_batch)
+        who.save(out)
+        previews = sorted((folder / "samples").glob("*.png"))
+        if previews:
+            os.replace(previews[-1], out.with_suffix(".png"))
+        shutil.rmtree(folder)
+        print(f"{out}  {placeholder}  preview {out.with_suffix('.png')}  {time.monotonic() - began:.0f} s")

@@ -1,0 +1,140 @@
+"""`selfsame faces` and `selfsame render`: what a picture shows, and pictures of the world."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from selfsame.cli.say import bar
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Say which faces a picture shows and which one would be used.
+
+    Example: selfsame faces photo.png
+    """
+
+    picture: Positional[Path]
+    """The picture to look at."""
+    out: Path | None = None
+    """A PNG with boxes and key points drawn in."""
+
+    def run(self) -> int:
+        import cv2
+
+        from selfsame.images.files import InputError, check_output, read_image, write_image
+        from selfsame.studio.studio import load
+
+        image = read_image(self.picture)
+        if self.out:
+            check_output(self.out)
+        studio = load()
+        found = studio.faces(image)
+        if not found:
+            raise InputError(f"{self.picture}: no face was found; use a picture in which the face is upright, whole and larger than a tenth of the picture")
+        drawn = image.copy()
+        ordered = sorted(found, key=lambda f: float(f.box[0] + f.box[2]))
+        for i, face in enumerate(ordered):
+            x0, y0, x1, y1 = (round(float(v)) for v in face.box)
+            used = "  <- used" if face is found[0] else ""
+            print(f"{i}: box {x0},{y0} to {x1},{y1}  {x1 - x0} x {y1 - y0} px  score {face.score:.2f}{used}")
+            cv2.rectangle(drawn, (x0, y0), (x1, y1), (255, 220, 0), 1)
+            for x, y in face.kps:
+                cv2.circle(drawn, (round(float(x)), round(float(y))), 1, (255, 0, 0), -1)
+        if self.out:
+            print(write_image(self.out, drawn))
+        return 0
+
+
+@dataclass(frozen=True)
+class Render:
+    """Draw people of the world: a contact sheet, one person, or a dataset.
+
+    Examples:
+      selfsame render --out sheet.png                     people x views x styles
+      selfsame render --person 300007 --out ada.png       one neutral portrait
+      selfsame render --dataset data/world2 --count 16000 --pack
+    """
+
+    out: Path = Path("sheet.png")
+    """The PNG of the sheet or portrait."""
+    person: int | None = None
+    """Draw this one person (a seed; 300000 and above were never trained on)."""
+    name: str | None = None
+    """Draw this named person, such as "ada fox"."""
+    people: int = 8
+    """Rows of the sheet."""
+    first: int = 300000
+    """Seed of the sheet's first person."""
+    dataset: Path | None = None
+    """A folder for WebDataset shards instead of a sheet."""
+    split: Literal["train", "judge", "validation", "test"] = "train"
+    """Whose pictures."""
+    count: int = 1000
+    """How many samples the dataset holds in all."""
+    processes: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes that draw; the bytes are the same for any number."""
+    device: str = "cpu"
+    """cpu, or cuda to draw in batches."""
+    pack: bool = False
+    """Also unpack the shards into memory maps for training."""
+
+    def run(self) -> int:
+        if self.dataset:
+            return self._dataset(self.dataset)
+        from selfsame.images.files import InputError, check_output, write_image
+        from selfsame.mannequins.people import FIRST_NAMES, LAST_NAMES, person_named, person_of
+        from selfsame.mannequins.render import draw
+        from selfsame.mannequins.sheets import people_sheet
+        from selfsame.mannequins.world import neutral_scene
+
+        out = check_output(self.out)
+        if self.person is not None and self.name:
+            raise InputError("give --person or --name, not both")
+        if self.person is not None or self.name:
+            if self.name:
+                words = self.name.lower().split()
+                if len(words) != 2 or words[0] not in FIRST_NAMES or words[1] not in LAST_NAMES:
+                    raise InputError(
+                        f"--name {self.name!r}: give a first and a last name of the world, such as 'ada fox' ({len(FIRST_NAMES)} x {len(LAST_NAMES)} names)"
+                    )
+                person = person_named(words[0], words[1])
+            else:
+                assert self.person is not None
+                if self.person < 0:
+                    raise InputError(f"--person {self.person}: give a seed from 0")
+                person = person_of(self.person)
+            print(write_image(out, draw([neutral_scene(person)])[0].image))
+            return 0
+        if not 1 <= self.people <= 100:
+            raise InputError(f"--people {self.people}: give 1 to 100")
+        with bar("drawing", self.people) as tick:
+            sheet = people_sheet(self.first, self.people, on_row=lambda: tick(1))
+        print(write_image(out, sheet))
+        return 0
+
+    def _dataset(self, folder: Path) -> int:
+        from selfsame.data.shards import RenderJob, render_dataset
+        from selfsame.data.tables import pack
+        from selfsame.studio.studio import checked_device
+
+        checked_device(self.device)
+
+        began = time.monotonic()
+        done = 0
+        with bar("rendering", self.count) as tick:
+            for n in render_dataset(RenderJob(folder, self.split, self.count, self.device), self.processes):
+                done += n
+                tick(n)
+        print(f"{folder}: {done} samples of split {self.split}, {time.monotonic() - began:.0f} s")
+        if self.pack:
+            with bar("packing", done) as tick:
+                for _ in pack(folder, self.split):
+                    tick(1)
+        return 0

@@ -1,0 +1,143 @@
+"""`selfsame train` and `selfsame evaluate`: models made and measured."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from selfsame.cli.say import bar
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one of the models; a run that was stopped goes on where it was.
+
+    Example: selfsame train instantid --smoke
+    """
+
+    name: Positional[str]
+    """encoder, judge, face_vit, detector, parser, vae, decoder, clip, reader, base or instantid; each needs those before it.
+    `all` trains and installs every one in turn, --minutes shared out among them."""
+    data: Path = Path("data/world2")
+    """Folder with the packed dataset (selfsame render --dataset ... --pack)."""
+    runs: Path = Path("runs")
+    """Folder for checkpoints, curves and caches."""
+    steps: int = 0
+    """Steps in all; 0: the recipe's own number."""
+    accumulate: int = 1
+    """Parts in which a step's batch is worked through, one after the other: less memory."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: far less memory, a third slower."""
+    minutes: float = 0.0
+    """Stop after this many minutes; 0: when the steps are done."""
+    batch_size: int = 0
+    """Samples a step; 0: the recipe's own number."""
+    learning_rate: float = 0.0
+    """Peak learning rate; 0: the recipe's own."""
+    warm: bool = False
+    """Start a new run from the installed weights. A stopped run goes on where it was, whatever this says."""
+    smoke: bool = False
+    """Two steps, to see that everything is in place."""
+    ship: bool = False
+    """Install the trained weights into the package."""
+
+    def run(self) -> int:
+        from selfsame.recipes.catalogue import SHARES
+        from selfsame.studio.request import nearest
+
+        nearest(self.name, (*SHARES, "all"), "recipe")
+        if self.name != "all":
+            self._train(self.name, self.minutes, self.ship)
+            return 0
+        for name, share in SHARES.items():
+            self._train(name, self.minutes * share, not self.smoke)
+        return 0
+
+    def _train(self, name: str, minutes: float, ship: bool) -> None:
+        from selfsame.recipes import catalogue
+        from selfsame.recipes.common import Options
+        from selfsame.recipes.curves import draw_curve
+
+        with bar(f"training {name}", 1) as tick:
+            done = 0.0
+
+            def show(p: Any) -> None:
+                nonlocal done
+                share = p.step / p.max_steps
+                tick(share - done, f"loss {p.loss:.4f}  {p.samples_per_s:.0f} samples/s  {p.eta_s:.0f} s left")
+                done = share
+                if not sys.stderr.isatty():
+                    parts = "  ".join(f"{k} {v:.4g}" for k, v in p.parts.items())
+                    print(f"{name} step {p.step}/{p.max_steps}  loss {p.loss:.4f}  {parts}  {p.samples_per_s:.1f}/s  eta {p.eta_s:.0f} s", flush=True)
+
+            options = Options(
+                data=self.data,
+                runs=self.runs,
+                steps=self.steps,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+                accumulate=self.accumulate,
+                gradient_checkpointing=self.gradient_checkpointing,
+                minutes=minutes,
+                warm=self.warm,
+                smoke=self.smoke,
+                on_progress=show,
+            )
+            try:
+                trained = catalogue.recipes()[name](options)
+            finally:  # also after Ctrl-C: the curve so far
+                if (log := options.folder(name) / "log.csv").exists():
+                    draw_curve(log, log.with_name("curve.png"), name)
+        if not trained.is_main:
+            return
+        print(f"{name}: " + "  ".join(f"{k} {v:.4g}" for k, v in trained.figures.items()))
+        print(trained.folder / "curve.png")
+        if ship:
+            from selfsame.recipes.ship import ship_trained
+
+            ship_trained(name, trained)
+            print(f"{name} installed into the package")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure identity, prompt and pose by pinned protocols, or the figure of each small model.
+
+    Example: selfsame evaluate identity --out report
+    """
+
+    what: Positional[Literal["identity", "words", "models"]]
+    """identity: InstantID on held-out people. words: people learned as words. models: each small model's figure."""
+    out: Path = Path("out/evaluation")
+    """Folder for report.json and report.html."""
+    people: int = 0
+    """Only this many of the protocol's people (for a quick look; the report says so). 0: all."""
+    rows: tuple[str, ...] = ()
+    """Only these rows of the table."""
+    data: Path = Path("data/world2")
+    """Folder with the packed dataset, for `models`."""
+    device: str = "cpu"
+    """cpu, cuda or mps."""
+
+    def run(self) -> int:
+        from selfsame.images.files import InputError
+        from selfsame.recipes.measure.identity import identity
+        from selfsame.recipes.measure.models import models
+        from selfsame.recipes.measure.words import words
+
+        if self.what == "words" and self.device != "cpu":
+            raise InputError(f"--device {self.device}: people are learned on the CPU here")
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self.what == "models":
+            return models(self.data, self.out, device=self.device)
+        with bar("measuring", 1) as tick:
+            if self.what == "words":
+                report = words(self.out, people=self.people, only=self.rows, on_progress=tick)
+            else:
+                report = identity(self.out, people=self.people, only=self.rows, device=self.device, on_progress=tick)
+        print(report)
+        return 0
