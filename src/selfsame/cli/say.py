@@ -21,7 +21,7 @@ def fail(error: Exception) -> int:
     raise error
 
 
-class bar:  # noqa: N801: used as a function in `with bar(...)`
+class bar:
     """A progress bar on stderr when somebody is looking; calls add to it."""
 
     def __init__(self, what: str, total: int) -> None:

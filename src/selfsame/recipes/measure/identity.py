@@ -13,11 +13,9 @@ import torch
 from selfsame.evaluation.metrics import paired_interval
 from selfsame.evaluation.report import Report, Row, write_report
 from selfsame.mannequins.render import Picture
-from selfsame.models.latents import encode
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
-from selfsame.recipes.common import to_pixels
-from selfsame.recipes.measure.judging import Judges, columns_of, notes_on_weights, rows_by_style
-from selfsame.recipes.measure.protocols import IDENTITY, Task, canonical_kps, checked_protocol, oracle_picture, reference_photo, tasks_of
+from selfsame.recipes.measure.judging import Judges, columns_of, notes_on_weights, oracle_pictures, rows_by_style
+from selfsame.recipes.measure.protocols import IDENTITY, Task, asked, canonical_kps, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Row as PaintRow
 from selfsame.studio.studio import Studio, load
@@ -29,16 +27,11 @@ BATCH = 4
 
 def _paint_row(studio: Studio, name: str, tasks: Sequence[Task], split: str, request: Request, tick: Callable[[int], None]) -> list[np.ndarray]:
     """All pictures of one row of the table."""
-    images: list[np.ndarray] = []
     if name == "oracle":
-        for start in range(0, len(tasks), 16):
-            pixels = np.stack([oracle_picture(split, t) for t in tasks[start : start + 16]])
-            with torch.no_grad():
-                images += studio.decode(encode(studio.vae, to_pixels(pixels)))
-            tick(len(pixels))
-        return images
+        return oracle_pictures(studio, split, tasks, tick)
     scales = {"Image Adapter alone": (1.0, 0.0), "IdentityNet alone": (0.0, 1.0)}.get(name, (1.0, 1.0))
     request = replace(request, adapter_scale=scales[0], controlnet_scale=scales[1])
+    images: list[np.ndarray] = []
     embeddings: dict[int, torch.Tensor] = {}
     for start in range(0, len(tasks), BATCH):
         chunk = tasks[start : start + BATCH]
@@ -77,13 +70,7 @@ def identity(
         ValueError: an unknown row, or more people than the protocol has.
     """
     p = checked_protocol(IDENTITY)
-    count = people or p["people"]
-    if not 1 <= count <= p["people"]:
-        raise ValueError(f"--people {people}: the protocol has 1 to {p['people']}")
-    names = tuple(only) or ROW_NAMES
-    for name in names:
-        if name not in ROW_NAMES:
-            raise ValueError(f"row {name!r} is unknown: choose from {', '.join(ROW_NAMES)}")
+    count, names = asked(p, people, only, ROW_NAMES)
     studio, split = load(device=device), p["split"]
     tasks = tasks_of(p, count)
     judges = Judges(studio, p, count)
@@ -96,13 +83,11 @@ def identity(
         images = _paint_row(studio, name, tasks, split, request, lambda n, name=name: on_progress(n / total, name))
         seconds = (time.monotonic() - began) / len(tasks)
         strips.append((name, images[:8]))
-        results = judges.results(tasks, images)
+        results = judges.results(tasks, images, judges.kps(images))
         cosines[name] = [r["cosine"] for r in results]
         rows.append(Row(name, columns_of(results, seconds, p["bootstrap"], [t.person for t in tasks])))
         by_style += rows_by_style(name, tasks, results)
-    notes = [f"{count} people x {p['prompts_per_person']} prompts, protocol {p['name']}, world {p['world']}"]
-    if count < p["people"]:
-        notes.append(f"only {count} of the protocol's {p['people']} people: not comparable with full runs")
+    notes = extent(p, count)
     for a, b in (("both", "Image Adapter alone"), ("both", "IdentityNet alone"), ("both, 4 photos", "both")):
         if a in cosines and b in cosines:
             middle, low, high = paired_interval(cosines[a], cosines[b], [t.person for t in tasks])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from selfsame.mannequins.attributes import STYLES
 from selfsame.mannequins.people import SPLITS, split_person
 from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import WORLD_VERSION, neutral_scene
+from selfsame.models.latents import encode
 from selfsame.perception.embedders import JUDGE_CROP, embed, to_crops
 from selfsame.perception.reader import AttributeReader, agreement, read
-from selfsame.recipes.measure.protocols import Task, canonical_kps
+from selfsame.recipes.common import to_pixels
+from selfsame.recipes.measure.protocols import Task, canonical_kps, oracle_picture
 from selfsame.studio.studio import Studio
 from selfsame.weights import mannequin
 
@@ -58,17 +60,27 @@ class Judges:
         self.gallery = judge_gallery(studio, self.split, range(p["gallery_people"] if "gallery_people" in p else p["people"]))
         self.matched = {i: judge_gallery(studio, self.split, matched_people(self.split, i)) for i in range(people)}
 
-    def vector(self, image: np.ndarray) -> np.ndarray | None:
-        """The judge's unit vector of the largest face."""
-        found = self.studio.judged(image)
-        return None if found is None else found.numpy()
+    def kps(self, images: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+        """Key points of the largest face of each picture, None where there is none."""
+        found = [self.studio.faces(image) for image in images]
+        return [f[0].kps if f else None for f in found]
 
-    def results(self, tasks: Sequence[Task], images: Sequence[np.ndarray], *, asked_kps: bool = True) -> list[dict[str, float]]:
-        """One row of numbers a picture; no face counts as cosine 0 and as missed. `asked_kps`: whether key points were asked for."""
+    def vector(self, image: np.ndarray, kps: np.ndarray) -> np.ndarray:
+        """The judge's unit vector of the face with these key points."""
+        return torch.nn.functional.normalize(embed(self.studio.judge, to_crops([image], [kps], JUDGE_CROP))[0], dim=0).numpy()
+
+    def results(
+        self, tasks: Sequence[Task], images: Sequence[np.ndarray], seen: Sequence[np.ndarray | None], *, asked_kps: bool = True
+    ) -> list[dict[str, float]]:
+        """One row of numbers a picture; no face counts as cosine 0 and as missed.
+
+        Args:
+            seen: the pictures' key points, as `kps` finds them.
+            asked_kps: whether key points were asked for.
+        """
         rows = []
-        for task, image, words in zip(tasks, images, read(self.reader, list(images)), strict=True):
-            found = self.studio.faces(image)
-            vector = self.vector(image) if found else None
+        for task, image, found, words in zip(tasks, images, seen, read(self.reader, list(images)), strict=True):
+            vector = None if found is None else self.vector(image, found)
             kps, width = canonical_kps(task.view)
             right, asked = agreement(task.attributes, words)
             rows.append(
@@ -77,8 +89,8 @@ class Judges:
                     "matched": float(is_first(vector, self.matched[task.person], 0)),
                     "cosine": float(self.gallery[task.person] @ vector) if vector is not None else 0.0,
                     "attributes": right / asked,
-                    "kps": point_error(found[0].kps if found and asked_kps else None, kps, width),
-                    "no_face": float(not found),
+                    "kps": point_error(found if asked_kps else None, kps, width),
+                    "no_face": float(found is None),
                 }
             )
         return rows
@@ -96,6 +108,17 @@ def columns_of(results: list[dict[str, float]], seconds: float, draws: int, peop
         "no face": mean([r["no_face"] for r in results]),
         "s": seconds,
     }
+
+
+def oracle_pictures(studio: Studio, split: str, tasks: Sequence[Task], tick: Callable[[int], None]) -> list[np.ndarray]:
+    """The renderer's right pictures through the VAE: what a perfect model would give."""
+    images: list[np.ndarray] = []
+    for start in range(0, len(tasks), 16):
+        pixels = np.stack([oracle_picture(split, t) for t in tasks[start : start + 16]])
+        with torch.no_grad():
+            images += studio.decode(encode(studio.vae, to_pixels(pixels)))
+        tick(len(pixels))
+    return images
 
 
 def rows_by_style(name: str, tasks: Sequence[Task], results: Sequence[dict[str, float]]) -> list[Row]:

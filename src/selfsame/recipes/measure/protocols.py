@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
@@ -74,6 +75,29 @@ def checked_protocol(name: str) -> dict[str, Any]:
             "figures would not compare; use the release it was pinned with, or pin a new protocol"
         )
     return p
+
+
+def asked(p: dict[str, Any], people: int, only: Sequence[str], known: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+    """How many people and which rows a run measures: all unless it says fewer.
+
+    Raises:
+        ValueError: an unknown row, or more people than the protocol has.
+    """
+    count = people or p["people"]
+    if not 1 <= count <= p["people"]:
+        raise ValueError(f"--people {people}: the protocol has 1 to {p['people']}")
+    for name in only:
+        if name not in known:
+            raise ValueError(f"row {name!r} is unknown: choose from {', '.join(known)}")
+    return count, tuple(only) or tuple(known)
+
+
+def extent(p: dict[str, Any], people: int) -> list[str]:
+    """What a report says of how much was measured."""
+    notes = [f"{people} people x {p['prompts_per_person']} prompts, protocol {p['name']}, world {p['world']}"]
+    if people < p["people"]:
+        notes.append(f"only {people} of the protocol's {p['people']} people: not comparable with full runs")
+    return notes
 
 
 def tasks_of(p: dict[str, Any], people: int) -> list[Task]:

@@ -14,13 +14,11 @@ import torch.nn.functional as F
 from selfsame.evaluation.metrics import bootstrap_interval, frechet_distance, mean, paired_interval
 from selfsame.evaluation.report import Report, Row, write_report
 from selfsame.mannequins.people import celebrities
-from selfsame.models.latents import encode
 from selfsame.perception.embedders import JUDGE_CROP, to_crops
 from selfsame.perception.reader import perceptual_distance, reader_features
 from selfsame.recipes.bases import LearnBase, mannequin_base
-from selfsame.recipes.common import to_pixels
-from selfsame.recipes.measure.judging import Judges, notes_on_weights, rows_by_style
-from selfsame.recipes.measure.protocols import WORDS, Task, checked_protocol, oracle_picture, reference_photo, tasks_of
+from selfsame.recipes.measure.judging import Judges, notes_on_weights, oracle_pictures, rows_by_style
+from selfsame.recipes.measure.protocols import WORDS, Task, asked, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.recipes.stableidentity import Learning, learn
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Row as PaintRow
@@ -29,7 +27,6 @@ from selfsame.values.identity import Identity, LearnedWords
 from selfsame.weights import mannequin
 
 METHODS: dict[str, Learning] = {"StableIdentity": Learning(), "Textual Inversion": Learning(method="textual-inversion")}
-ROW_NAMES = ("base, nobody named", "celebrities by name", *METHODS, "oracle")
 SOMEBODY = "a person"
 BATCH = 4
 
@@ -45,14 +42,16 @@ def learned(base: LearnBase, split: str, person: int, how: Learning, folder: Pat
     return words
 
 
-def diversity(judges: Judges, image: np.ndarray, photo: np.ndarray) -> float:
-    """How differently the faces of two pictures look, 0 when one shows none."""
-    found = [judges.studio.faces(i) for i in (image, photo)]
-    if not all(found):
+def face_pixels(image: np.ndarray, kps: np.ndarray) -> torch.Tensor:
+    """The judge's crop of a face, enlarged for the reader: 1 3 128 128."""
+    return F.interpolate(to_crops([image], [kps], JUDGE_CROP), (128, 128), mode="bilinear", align_corners=False)
+
+
+def diversity(judges: Judges, image: np.ndarray, kps: np.ndarray | None, face: torch.Tensor | None) -> float:
+    """How differently a picture's face looks from a photo's (`face_pixels`), 0 when either shows none."""
+    if kps is None or face is None:
         return 0.0
-    crops = to_crops([image, photo], [f[0].kps for f in found], JUDGE_CROP)
-    a, b = F.interpolate(crops, (128, 128), mode="bilinear", align_corners=False).split(1)
-    return float(perceptual_distance(judges.reader, a, b))
+    return float(perceptual_distance(judges.reader, face_pixels(image, kps), face))
 
 
 def _painted(
@@ -91,22 +90,16 @@ def words(
         ValueError: an unknown row, or more people than the protocol has.
     """
     p = checked_protocol(WORDS)
-    count = people or p["people"]
-    if not 1 <= count <= p["people"]:
-        raise ValueError(f"--people {people}: the protocol has 1 to {p['people']}")
     methods = METHODS if methods is None else methods
-    known = ("base, nobody named", "celebrities by name", *methods, "oracle")
-    names = tuple(only) or known
-    for name in names:
-        if name not in known:
-            raise ValueError(f"row {name!r} is unknown: choose from {', '.join(known)}")
+    count, names = asked(p, people, only, ("base, nobody named", "celebrities by name", *methods, "oracle"))
     studio = load()
     base, judges, tasks = mannequin_base(studio), Judges(studio, p, count), tasks_of(p, count)
     request = Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
     photos = [reference_photo(p["split"], i, 0).image for i in range(count)]
+    faces = [None if kps is None else face_pixels(photo, kps) for photo, kps in zip(photos, judges.kps(photos), strict=True)]
     famous = [" ".join(n) for n in celebrities()]
     total = (len(names) + 1) * len(tasks)
-    rows, by_style, strips, cosines, trusted, notes = [], [], [], {}, {}, []
+    rows, by_style, strips, cosines, trusted = [], [], [], {}, {}
 
     def tick(name: str) -> Callable[[int], None]:
         return lambda n: on_progress(n / total, name)
@@ -124,20 +117,16 @@ def words(
                 vectors[i] = learned(base, p["split"], i, methods[name], folder)
             images = _painted(studio, tasks, lambda t, v=vectors: v[t.person], request, tick(name))
         elif name == "oracle":
-            images = []
-            for start in range(0, len(tasks), 16):
-                pixels = np.stack([oracle_picture(p["split"], t) for t in tasks[start : start + 16]])
-                with torch.no_grad():
-                    images += studio.decode(encode(studio.vae, to_pixels(pixels)))
-                tick(name)(len(pixels))
+            images = oracle_pictures(studio, p["split"], tasks, tick(name))
         elif name == "celebrities by name":
             images = stars
             tick(name)(len(stars))
         else:
             images = _painted(studio, tasks, lambda t: SOMEBODY, request, tick(name))
         seconds = (time.monotonic() - began) / len(tasks)
-        results = judges.results(tasks, images, asked_kps=False)
-        spread = [diversity(judges, image, photos[t.person]) for image, t in zip(images, tasks, strict=True)]
+        seen = judges.kps(images)
+        results = judges.results(tasks, images, seen, asked_kps=False)
+        spread = [diversity(judges, image, kps, faces[t.person]) for image, kps, t in zip(images, seen, tasks, strict=True)]
         strips.append((name, images[: p["prompts_per_person"]]))
         cosines[name] = [r["cosine"] for r in results]
         trusted[name] = [c * d for c, d in zip(cosines[name], spread, strict=True)]
@@ -158,9 +147,7 @@ def words(
             columns["range"] = max(float(np.abs(w.vectors[0]).max()) for w in vectors.values())
         rows.append(Row(name, columns))
         by_style += rows_by_style(name, tasks, results)
-    notes.append(f"{count} people x {p['prompts_per_person']} prompts, protocol {p['name']}, world {p['world']}")
-    if count < p["people"]:
-        notes.append(f"only {count} of the protocol's {p['people']} people: not comparable with full runs")
+    notes = extent(p, count)
     table = studio.text[1].get_input_embeddings().weight.detach()
     ids = torch.tensor([studio.text[0](n, add_special_tokens=False)["input_ids"] for n in famous])
     notes.append(f"celebrities' own embeddings reach {float(table[ids].abs().max()):.4f}")
