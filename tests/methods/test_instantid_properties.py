@@ -228,7 +228,7 @@ def test_drops_have_their_rates_and_mean_what_they_say():
 def test_face_weights_have_mean_one_and_weigh_the_face():
     mask = torch.zeros(1, 64, 64)
     mask[:, :32] = 1
-    weight = face_weights(mask, (8, 8), InstantIDSamples(face_weight=3))
+    weight = face_weights(mask, (8, 8), 3)
     assert float(weight.mean()) == pytest.approx(1)
     assert float(weight[0, 0, 0, 0] / weight[0, 0, 7, 0]) == pytest.approx(3)
-    assert torch.equal(face_weights(mask, (8, 8), InstantIDSamples(face_weight=1)), torch.ones(1, 1, 8, 8))
+    assert torch.equal(face_weights(mask, (8, 8), 1), torch.ones(1, 1, 8, 8))

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from selfsame.data.tables import Table
+from selfsame.mannequins import paint
 from selfsame.models.latents import encode
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.common import compute_device, to_pixels
+
+FACE_LABELS = (paint.SKIN, paint.HAIR, paint.EYES, paint.BROWS, paint.NOSE, paint.MOUTH, paint.EARS, paint.GLASSES)
 
 
 def fingerprint(module: nn.Module, table: Table) -> str:
@@ -78,6 +81,20 @@ def faces_of(encoder: nn.Module, table: Table, rows: np.ndarray, folder: Path, n
         return out
 
     return cached(folder / f"{name}.faces.{fingerprint(encoder, table)}.npy", make)
+
+
+def face_shares_of(table: Table, folder: Path, name: str, cell: int = 8) -> np.ndarray:
+    """How much of each latent cell is face or hair, n h w float16 in [0, 1]."""
+    on_face = np.isin(np.arange(256), FACE_LABELS)
+
+    def make() -> np.ndarray:
+        n, height, width = table.labels.shape
+        out = np.zeros((n, height // cell, width // cell), np.float16)
+        for rows in _chunks(n, 512):
+            out[rows] = on_face[table.labels[rows]].reshape(-1, height // cell, cell, width // cell, cell).mean((2, 4))
+        return out
+
+    return cached(folder / f"{name}.face{cell}.{table.digest[:12]}.npy", make)
 
 
 def as_tensor(rows: np.ndarray) -> Tensor:

@@ -12,14 +12,13 @@ from torch import nn
 from selfsame.data.tables import Table, open_table
 from selfsame.diffusion.schedule import add_noise, lognormal_timesteps, scaled_linear_alphas_cumprod, target
 from selfsame.images.draw import draw_kps_small
-from selfsame.mannequins import paint
 from selfsame.methods.instantid.method import InstantID, ResamplerSize
 from selfsame.methods.instantid.objective import InstantIDTrainer, instantid_loss
 from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, drop, face_weights, lend_faces
 from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import FaceEncoder
-from selfsame.recipes.caches import as_tensor, cached, faces_of, latents_of, text_of
+from selfsame.recipes.caches import as_tensor, cached, face_shares_of, faces_of, latents_of, text_of
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
 from selfsame.studio.request import Request
@@ -33,7 +32,6 @@ PROMPTS = (
     "a comic of a person in space", "a photo of a smiling person in a library", "a pixel art picture of a person", "a photo of a person in the city",
 )  # fmt: skip
 SMALL_SHARE = 0.15  # of the steps, the first, see pictures of half the size, as the base's do
-FACE_LABELS = (paint.SKIN, paint.HAIR, paint.EYES, paint.BROWS, paint.NOSE, paint.MOUTH, paint.EARS)
 
 
 def drawings_of(table: Table, rows: np.ndarray, folder, name: str) -> np.ndarray:
@@ -61,7 +59,6 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
     cache = options.runs / "cache"
     abar = scaled_linear_alphas_cumprod()
     empty = encode_prompts(tokenizer, text_encoder, [""]).encoder_hidden_states[0]
-    on_face = np.isin(np.arange(256), FACE_LABELS)
 
     class Side:
         """One split with everything that stays the same computed once."""
@@ -72,6 +69,7 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
             self.latents = {shrink: latents_of(vae, self.table, cache, split if shrink == 1 else f"{split}-small", shrink) for shrink in (1, 2)}
             self.text = text_of(tokenizer, text_encoder, self.table, cache, split)
             self.faces = faces_of(encoder, self.table, rows, cache, split)
+            self.shares = face_shares_of(self.table, cache, split)
             self.drawings = drawings_of(self.table, rows, cache, split)
             self.photos = PhotosOf(self.table.people, rows)
 
@@ -81,7 +79,6 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
             drawn = torch.from_numpy(np.ascontiguousarray(self.drawings[at])).permute(0, 3, 1, 2).float() / 255
             t = lognormal_timesteps(len(at), abar, g)
             noise = torch.randn(clean.shape, generator=g)
-            mask = torch.from_numpy(on_face[self.table.labels[at]])
             made = {
                 "noisy": add_noise(clean, noise, t, abar),
                 "t": t,
@@ -89,7 +86,7 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
                 "text": as_tensor(self.text[at]),
                 "embedding": lend_faces(self.faces, self.photos, list(at), how, rng),
                 "kps_image": F.avg_pool2d(drawn, shrink),
-                "weight": face_weights(mask, (clean.shape[2], clean.shape[3]), how),
+                "weight": face_weights(as_tensor(self.shares[at]), (clean.shape[2], clean.shape[3]), how.face_weight),
             }
             return drop(made, empty, how, g)
 

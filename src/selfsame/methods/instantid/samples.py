@@ -73,7 +73,7 @@ def drop(batch: Mapping[str, Tensor], empty_text: Tensor, how: InstantIDSamples,
     }
 
 
-def face_weights(face_mask: Tensor, size: tuple[int, int], how: InstantIDSamples) -> Tensor:
-    """Pixel masks b H W (1 on the face) to loss weights on latents b 1 h w with mean 1."""
-    weight = 1 + (how.face_weight - 1) * F.adaptive_avg_pool2d(face_mask[:, None].float(), size)
-    return weight / weight.mean((1, 2, 3), keepdim=True)
+def face_weights(face: Tensor, size: tuple[int, int], weight: float) -> Tensor:
+    """Masks or shares b H W (1 on the face) to loss weights on latents b 1 h w, `weight` on the face to 1 elsewhere, with mean 1."""
+    cells = 1 + (weight - 1) * F.adaptive_avg_pool2d(face[:, None].float(), size)
+    return cells / cells.mean((1, 2, 3), keepdim=True)
