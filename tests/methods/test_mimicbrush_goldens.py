@@ -13,7 +13,7 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, D
 
 from selfsame.adapters.processors import processors_replaced
 from selfsame.diffusion.sampling import guided_together, sample
-from selfsame.methods.mimicbrush import samples
+from selfsame.methods.mimicbrush import pictures
 from selfsame.methods.mimicbrush.checkpoint import depth_anything_from_official, load_strictly
 from selfsame.methods.mimicbrush.method import MimicBrush, Reference, inpaint_channels, predict
 from selfsame.methods.mimicbrush.modules import ReferenceAttention, fused_paths
@@ -153,11 +153,11 @@ def test_pipeline(method: MimicBrush):
     collage = np.where(inside[..., None], np.uint8(0), recipe.image(256, 256, 1))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        reference = encoded(vae, samples.vae_pixels(recipe.image(256, 256, 4)), generator)
-        collage_latents = encoded(vae, samples.vae_pixels(collage), generator)
+        reference = encoded(vae, pictures.vae_pixels(recipe.image(256, 256, 4)), generator)
+        collage_latents = encoded(vae, pictures.vae_pixels(collage), generator)
     close(reference, g["ref_latent"])
     close(collage_latents, g["masked_latent"])
-    close(samples.latent_mask(inside), g["mask"])
+    close(pictures.latent_mask(inside), g["mask"])
     channels = inpaint_channels(torch.from_numpy(g["mask"]), collage_latents, torch.zeros_like(collage_latents))
     tokens, negative = recipe.inp("input.prompt_embeds", (1, 9, 32)), recipe.inp("input.negative_prompt_embeds", (1, 9, 32))
     steps = edit(method, recipe.inp("input.latents", (1, 4, 32, 32)), reference, tokens, negative, channels)
@@ -170,19 +170,19 @@ def test_pipeline(method: MimicBrush):
 def test_geometry():
     g = recipe.golden("preprocess")
     source, mask = recipe.image(300, 420, 1), recipe.mask(300, 420)
-    p = samples.prepared(source, mask, recipe.image(350, 260, 4))
+    p = pictures.prepared(source, mask, recipe.image(350, 260, 4))
     for ours, name in ((p.source, "target_square"), (p.reference, "ref_square"), (p.collage, "collage")):
         assert np.abs(ours[::4, ::4].astype(int) - g[f"{name}_sub4"].astype(int)).max() <= 1
     assert np.array_equal(np.packbits(p.mask), g["mask_square"])
-    close(samples.depth_pixels(p.source)[:, :, ::14, ::14], g["depth_in_sub14"], 1e-3)
-    close(samples.clip_pixels(p.reference)[:, :, ::7, ::7], g["clip_pixels_sub7"], 1e-3)
-    alpha = (samples.soft(mask) * 255).round().astype(np.uint8)
+    close(pictures.depth_pixels(p.source)[:, :, ::14, ::14], g["depth_in_sub14"], 1e-3)
+    close(pictures.clip_pixels(p.reference)[:, :, ::7, ::7], g["clip_pixels_sub7"], 1e-3)
+    alpha = (pictures.soft(mask) * 255).round().astype(np.uint8)
     assert np.array_equal(alpha[130], g["alpha_row"])
     assert 3 * int(alpha.sum()) == int(g["alpha_sum"])  # official masks have three channels
-    crop = samples.unsquared(recipe.image(512, 512, 2), 300, 420)
+    crop = pictures.unsquared(recipe.image(512, 512, 2), 300, 420)
     assert list(crop.shape) == g["crop_shape"].tolist()
     assert np.abs(crop[::4, ::4].astype(int) - g["crop_sub4"].astype(int)).max() <= 1
-    back = samples.pasted(crop, source, mask)[..., ::-1]
+    back = pictures.pasted(crop, source, mask)[..., ::-1]
     assert np.abs(back[::4, ::4] - g["paste_sub4"]).max() <= 1
 
 
@@ -190,21 +190,21 @@ def test_a_whole_edit(method: MimicBrush):
     """The three random draws, the depth quirk, the geometry and the paste in one: 512 px, four steps."""
     g, vae, tower = recipe.golden("generate_noshape"), recipe.vae(), recipe.image_encoder()
     source, mask = recipe.image(300, 420, 1), recipe.mask(300, 420)
-    p = samples.prepared(source, mask, recipe.image(350, 260, 4))
+    p = pictures.prepared(source, mask, recipe.image(350, 260, 4))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        clip = samples.clip_pixels(p.reference)
+        clip = pictures.clip_pixels(p.reference)
         tokens, negative = method.image_tokens(tower, clip), method.image_tokens(tower, torch.zeros_like(clip))
-        reference = encoded(vae, samples.vae_pixels(p.reference), generator)
+        reference = encoded(vae, pictures.vae_pixels(p.reference), generator)
         noise = torch.randn(1, 4, 64, 64, generator=generator)
-        collage = encoded(vae, samples.vae_pixels(p.collage), generator)
-        depth = torch.relu(2 * (samples.depth_pixels(p.source) * 0).mean(1, keepdim=True) + 0.25)
+        collage = encoded(vae, pictures.vae_pixels(p.collage), generator)
+        depth = torch.relu(2 * (pictures.depth_pixels(p.source) * 0).mean(1, keepdim=True) + 0.25)
         feature = method.depth_feature(depth, noise)
     for ours, name in ((tokens, "tokens"), (negative, "tokens_uncond")):
         close(ours, g[name], 1e-3)
     for ours, name in ((noise, "init_latents"), (reference, "ref_latent"), (collage, "masked_latent"), (feature, "depth_feature")):
         close(ours[..., ::4, ::4], g[f"{name}_sub4"], 1e-3)
-    marked = samples.latent_mask(p.mask)
+    marked = pictures.latent_mask(p.mask)
     assert np.array_equal(np.packbits(marked.numpy().astype(bool)), g["mask"])
     last = edit(method, noise, reference, tokens, negative, inpaint_channels(marked, collage, feature))[-1]
     close(last, g["final_latents"], 1e-3)
@@ -212,7 +212,7 @@ def test_a_whole_edit(method: MimicBrush):
         pixels = vae.decode(last / vae.config.scaling_factor).sample[0].permute(1, 2, 0).numpy()
     result = ((pixels / 2 + 0.5).clip(0, 1) * 255).round().astype(np.uint8)
     assert np.abs(result[::8, ::8].astype(int) - g["pred_sub8"].astype(int)).max() <= 1
-    final = samples.pasted(samples.unsquared(result, 300, 420), source, mask)[..., ::-1]
+    final = pictures.pasted(pictures.unsquared(result, 300, 420), source, mask)[..., ::-1]
     assert np.abs(final[::8, ::8] - g["final_bgr_sub8"]).max() <= 2
 
 

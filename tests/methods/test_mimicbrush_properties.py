@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selfsame.methods.mimicbrush import samples
+from selfsame.methods.mimicbrush import pictures
 from selfsame.methods.mimicbrush.checkpoint import POSITION_IDS, mimicbrush_from_official, mimicbrush_to_official
 from selfsame.methods.mimicbrush.method import MimicBrush, Reference, predict
 from selfsame.methods.mimicbrush.modules import fused_paths, trimmed
@@ -150,18 +150,18 @@ def test_a_picture_comes_back_from_its_square_at_its_size(height: int, width: in
     image = np.zeros((height, width, 3), np.uint8)
     mask = np.zeros((height, width), np.uint8)
     mask[height // 4 : height // 2 + 1, width // 4 : width // 2 + 1] = 255
-    p = samples.prepared(image, mask, image, 128)
+    p = pictures.prepared(image, mask, image, 128)
     assert p.source.shape == p.collage.shape == (128, 128, 3)
     assert p.mask.shape == (128, 128)
     assert not p.collage[p.mask].any()
-    back = samples.unsquared(np.zeros((512, 512, 3), np.uint8), height, width)
+    back = pictures.unsquared(np.zeros((512, 512, 3), np.uint8), height, width)
     assert abs(back.shape[0] - height) <= 2
     assert abs(back.shape[1] - width) <= 2
 
 
 def test_outside_the_soft_mask_the_source_is_untouched():
     source, mask = recipe.image(90, 120, 1), recipe.mask(90, 120)
-    out = samples.pasted(np.zeros_like(source), source, mask)
-    outside = samples.soft(mask) == 0
+    out = pictures.pasted(np.zeros_like(source), source, mask)
+    outside = pictures.soft(mask) == 0
     assert outside.any()
     assert np.array_equal(out[outside], source[outside].astype(float))

@@ -8,17 +8,21 @@ from typing import Annotated
 
 import tyro
 
+from selfsame.cli.edit import Edit
 from selfsame.cli.generate import Generate
 from selfsame.cli.learn import Learn
 from selfsame.cli.look import Faces, Render
+from selfsame.cli.prepare import Prepare
 from selfsame.cli.say import fail
 from selfsame.cli.train import Evaluate, Train
 
 Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Edit, tyro.conf.subcommand("edit")]
     | Annotated[Learn, tyro.conf.subcommand("learn")]
     | Annotated[Faces, tyro.conf.subcommand("faces")]
     | Annotated[Render, tyro.conf.subcommand("render")]
+    | Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
 )

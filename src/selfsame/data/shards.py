@@ -48,7 +48,8 @@ class RenderJob:
         return self.folder / f"{self.split}-{samples.start:07d}-{len(samples):04d}.tar"
 
 
-def _png(array: np.ndarray) -> bytes:
+def png_of(array: np.ndarray) -> bytes:
+    """A picture h w 3 RGB or a map h w as PNG; little compression, for speed."""
     if array.ndim == 3:
         array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
     ok, data = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 1])
@@ -102,9 +103,9 @@ def render_shard(job: RenderJob, samples: range) -> Path:
                 tar.write(
                     {
                         "__key__": f"{job.split}{i:07d}",
-                        "png": _png(picture.image),
-                        "labels.png": _png(picture.labels),
-                        "depth.png": _png(picture.depth),
+                        "png": png_of(picture.image),
+                        "labels.png": png_of(picture.labels),
+                        "depth.png": png_of(picture.depth),
                         "txt": item.caption.encode(),
                         "json": json.dumps(record_of(item, picture, i)).encode(),
                     }
@@ -166,7 +167,8 @@ def render_dataset(job: RenderJob, num_processes: int) -> Iterator[int]:
         yield from pool.imap_unordered(_worker, todo)
 
 
-def _open_shard(path: str) -> Iterator[dict[str, Any]]:
+def open_shard(path: str) -> Iterator[dict[str, Any]]:
+    """Raw samples of one shard: bytes by ending."""
     with open(path, "rb") as stream:
         yield from group_by_keys(tar_file_expander([{"url": path, "stream": stream}]))
 
@@ -176,7 +178,7 @@ def read_shards(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     paths = sorted(str(p) for p in folder.glob(f"{split}-*.tar"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no shards of split {split!r}: make them with `selfsame render --dataset {folder} --split {split}`")
-    for raw in (item for path in paths for item in _open_shard(path)):
+    for raw in (item for path in paths for item in open_shard(path)):
         bgr = cv2.imdecode(np.frombuffer(raw["png"], np.uint8), cv2.IMREAD_COLOR)
         assert bgr is not None
         record = json.loads(raw["json"])

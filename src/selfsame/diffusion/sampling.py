@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfsame.diffusion.schedule import denoised_of
+from selfsame.diffusion.schedule import add_noise, denoised_of
 
 Predict = Callable[[Tensor, Tensor, int], Tensor]  # VP-scaled latents, timestep, index of the step -> raw prediction
 
@@ -45,6 +45,22 @@ def guided_together(both: Predict, guidance_scale: float) -> Predict:
         return u + guidance_scale * (c - u)
 
     return predict
+
+
+def holding(predict: Predict, known: Tensor, mask: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Predict:
+    """Paint inside a mask only: outside it the network always sees the known latents, noised to its timestep (RePaint's condition, arXiv:2201.09865, Eq. 8a).
+
+    Args:
+        known: b c h w clean latents.
+        mask: b 1 h w, 1 where to paint.
+        noise: b c h w, what the known part is noised with.
+    """
+
+    def held(latents: Tensor, t: Tensor, index: int) -> Tensor:
+        timesteps = torch.as_tensor(t).long().to(known.device).expand(len(known))
+        return predict(torch.where(mask > 0, latents, add_noise(known, noise, timesteps, alphas_cumprod)), t, index)
+
+    return held
 
 
 def in_window(index: int, num_steps: int, start: float, end: float) -> bool:

@@ -81,6 +81,14 @@ def draw_view(rng: np.random.Generator, *, low: float = 0.62, high: float = 0.82
     )
 
 
+def draw_thing_view(rng: np.random.Generator, *, x: float = 0.0, zoom: float = 1.0) -> View:
+    """Pose and place of a thing, seen a little from above."""
+    return View(
+        yaw_deg=float(rng.uniform(-40, 40)), pitch_deg=float(rng.uniform(-26, -8)), roll_deg=float(rng.uniform(-4, 4)),
+        scale=zoom * float(rng.uniform(0.62, 0.86)), x=x + float(rng.uniform(-0.12, 0.12)), y=float(rng.uniform(-0.12, 0.08)),
+    )  # fmt: skip
+
+
 def draw_style(rng: np.random.Generator) -> str:
     """Half of all pictures are photos; the styles share the rest."""
     return "photo" if rng.random() < 0.5 else _choice(STYLES[1:], rng)
@@ -129,10 +137,7 @@ def sample(split: str, i: int) -> Sample:
         return _group(rng, style, place, seed, light)
     start = int(rng.integers(2**31))
     thing = thing_of(start)
-    view = View(
-        yaw_deg=float(rng.uniform(-40, 40)), pitch_deg=float(rng.uniform(-26, -8)), roll_deg=float(rng.uniform(-4, 4)),
-        scale=float(rng.uniform(0.62, 0.86)), x=float(rng.uniform(-0.12, 0.12)), y=float(rng.uniform(-0.12, 0.08)),
-    )  # fmt: skip
+    view = draw_thing_view(rng)
     attributes = {
         "style": style, "scene": place, "kind": thing.kind, "colour": thing.colours[0], "second": thing.second, "texture": thing.texture,
     }  # fmt: skip

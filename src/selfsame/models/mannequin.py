@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from selfsame.weights.mannequin import checked
 
 LATENT_CHANNELS = 16
 CONTEXT_DIM = 128
@@ -92,3 +97,17 @@ def new_image_encoder() -> CLIPVisionModelWithProjection:
 def new_scheduler() -> DPMSolverMultistepScheduler:
     """DPM-Solver++ 2M with trailing timesteps, what the miniature samples with by default."""
     return DPMSolverMultistepScheduler(**SCHEDULE, timestep_spacing="trailing", algorithm_type="dpmsolver++", solver_order=2)
+
+
+def load_image_encoder() -> CLIPVisionModelWithProjection:
+    """The shipped CLIP image tower: pixels b 3 128 128 in [-1, 1]; no picture is zeros."""
+    tower = new_image_encoder()
+    values = load_file(checked("clip_image.safetensors"))
+    tower.load_state_dict({k.removeprefix("image."): v.float() for k, v in values.items() if k.startswith("image.")})
+    return tower.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def image_states(tower: Any, pixels: Tensor) -> Tensor:
+    """CLIP's second-to-last states of pixels b 3 h w, b t c: what MimicBrush makes image tokens of."""
+    return tower(pixels.to(tower.device), output_hidden_states=True).hidden_states[-2]

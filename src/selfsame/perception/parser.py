@@ -13,10 +13,10 @@ PARSED = LABELS[:FIRST_PART]  # a person's parts; a thing's are background
 STRIDE = 8
 
 
-class FaceParser(nn.Module):
-    """A small network with skips, at half the picture's size: b 3 h w in [-1, 1] -> logits b 12 h w; h and w multiples of 8."""
+class PixelNet(nn.Module):
+    """A small network with skips, at half the picture's size: b 3 h w in [-1, 1] -> b c h w; h and w multiples of 8."""
 
-    def __init__(self, width: int = 24) -> None:
+    def __init__(self, channels: int, width: int = 24) -> None:
         super().__init__()
         w = width
 
@@ -28,7 +28,7 @@ class FaceParser(nn.Module):
         self.at_eighth = nn.Sequential(conv(2 * w, 4 * w, 2), conv(4 * w, 4 * w, 1, 2), conv(4 * w, 4 * w, 1, 4), conv(4 * w, 4 * w))
         self.up_quarter = conv(6 * w, 2 * w)
         self.up_half = conv(3 * w, w)
-        self.head = nn.Conv2d(w, len(PARSED), 1)
+        self.head = nn.Conv2d(w, channels, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         a = self.at_half(pixels)
@@ -37,6 +37,21 @@ class FaceParser(nn.Module):
         x = self.up_quarter(torch.cat([F.interpolate(x, scale_factor=2.0), b], 1))
         x = self.up_half(torch.cat([F.interpolate(x, scale_factor=2.0), a], 1))
         return F.interpolate(self.head(x), scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def each_pixel(net: nn.Module, image: np.ndarray) -> Tensor:
+    """What a PixelNet says of each pixel of one picture h w 3 uint8 of any size, c h w."""
+    h, w = image.shape[:2]
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = F.pad(pixels, (0, -w % STRIDE, 0, -h % STRIDE), mode="replicate")
+    return net(pixels.to(next(net.parameters(), pixels).device))[0, :, :h, :w]
+
+
+class FaceParser(PixelNet):
+    """b 3 h w -> logits b 12 h w."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__(len(PARSED), width)
 
 
 def person_labels(labels: Tensor) -> Tensor:
@@ -59,11 +74,7 @@ def parser_loss(net: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
 @torch.no_grad()
 def parse(net: nn.Module, image: np.ndarray) -> np.ndarray:
     """Part of each pixel of one picture (h w 3 uint8), h w uint8 by the numbers of `mannequins.paint`."""
-    h, w = image.shape[:2]
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    pixels = F.pad(pixels, (0, -w % STRIDE, 0, -h % STRIDE), mode="replicate")
-    device = next(net.parameters(), pixels).device
-    return net(pixels.to(device))[0, :, :h, :w].argmax(0).to(torch.uint8).cpu().numpy()
+    return each_pixel(net, image).argmax(0).to(torch.uint8).cpu().numpy()
 
 
 def overlap(seen: np.ndarray, truth: np.ndarray) -> dict[str, float]:

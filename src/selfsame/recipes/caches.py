@@ -24,12 +24,17 @@ from selfsame.recipes.common import compute_device, to_pixels
 FACE_LABELS = (paint.SKIN, paint.HAIR, paint.EYES, paint.BROWS, paint.NOSE, paint.MOUTH, paint.EARS, paint.GLASSES)
 
 
-def fingerprint(module: nn.Module, table: Table) -> str:
-    """Short hash of a module's weights and a table's records: a cache of other weights or data is never used."""
-    digest = hashlib.sha256(table.digest.encode())
-    for value in module.state_dict().values():
+def fingerprint_of(modules: Iterable[nn.Module], data: str) -> str:
+    """Short hash of modules' weights and what describes the data: a cache of other weights or data is never used."""
+    digest = hashlib.sha256(data.encode())
+    for value in (v for m in modules for v in m.state_dict().values()):
         digest.update(value.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def fingerprint(module: nn.Module, table: Table) -> str:
+    """Of a module and a table's records."""
+    return fingerprint_of([module], table.digest)
 
 
 def cached(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -40,6 +45,17 @@ def cached(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
         np.save(partial, make())
         os.replace(partial, path)
     return np.load(path, mmap_mode="r")
+
+
+def cached_many(folder: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays by name in a folder of their own, made and written atomically when it is not there."""
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+        partial.mkdir(parents=True, exist_ok=True)
+        for name, value in make().items():
+            np.save(partial / f"{name}.npy", value)
+        os.replace(partial, folder)
+    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 
 
 def _chunks(count: int, size: int) -> Iterable[slice]:

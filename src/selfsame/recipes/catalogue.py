@@ -8,17 +8,19 @@ from selfsame.recipes.common import Options, Trained
 
 # The order in which recipes need each other, and each one's share of the time when all are trained in turn.
 SHARES = {
-    "encoder": 0.08,
-    "judge": 0.08,
-    "face_vit": 0.04,
-    "detector": 0.03,
-    "parser": 0.03,
-    "vae": 0.14,
-    "decoder": 0.04,
-    "clip": 0.05,
-    "reader": 0.05,
-    "base": 0.29,
-    "instantid": 0.17,
+    "encoder": 0.07,
+    "judge": 0.07,
+    "face_vit": 0.03,
+    "detector": 0.02,
+    "parser": 0.02,
+    "depth": 0.02,
+    "vae": 0.12,
+    "decoder": 0.03,
+    "clip": 0.04,
+    "reader": 0.04,
+    "base": 0.26,
+    "instantid": 0.15,
+    "mimicbrush": 0.13,
 }
 
 
@@ -27,7 +29,8 @@ def recipes() -> dict[str, Callable[[Options], Trained]]:
     from selfsame.recipes.base import base
     from selfsame.recipes.faces import detector, encoder, judge
     from selfsame.recipes.instantid import instantid
-    from selfsame.recipes.parts import face_vit, parser
+    from selfsame.recipes.mimicbrush import mimicbrush
+    from selfsame.recipes.parts import depth, face_vit, parser
     from selfsame.recipes.vae import decoder, vae
     from selfsame.recipes.words import clip, reader
 
@@ -37,10 +40,12 @@ def recipes() -> dict[str, Callable[[Options], Trained]]:
         "face_vit": face_vit,
         "detector": detector,
         "parser": parser,
+        "depth": depth,
         "vae": vae,
         "decoder": decoder,
         "clip": clip,
         "reader": reader,
         "base": base,
         "instantid": instantid,
+        "mimicbrush": mimicbrush,
     }

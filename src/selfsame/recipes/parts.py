@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsame.data.tables import Table, open_table
+from selfsame.perception.depth import DepthNet, depth_loss, depth_of
 from selfsame.perception.embedders import FaceEncoder
 from selfsame.perception.face_vit import FACE_VIT_CROP, FEATURE_DIM, FaceViT
 from selfsame.perception.parser import FaceParser, overlap, parse, parser_loss, person_labels
@@ -63,6 +64,32 @@ def parser_figures(net: nn.Module, table: Table, count: int) -> dict[str, float]
     truth = person_labels(torch.from_numpy(np.array(table.labels[: len(rows)]))).numpy()
     scores = overlap(seen, truth)
     return {"mean_iou": float(np.nanmean(list(scores.values()))), "skin_iou": scores["skin"], "hair_iou": scores["hair"]}
+
+
+def depth(options: Options) -> Trained:
+    """How near each pixel of a picture is, things and people, in every style."""
+    run = options.run(Run(folder=options.folder("depth"), max_steps=2000, batch_size=24, learning_rate=2e-3, ema_decay=0.995, look_every=400, seed=16))
+    table, held = open_table(options.data, "train"), open_table(options.data, "validation")
+
+    def batch_at(step: int) -> Batch:
+        at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
+        pixels, near = moved_together(to_pixels(table.images[at]), torch.from_numpy(np.array(table.depth[at])), generator_at(run.seed, step))
+        return {"pixels": pixels.contiguous(memory_format=torch.channels_last), "depth": near.float() / 255}
+
+    def objective(model: nn.Module, batch: Batch) -> Loss:
+        return Loss(depth_loss(model, batch["pixels"], batch["depth"]))
+
+    def look(model: nn.Module, step: int) -> dict[str, float]:
+        rows = range(min(150, len(held)))
+        seen = np.stack([depth_of(model, np.asarray(held.images[i])) for i in rows])
+        truth = held.depth[: len(rows)].astype(np.float32) / 255
+        grey = (np.concatenate([seen[:8], truth[:8]]) * 255).astype(np.uint8)[..., None].repeat(3, 3)
+        save_grid(run, step, [list(held.images[:8]), list(grey[:8]), list(grey[8:])])
+        near = truth > 0
+        return {"depth_error": float(np.abs(seen - truth).mean()), "subject_error": float(np.abs(seen - truth)[near].mean())}
+
+    net = options.start(DepthNet, lambda: load_into(DepthNet(), "depth.safetensors"))
+    return finish(run, net.to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
 
 
 class Taught(nn.Module):

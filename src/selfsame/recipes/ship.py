@@ -33,14 +33,21 @@ def provenance(trained: Trained) -> dict[str, Any]:
     }
 
 
+def _without_paths(path: Path) -> None:
+    """A stock config without what belongs to this machine and this run: where the model was loaded from, its precision in memory."""
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    if "dtype" in config:  # transformers would load in half precision by itself, and a stock pipeline would mix precisions
+        config["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def _save_stock(model: Any, sub: str, about: dict[str, Any], folder: Path) -> None:
     """A diffusers or transformers model in half precision, as its own save_pretrained lays it out."""
     target = folder / sub
     half = copy.deepcopy(model).half()
     half.save_pretrained(target)
-    config = json.loads((target / "config.json").read_text())
-    if "dtype" in config:  # transformers would load in half precision by itself, and a stock pipeline would mix precisions
-        (target / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
+    _without_paths(target / "config.json")
     note(sub, about, folder)
 
 
@@ -55,7 +62,7 @@ def ship_trained(name: str, trained: Trained, folder: Path = FOLDER) -> None:
     if name in ("encoder", "judge", "face_vit"):
         assert isinstance(module.net, nn.Module)
         ship(module.net.state_dict(), f"{name}.safetensors", about, folder)
-    elif name in ("detector", "reader", "parser"):
+    elif name in ("detector", "reader", "parser", "depth"):
         ship(module.state_dict(), f"{name}.safetensors", about, folder)
     elif name in ("vae", "decoder"):
         _save_stock(module.vae, "base/vae", about, folder)
@@ -76,6 +83,10 @@ def ship_trained(name: str, trained: Trained, folder: Path = FOLDER) -> None:
     elif name == "instantid":
         module.method.save_pretrained(folder / "instantid", half=True)  # type: ignore[union-attr, operator]
         note("instantid", about, folder)
+    elif name == "mimicbrush":
+        module.method.save_pretrained(folder / "mimicbrush", half=True)  # type: ignore[union-attr, operator]
+        _without_paths(folder / "mimicbrush/unet/config.json")
+        note("mimicbrush", about, folder)
     else:
         raise ValueError(f"no shipped model is called {name!r}")
 

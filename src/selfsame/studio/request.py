@@ -32,7 +32,8 @@ def nearest(value: str, options: Sequence[str], what: str) -> str:
     raise InputError(f"{what} {value!r} is unknown; {hint}choose from {', '.join(options)}")
 
 
-def _between(value: float, low: float, high: float, what: str) -> None:
+def between(value: float, low: float, high: float, what: str) -> None:
+    """Raise InputError when a number is not one from `low` to `high`."""
     if not math.isfinite(value) or not low <= value <= high:
         raise InputError(f"{what} {value}: give a number from {low:g} to {high:g}")
 
@@ -83,11 +84,11 @@ class Request:
 
     def check(self) -> None:
         """Raise InputError at the first field that cannot be used."""
-        _between(self.adapter_scale, 0, 2, "the Image Adapter's strength")
-        _between(self.controlnet_scale, 0, 2, "IdentityNet's strength")
+        between(self.adapter_scale, 0, 2, "the Image Adapter's strength")
+        between(self.controlnet_scale, 0, 2, "IdentityNet's strength")
         for start, end, who in ((self.adapter_start, self.adapter_end, "adapter"), (self.controlnet_start, self.controlnet_end, "controlnet")):
-            _between(start, 0, 1, f"{who} start")
-            _between(end, 0, 1, f"{who} end")
+            between(start, 0, 1, f"{who} start")
+            between(end, 0, 1, f"{who} end")
             if start >= end:
                 raise InputError(f"{who} window {start:g} to {end:g}: the start must come before the end")
         if self.use not in ("auto", "face", "words", "both"):
@@ -104,7 +105,7 @@ class Request:
             raise InputError(f"{self.num_steps} steps: give 1 to 200")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed {self.seed}: give a number from 0 to 2^63 - 1")
-        _between(self.guidance_scale, 0, 30, "guidance")
+        between(self.guidance_scale, 0, 30, "guidance")
         nearest(self.solver, SOLVERS, "solver")
         nearest(self.style, STYLES, "style")
 
@@ -143,3 +144,40 @@ class Made:
     request: Request
     seed: int  # of this picture
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRequest:
+    """All parameters of an edit except its pictures."""
+
+    keep_shape: bool = False
+    """Transfer the texture only: the painted thing keeps the depth of what was there."""
+    seed: int = 0
+    """Picture i has seed + i."""
+    num_images: int = 1
+    """How many pictures."""
+    num_steps: int = 16
+    """Denoising steps."""
+    guidance_scale: float = 3.0
+    """How strongly the reference is followed; 1 and below: no guidance."""
+    solver: str = "dpmpp-2m"
+    """dpmpp-2m, dpmpp-2m-karras, euler, ddim, unipc or heun."""
+    context: float = 1.8
+    """Side of the square that is looked at, over the side of the masked region."""
+    feather: int = 4
+    """Softness of the edge: how many pixels beyond the mask the result fades into the source."""
+    match_colour: bool = False
+    """Move the result's colours to the source's, measured around the mask."""
+
+    def __post_init__(self) -> None:
+        between(self.guidance_scale, 0, 30, "guidance")
+        between(self.context, 1, 8, "context")
+        nearest(self.solver, SOLVERS, "solver")
+        if not 0 <= self.feather <= 100:
+            raise InputError(f"feather {self.feather}: give 0 to 100 pixels")
+        if not 1 <= self.num_images <= 64:
+            raise InputError(f"{self.num_images} pictures: give 1 to 64")
+        if not 1 <= self.num_steps <= 200:
+            raise InputError(f"{self.num_steps} steps: give 1 to 200")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed {self.seed}: give a number from 0 to 2^63 - 1")

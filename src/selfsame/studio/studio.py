@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfsame.diffusion.sampling import Step, guided_together, in_window, sample
+from selfsame.diffusion.sampling import Step, guided_together, holding, in_window, sample
 from selfsame.images.draw import draw_kps_small
 from selfsame.images.files import InputError, read_image
 from selfsame.methods.instantid.method import InstantID, face_conditions, predict
@@ -306,12 +306,14 @@ class Studio:
         seeds: Sequence[int],
         *,
         words: Mapping[str, Tensor] | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> tuple[list[np.ndarray], tuple[str, ...]]:
         """Denoise rows of different prompts and people together. Size, steps, solver, strengths come from the request.
 
         Args:
             words: learned words n d of the placeholders that may stand in prompts.
+            known: latents b c h w of a picture to paint into, and a mask b 1 h w of its cells, 1 where to paint.
         """
         r, n = request, len(rows)
         with_face = rows[0].embedding is not None
@@ -347,6 +349,8 @@ class Studio:
             if with_face:
                 stack.enter_context(self.instantid.attached(self.unet))
             step = guided_together(both, r.guidance_scale) if r.guidance_scale > 1 else one
+            if known is not None:
+                step = holding(step, *known, noise, scheduler.alphas_cumprod)
             generator = torch.Generator().manual_seed(seeds[0])
             for state in sample(step, noise, scheduler, r.num_steps, generator=generator):
                 latents = state.latents

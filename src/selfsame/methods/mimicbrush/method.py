@@ -2,31 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selfsame.adapters.processors import processors_replaced
 from selfsame.methods.mimicbrush.modules import FUSIONS, DepthProjector, ImageProjector, ReferenceAttention, ReferenceNet, fused_paths
 from selfsame.values.conditioning import Conditioning, ReferenceCondition
 
+FILE = "parts.safetensors"
+
+
+def widened(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
+    """A copy of a U-Net that takes more channels after its own; at first it does not listen to them."""
+    config = {k: v for k, v in unet.config.items() if not k.startswith("_")}
+    made = UNet2DConditionModel(**(config | {"in_channels": in_channels}))
+    values = unet.state_dict()
+    wide = torch.zeros_like(made.conv_in.weight)
+    wide[:, : unet.conv_in.in_channels] = unet.conv_in.weight.detach()
+    made.load_state_dict(values | {"conv_in.weight": wide})
+    return made
+
 
 class MimicBrush(nn.Module):
     """All that the official checkpoint holds but the CLIP image tower."""
 
-    def __init__(self, unet: UNet2DConditionModel, reference_net: ReferenceNet, image_projector: ImageProjector, depth_projector: DepthProjector) -> None:
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        reference_net: ReferenceNet,
+        image_projector: ImageProjector,
+        depth_projector: DepthProjector,
+        fusion: FUSIONS = "mean",
+    ) -> None:
         super().__init__()
+        self.fusion: FUSIONS = fusion  # what the weights were trained with
         self.unet, self.reference_net = unet, reference_net
         self.image_projector, self.depth_projector = image_projector, depth_projector
 
+    @classmethod
+    def from_base(cls, unet: UNet2DConditionModel, image_width: int, *, lora_rank: int = 0, fusion: FUSIONS = "concat") -> MimicBrush:
+        """A new one on a base: both U-Nets start as the base, the projectors at random.
+
+        Args:
+            image_width: of CLIP's states.
+            lora_rank: above 0 the reference net is the base with low-rank additions that learn, else all of it learns.
+        """
+        channels = int(unet.config["in_channels"])
+        reference = ReferenceNet(copy.deepcopy(unet))
+        if lora_rank:
+            reference.add_lora(lora_rank)
+        context = int(unet.config["cross_attention_dim"])
+        return cls(widened(unet, 3 * channels + 1), reference, ImageProjector(image_width, context), DepthProjector(channels), fusion)
+
+    def trainable(self) -> MimicBrush:
+        """Everything learns, but of a reference net with LoRA the additions alone."""
+        self.requires_grad_(True)
+        if self.reference_net.lora_state():
+            for name, p in self.reference_net.named_parameters():
+                p.requires_grad_(".lora_" in name)
+        return self
+
+    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
+        """`unet/` as diffusers lays it out, one file of the other parts, and what they are; a reference net with LoRA is saved as its additions alone."""
+        folder = Path(folder)
+        made = copy.deepcopy(self.unet).half() if half else self.unet
+        made.save_pretrained(folder / "unet")
+        lora = self.reference_net.lora_state()
+        parts = {"reference_net": lora or self.reference_net.unet.state_dict()}
+        parts |= {"image_projector": self.image_projector.state_dict(), "depth_projector": self.depth_projector.state_dict()}
+        values = {f"{part}.{k}": (v.half() if half else v).contiguous() for part, state in parts.items() for k, v in state.items()}
+        rank = next((v.shape[0] for k, v in lora.items() if ".lora_A." in k), 0)
+        save_file(values, folder / FILE, metadata={"format": "pt"})
+        about = {"image_width": self.image_projector.projector.in_features, "lora_rank": rank, "fusion": self.fusion}
+        (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, base: UNet2DConditionModel) -> MimicBrush:
+        """Load what `save_pretrained` wrote.
+
+        Args:
+            base: the U-Net it was trained from; of a reference net with LoRA it gives the weights.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: weights do not fit.
+        """
+        folder = Path(folder)
+        about = json.loads((folder / "config.json").read_text())
+        method = cls.from_base(base, about["image_width"], lora_rank=about["lora_rank"], fusion=about["fusion"])
+        method.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+        values = load_file(folder / FILE)
+        own = {"reference_net": method.reference_net.unet, "image_projector": method.image_projector, "depth_projector": method.depth_projector}
+        for part, module in own.items():
+            mine = {k.removeprefix(f"{part}."): v.float() for k, v in values.items() if k.startswith(f"{part}.")}
+            needed = set(method.reference_net.lora_state() or module.state_dict()) if part == "reference_net" else set(module.state_dict())
+            if needed != set(mine):
+                raise ValueError(f"{folder / FILE}: {part} does not fit, {sorted(needed ^ set(mine))[:3]} differ")
+            module.load_state_dict(mine, strict=False)
+        return method.eval()
+
     @contextmanager
-    def attached(self, fusion: FUSIONS = "mean") -> Iterator[UNet2DConditionModel]:
+    def attached(self, fusion: FUSIONS | None = None) -> Iterator[UNet2DConditionModel]:
         """The imitative U-Net with attention that borrows; detached it is a plain U-Net again."""
-        with processors_replaced(self.unet, {f"{path}.attn1": ReferenceAttention(path, fusion) for path in fused_paths(self.unet)}):
+        with processors_replaced(self.unet, {f"{path}.attn1": ReferenceAttention(path, fusion or self.fusion) for path in fused_paths(self.unet)}):
             yield self.unet
 
     def image_tokens(self, image_encoder: Any, clip_pixels: Tensor) -> Tensor:
@@ -65,6 +152,12 @@ class Reference:
     def condition(self, timestep: Tensor | int, rows: Tensor) -> ReferenceCondition:
         """For rows b that borrow from reference rows[i], or from none where it is -1."""
         return ReferenceCondition(self.at(timestep), rows)
+
+
+def merged(references: Sequence[Reference], timestep: Tensor | int, rows: Tensor) -> ReferenceCondition:
+    """Several references side by side: rows b borrow from references[rows[i]], or from none where it is -1."""
+    seen = [r.at(timestep) for r in references]
+    return ReferenceCondition({path: torch.cat([s[path] for s in seen]) for path in seen[0]}, rows)
 
 
 def predict(unet: UNet2DConditionModel, noisy: Tensor, timesteps: Tensor, c: Conditioning) -> Tensor:

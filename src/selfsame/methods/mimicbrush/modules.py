@@ -13,12 +13,14 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from selfsame.adapters.processors import attend
 from selfsame.values.conditioning import ReferenceCondition
 
 FUSIONS = Literal["mean", "concat"]
+LORA_LAYERS = r".*\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2|conv1|conv2)"
 
 
 class ReferenceAttention:
@@ -91,6 +93,19 @@ class ReferenceNet(nn.Module):
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet = trimmed(unet)
+
+    def add_lora(self, rank: int) -> ReferenceNet:
+        """Freeze the net and let low-rank additions learn in every attention and feed-forward layer and every 3 x 3 convolution: a net that ships as a few
+        hundred thousand numbers beside the base that it came from.
+        """
+        config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=LORA_LAYERS)
+        self.unet.requires_grad_(False)
+        inject_adapter_in_model(config, self.unet)
+        return self
+
+    def lora_state(self) -> dict[str, Tensor]:
+        """The additions alone."""
+        return {k: v for k, v in self.unet.state_dict().items() if ".lora_" in k}
 
     @contextmanager
     def _heard(self, into: dict[str, Tensor]) -> Iterator[None]:

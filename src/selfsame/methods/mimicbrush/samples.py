@@ -1,105 +1,183 @@
-"""Pictures to what the networks take, and the result back into the picture: the official benchmark's geometry.
+"""Two frames to a training sample: which pairs teach, how both are changed, what is hidden and what is dropped.
 
-Pictures are h w 3 uint8 RGB, masks h w uint8 with 255 where to paint, until they become tensors.
+Pictures are h w 3 uint8 RGB squares, masks h w bool (True where to paint), depth h w of any number type.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
-SIZE = 512  # pixels of the square the official networks work on
-DEPTH_SIZE = 518
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SSIM_SIDE = 128  # pictures are compared at this height and width: alikeness must not depend on the camera's resolution
+RATIO = 0.75  # a SIFT match counts when the second best is so much farther away (Lowe 2004)
+CORNER = 0.4  # of a side: how far a corner moves at most (official helper file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSamples:
+    """How training samples are drawn. Paper: arXiv:2406.07547, Sec. 3.3 and 4.1; what it does not number is ours."""
+
+    ssim_low: float = 0.30  # ours: frames less alike than this have little to find in each other
+    ssim_high: float = 0.90  # ours: more alike teach copying
+    still_share: float = 0.30  # paper: videos and stills are sampled 70 to 30
+    brightness: float = 0.4  # jitter factors 1 - b to 1 + b; ours
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1  # of the circle
+    rotate_deg: float = 30.0  # ours
+    resize_low: float = 0.6  # ours
+    resize_high: float = 1.4
+    flip: float = 0.5
+    warp: float = 0.5  # projective strength is drawn from 0 to this
+    mask: Literal["grid", "box"] = "grid"
+    grid_low: int = 3  # paper: N x N cells, N = 3..10
+    grid_high: int = 10
+    match_rate: float = 0.75  # paper: cells that hold a matched point
+    other_rate: float = 0.50  # paper: the others
+    box_side: float = 0.5  # of the picture, of the box mask that the paper's ablation compares with
+    drop_reference: float = 0.10  # paper
+    drop_depth: float = 0.50  # paper
+    mask_weight: float = 1.0  # loss weight where it paints; 1 is the usual loss over the whole picture
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.ssim_low < self.ssim_high <= 1:
+            raise ValueError(f"SSIM band {self.ssim_low} to {self.ssim_high}: give two rising numbers in [-1, 1]")
+        if not 1 <= self.grid_low <= self.grid_high:
+            raise ValueError(f"grid of {self.grid_low} to {self.grid_high} cells: give two rising numbers from 1")
+        if not 0 < self.resize_low <= self.resize_high:
+            raise ValueError(f"resize {self.resize_low} to {self.resize_high}: give two rising numbers above 0")
+        for name in ("still_share", "flip", "warp", "match_rate", "other_rate", "drop_reference", "drop_depth"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)}: give a share from 0 to 1")
+
+
+GENTLE = PairSamples(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.02, rotate_deg=5, resize_low=0.9, resize_high=1.1, flip=0.0, warp=0.1)  # the ablation
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """One edit, square."""
+class Pair:
+    """Two looks at the same thing; a still is its own second look."""
 
-    source: np.ndarray  # s s 3 uint8
-    mask: np.ndarray  # s s bool, True where to paint
-    collage: np.ndarray  # s s 3 uint8, the source with the mask black
-    reference: np.ndarray  # s s 3 uint8
+    first: np.ndarray  # h w 3, becomes the source
+    second: np.ndarray  # h w 3, becomes the reference
+    mask: np.ndarray | None = None  # h w bool, a segmented thing of the first: what stills are masked by
+    depth: np.ndarray | None = None  # h w, of the first
 
 
-def fitted(image: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """The longer side becomes `size`, the other is rounded down. Bilinear."""
+@dataclass(frozen=True)
+class PairSample:
+    """A pair ready to teach."""
+
+    source: np.ndarray  # h w 3
+    reference: np.ndarray  # h w 3
+    mask: np.ndarray  # h w bool
+    depth: np.ndarray | None  # h w
+
+
+def alikeness(a: np.ndarray, b: np.ndarray) -> float:
+    """SSIM of two pictures of one size, in grey and small."""
+    small = [cv2.resize(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), (SSIM_SIDE, SSIM_SIDE), interpolation=cv2.INTER_AREA) for x in (a, b)]
+    rows = [torch.from_numpy(x)[None, None].float() for x in small]
+    value = structural_similarity_index_measure(rows[0], rows[1], data_range=255.0)
+    assert isinstance(value, torch.Tensor)
+    return float(value)
+
+
+def chosen_pairs(frames: Sequence[np.ndarray], count: int, rng: np.random.Generator, how: PairSamples) -> Iterator[tuple[int, int, float, bool]]:
+    """Pairs of frames of one clip in random order: first, second, their SSIM, and whether it lies in the band. Ends after `count` that do."""
+    found = 0
+    every = [(i, j) for i in range(len(frames)) for j in range(len(frames)) if i != j]
+    for k in rng.permutation(len(every))[: 20 * count]:
+        if found == count:
+            return
+        i, j = every[int(k)]
+        value = alikeness(frames[i], frames[j])
+        inside = how.ssim_low <= value <= how.ssim_high
+        found += inside
+        yield i, j, value, inside
+
+
+def jittered(image: np.ndarray, rng: np.random.Generator, how: PairSamples) -> np.ndarray:
+    """Other brightness, contrast, saturation and hue."""
+    x = image.astype(np.float32) / 255
+    x = np.clip(x * rng.uniform(1 - how.brightness, 1 + how.brightness), 0, 1)
+    grey = float(cv2.cvtColor(x.astype(np.float32), cv2.COLOR_RGB2GRAY).mean())
+    x = np.clip((x - grey) * rng.uniform(1 - how.contrast, 1 + how.contrast) + grey, 0, 1)
+    hsv = cv2.cvtColor(x.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in degrees
+    hsv[..., 0] = (hsv[..., 0] + 360 * rng.uniform(-how.hue, how.hue)) % 360
+    hsv[..., 1] = np.clip(hsv[..., 1] * rng.uniform(1 - how.saturation, 1 + how.saturation), 0, 1)
+    return (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def drawn_warp(size: int, rng: np.random.Generator, how: PairSamples) -> np.ndarray:
+    """A random 3 3 homography of a square: turned, resized and mirrored around its middle, its corners pulled."""
+    turn = np.vstack(
+        [cv2.getRotationMatrix2D((size / 2, size / 2), rng.uniform(-how.rotate_deg, how.rotate_deg), rng.uniform(how.resize_low, how.resize_high)), [0, 0, 1]]
+    )
+    if rng.random() < how.flip:
+        turn = turn @ np.array([[-1, 0, size - 1], [0, 1, 0], [0, 0, 1.0]])
+    corners = np.array([[0, 0], [size, 0], [size, size], [0, size]], np.float32)
+    pull = CORNER * rng.uniform(0, how.warp) * size
+    moved = corners + rng.uniform(-pull, pull, (4, 2)).astype(np.float32)
+    return cv2.getPerspectiveTransform(corners, moved) @ turn
+
+
+def warped(image: np.ndarray, matrix: np.ndarray, outside: int) -> np.ndarray:
+    """A picture, mask or depth under a homography; `outside` fills what was not in it."""
     h, w = image.shape[:2]
-    hh, ww = (int(h * size / w), size) if w >= h else (size, int(w * size / h))
-    return cv2.resize(image, (ww, hh))
+    exact = image.ndim == 2  # masks and depth must not blend at edges
+    flat = image.astype(np.uint8) if image.dtype == bool else image
+    out = cv2.warpPerspective(
+        flat, matrix, (w, h), flags=cv2.INTER_NEAREST if exact else cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(outside,) * 3
+    )
+    return out.astype(image.dtype)
 
 
-def squared(image: np.ndarray, value: int) -> np.ndarray:
-    """A square around the picture, which lies in the middle; the odd pixel goes right or below."""
-    h, w = image.shape[:2]
-    size = max(h, w)
-    canvas = np.full((size, size, *image.shape[2:]), value, np.uint8)
-    y, x = (size - h) // 2, (size - w) // 2
-    canvas[y : y + h, x : x + w] = image
-    return canvas
+def matches(source: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Points of the source, n 2 (x, y), that SIFT finds in the reference too."""
+    sift = cv2.SIFT.create()
+    (points, a), (_, b) = (sift.detectAndCompute(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), None) for x in (source, reference))  # type: ignore[call-overload]
+    if a is None or b is None or len(b) < 2:
+        return np.zeros((0, 2))
+    pairs = cv2.BFMatcher(cv2.NORM_L2).knnMatch(a, b, k=2)
+    return np.array([points[m.queryIdx].pt for m, second in pairs if m.distance < RATIO * second.distance]).reshape(-1, 2)
 
 
-def prepared(source: np.ndarray, mask: np.ndarray, reference: np.ndarray, size: int = SIZE) -> Prepared:
-    """Fit, square and blacken: white around pictures, nothing to paint around the mask."""
-    around = squared(fitted(source, size), 255)
-    inside = squared((fitted(mask, size) > 128).astype(np.uint8), 0) > 0
-    collage = np.where(inside[..., None], np.uint8(0), around)
-    return Prepared(around, inside, collage, squared(fitted(reference, size), 255))
+def grid_mask(size: int, points: np.ndarray, rng: np.random.Generator, how: PairSamples) -> np.ndarray:
+    """N x N cells, each hidden by its rate; at least one. Cells with a matched point are hidden more often."""
+    count = int(rng.integers(how.grid_low, how.grid_high + 1))
+    held = np.zeros((count, count), bool)
+    at = np.clip((points / size * count).astype(int), 0, count - 1)
+    held[at[:, 1], at[:, 0]] = True
+    hidden = rng.random((count, count)) < np.where(held, how.match_rate, how.other_rate)
+    if not hidden.any():
+        hidden[tuple(rng.integers(0, count, 2))] = True
+    cell = np.minimum(np.arange(size) * count // size, count - 1)
+    return hidden[np.ix_(cell, cell)]
 
 
-def vae_pixels(image: np.ndarray) -> Tensor:
-    """s s 3 uint8 -> 1 3 s s in [-1, 1]. A masked pixel is black, -1."""
-    return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255 * 2 - 1
+def box_mask(size: int, rng: np.random.Generator, how: PairSamples) -> np.ndarray:
+    """One square somewhere."""
+    side = max(1, round(how.box_side * size))
+    y, x = rng.integers(0, size - side + 1, 2)
+    made = np.zeros((size, size), bool)
+    made[y : y + side, x : x + side] = True
+    return made
 
 
-def latent_mask(mask: np.ndarray) -> Tensor:
-    """s s bool -> 1 1 s/8 s/8: the top left pixel of each cell decides."""
-    return torch.from_numpy(mask[::8, ::8].copy()).float()[None, None]
-
-
-def depth_pixels(square: np.ndarray) -> Tensor:
-    """The unmasked source as the official code feeds it to Depth Anything, 1 3 518 518.
-
-    ImageNet's mean and deviation are applied on the 0 to 255 scale and the result is divided by 255, so that the mean is hardly
-    removed. The checkpoint was trained with it.
-    """
-    x = cv2.resize(square, (DEPTH_SIZE, DEPTH_SIZE), interpolation=cv2.INTER_CUBIC).astype(np.float32)
-    x = (x - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32) / 255
-    return torch.from_numpy(x).permute(2, 0, 1)[None]
-
-
-def clip_pixels(square: np.ndarray, size: int = 224) -> Tensor:
-    """A square picture as CLIP's preprocessing makes it, 1 3 size size; bicubic."""
-    small = np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
-    x = torch.from_numpy(small).permute(2, 0, 1)[None].float() / 255
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    return (x - mean) / std
-
-
-def unsquared(result: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A square result back to the source's size: enlarged, and the padding cut off."""
-    edge = int(SIZE * max(height / SIZE, width / SIZE))
-    large = cv2.resize(result, (edge, edge))
-    pad = edge - min(height, width)
-    first, last = pad // 2, edge - (pad - pad // 2)
-    return large[first:last] if height < width else large[:, first:last]
-
-
-def soft(mask: np.ndarray, rounds: int = 10) -> np.ndarray:
-    """A mask h w 0..255 with soft edges: blurred so many times by a 3 x 3 Gaussian, in whole grey levels. 0..1 float64."""
-    for _ in range(rounds):
-        mask = cv2.GaussianBlur(mask, (3, 3), 0)
-    return mask / 255
-
-
-def pasted(result: np.ndarray, source: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The result inside the softened mask, the source outside. h w 3, float64 in 0..255."""
-    alpha = soft(mask)[..., None]
-    return result * alpha + source * (1 - alpha)
+def training_sample(pair: Pair, rng: np.random.Generator, how: PairSamples) -> PairSample:
+    """Both looks changed strongly and apart, and a part of the source hidden: a still's thing, else cells of a grid (or a box)."""
+    size = pair.first.shape[0]
+    own, other = drawn_warp(size, rng, how), drawn_warp(size, rng, how)
+    source = warped(jittered(pair.first, rng, how), own, 255)
+    reference = warped(jittered(pair.second, rng, how), other, 255)
+    mask = None if pair.mask is None else warped(pair.mask, own, 0)
+    if mask is None or not mask.any():
+        mask = grid_mask(size, matches(source, reference), rng, how) if how.mask == "grid" else box_mask(size, rng, how)
+    return PairSample(source, reference, mask, None if pair.depth is None else warped(pair.depth, own, 0))

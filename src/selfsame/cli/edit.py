@@ -1,0 +1,123 @@
+"""`selfsame edit`: a region of a picture painted anew, after a reference or with a person."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfsame.cli.say import bar, warn
+from selfsame.studio.request import EditRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(EditRequest):
+    """Paint a region of a picture by imitating another picture (MimicBrush), or put a person into it (InstantID).
+
+    The mask is a picture of the source's size: white is painted anew, black stays, bit for bit.
+
+    Examples:
+      selfsame edit --source room.png --mask mask.png --reference mug.png --out out.png
+      selfsame edit --source mug.png --mask body.png --reference teapot.png --keep-shape --out out.png      the texture only
+      selfsame edit --source room.png --mask left.png right.png --reference mug.png duck.png --out out.png  several regions
+      selfsame edit --source group.png --mask face.png --person ada.png --prompt "a photo of a person smiling" --out out.png
+    """
+
+    source: Path
+    """The picture to change."""
+    mask: tuple[Path, ...]
+    """Where to paint; several masks for several regions."""
+    reference: tuple[Path, ...] = ()
+    """What to imitate: one for each mask, or one for all."""
+    reference_mask: tuple[Path, ...] = ()
+    """The part of each reference to look at."""
+    person: tuple[Path, ...] = ()
+    """Photos of one person, instead of a reference."""
+    prompt: str = ""
+    """With --person: what to paint."""
+    out: Path = Path("out.png")
+    """The PNG to write; several pictures get -1, -2 ... before the ending."""
+    device: str = "cpu"
+    """cpu, cuda or mps."""
+
+    def __post_init__(self) -> None:
+        """Flags are checked when the command runs, so that errors read as ours and not as the parser's."""
+
+    def run(self) -> int:
+        from selfsame.images.files import InputError, check_output, read_image, write_image
+        from selfsame.images.masks import read_mask
+
+        began = time.monotonic()
+        request = EditRequest(**{f.name: getattr(self, f.name) for f in fields(EditRequest)})
+        out = check_output(self.out)
+        if bool(self.reference) == bool(self.person):
+            raise InputError("give --reference or --person, one of them")
+        if self.person and len(self.mask) > 1:
+            raise InputError("--person paints into one --mask")
+        source = read_image(self.source)
+        masks = []
+        for path in self.mask:
+            mask, notes = read_mask(path, *source.shape[:2])
+            masks.append(mask)
+            for note in notes:
+                warn(note)
+        about = {"source": str(self.source.resolve()), "mask": [str(p.resolve()) for p in self.mask], "edit": asdict(request)}
+        made = self._person(source, masks[0], request) if self.person else self._imitate(source, masks, request)
+        sources = [str(p.resolve()) for p in (*self.reference, *self.reference_mask, *self.person)]
+        hashes = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (self.source, *self.mask, *self.reference, *self.reference_mask, *self.person)]
+        for i, image in enumerate(made):
+            path = out if len(made) == 1 else out.with_name(f"{out.stem}-{i + 1}{out.suffix}")
+            print(f"{write_image(path, image, about | {'after': sources, 'sources': hashes, 'seed': self.seed + i})}  {time.monotonic() - began:.1f} s")
+        return 0
+
+    def _imitate(self, source: np.ndarray, masks: list[np.ndarray], request: EditRequest) -> list[np.ndarray]:
+        from selfsame.images.files import InputError, read_image
+        from selfsame.images.masks import read_mask
+        from selfsame.studio.edits import Editor, Region
+        from selfsame.studio.studio import load
+
+        if len(self.reference) not in (1, len(masks)):
+            raise InputError(f"{len(masks)} masks and {len(self.reference)} references: give one reference for each mask, or one for all")
+        if self.reference_mask and len(self.reference_mask) != len(self.reference):
+            raise InputError(f"{len(self.reference)} references and {len(self.reference_mask)} reference masks: give one for each, or none")
+        looked: list[tuple[np.ndarray, np.ndarray | None]] = []
+        for k, path in enumerate(self.reference):
+            image = read_image(path)
+            if image.shape == source.shape and np.array_equal(image, source):
+                raise InputError(f"{path}: is the source itself; give another picture to imitate")
+            part = None
+            if self.reference_mask:
+                part, notes = read_mask(self.reference_mask[k], *image.shape[:2])
+                for note in notes:
+                    warn(note)
+            looked.append((image, part))
+        regions = [Region(mask, *looked[k if len(looked) > 1 else 0]) for k, mask in enumerate(masks)]
+        studio = load(device=self.device)
+        with bar("painting", self._calls(studio) * len(regions)) as tick:
+            return Editor(studio).edit(source, regions, request, on_step=lambda _: tick(1))
+
+    def _person(self, source: np.ndarray, mask: np.ndarray, request: EditRequest) -> list[np.ndarray]:
+        from selfsame.images.files import InputError
+        from selfsame.studio.edits import Editor
+        from selfsame.studio.request import Request
+        from selfsame.studio.studio import load
+
+        if self.reference_mask or self.keep_shape:
+            raise InputError("--reference-mask and --keep-shape belong to --reference, not to --person")
+        shared: dict[str, Any] = {n: getattr(self, n) for n in ("seed", "num_images", "num_steps", "guidance_scale", "solver", "prompt")}
+        studio = load(device=self.device)
+        who = studio.identity(*self.person)
+        with bar("painting", self._calls(studio)) as tick:
+            made, notes = Editor(studio).put_person(source, mask, who, Request(**shared), request, on_step=lambda _: tick(1))
+        for note in notes:
+            warn(note)
+        return made
+
+    def _calls(self, studio: Any) -> int:
+        from selfsame.studio.request import Request
+
+        return studio.num_calls(Request(num_steps=self.num_steps, solver=self.solver))

@@ -1,0 +1,76 @@
+"""`selfsame prepare`: raw material to shards that training reads."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from selfsame.cli.say import bar, warn
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Pairs of looks for MimicBrush, as WebDataset shards. A run that was stopped goes on where it was.
+
+    Examples:
+      selfsame prepare pairs --videos clips/ --size 512 --out data/pairs        two frames of a video, alike but not too alike
+      selfsame prepare pairs --stills photos/ --size 512 --out data/pairs       photo.jpg beside photo.mask.png (any value above 0: a thing)
+      selfsame prepare pairs --world 5000 --out data/pairs2                     clips of the miniature world, with exact depth
+    """
+
+    what: Positional[Literal["pairs"]]
+    """pairs: what MimicBrush learns from."""
+    out: Path
+    """Folder for the shards."""
+    videos: Path | None = None
+    """Folder of videos (searched with its subfolders)."""
+    stills: Path | None = None
+    """Folder of pictures, each with NAME.mask.png beside it."""
+    world: int = 0
+    """So many clips of the miniature world."""
+    split: str = "train"
+    """Name of the split; of the world: train, judge, validation or test."""
+    size: int = 128
+    """Height and width of the squares in pixels: the model's, 512 for Stable Diffusion."""
+    pairs_per_source: int = 2
+    """Pairs of frames a clip, or things a still, at most."""
+    ssim_low: float = 0.30
+    """Pairs less alike than this are left out."""
+    ssim_high: float = 0.90
+    """Pairs more alike than this are left out."""
+    processes: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes; the bytes are the same for any number."""
+    show: Path | None = None
+    """Also write a PNG of the first training samples: source, what is hidden, reference."""
+
+    def run(self) -> int:
+        from selfsame.data.pairs import PairsJob, Report, pairs_sheet, prepare_pairs
+        from selfsame.images.files import InputError, check_output, write_image
+        from selfsame.mannequins.people import SPLITS
+        from selfsame.methods.mimicbrush.samples import PairSamples
+
+        show = check_output(self.show) if self.show else None
+        if self.world and self.split not in SPLITS:
+            raise InputError(f"--split {self.split!r}: the world has {', '.join(SPLITS)}")
+        how = PairSamples(ssim_low=self.ssim_low, ssim_high=self.ssim_high)
+        job = PairsJob(self.out, self.split, self.videos, self.stills, self.world, self.size, self.pairs_per_source, how)
+        total = Report()
+        with bar(f"pairs of {job.kind}", len(job.sources())) as tick:
+            for report in prepare_pairs(job, self.processes):
+                total.add(report)
+                tick(report.sources)
+        for line in total.problems:
+            warn(line)
+        seen = f", SSIM of {total.looked_at} looked at {total.ssim_low:.2f} to {total.ssim_high:.2f}" if total.looked_at else ""
+        if not total.pairs:
+            raise InputError(
+                f"{self.out}: no pair was kept of {total.sources} sources{seen}; widen --ssim-low {self.ssim_low:g} and --ssim-high {self.ssim_high:g}"
+            )
+        print(f"{self.out}: {total.pairs} pairs of {total.sources} sources, {len(total.problems)} bad{seen}")
+        if show:
+            print(write_image(show, pairs_sheet(self.out, self.split, how)))
+        return 1 if total.problems else 0

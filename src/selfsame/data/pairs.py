@@ -1,0 +1,302 @@
+"""Pairs of looks for MimicBrush as WebDataset shards: from a folder of videos, from stills with object masks, from the world's clips.
+
+One sample is `KEY.first` and `KEY.second` (PNG of the world, JPEG of real pictures), `KEY.mask.png` when a thing of the first
+look is segmented, `KEY.depth.png` when its depth is known, and `KEY.json`: kind (clip or still), where it comes from, SSIM.
+A shard holds what a fixed run of sources gave, is renamed when whole, and has a report beside it, so that a resumed run skips
+finished work and still knows every bad source. The bytes are the same whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from webdataset.writer import TarWriter
+
+from selfsame.data.shards import open_shard, png_of
+from selfsame.images.files import InputError, read_image
+from selfsame.mannequins.clips import clip_scene
+from selfsame.mannequins.render import Picture, draw
+from selfsame.mannequins.world import WORLD_VERSION
+from selfsame.methods.mimicbrush.samples import Pair, PairSamples, chosen_pairs, training_sample
+
+VIDEO_ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+STILL_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+MASK_ENDING = ".mask.png"
+FRAMES = 8  # of a video, evenly spread: what pairs are chosen from
+LONGEST = 1800  # frames of a video that are looked at
+WORLD_FRAMES = 5
+SOURCES_PER_SHARD = {"world": 100, "videos": 32, "stills": 200}
+
+
+@dataclass(frozen=True)
+class PairsJob:
+    """What to prepare, from where, into which folder. One of `videos`, `stills`, `world` is given."""
+
+    folder: Path
+    split: str = "train"
+    videos: Path | None = None
+    stills: Path | None = None
+    world: int = 0  # clips
+    size: int = 128  # height and width of the squares, pixels
+    pairs_per_source: int = 2
+    how: PairSamples = field(default_factory=PairSamples)
+
+    def __post_init__(self) -> None:
+        if sum((self.videos is not None, self.stills is not None, self.world > 0)) != 1:
+            raise InputError("give one of --videos FOLDER, --stills FOLDER or --world COUNT")
+        if not 32 <= self.size <= 1024:
+            raise InputError(f"size {self.size}: give 32 to 1024 pixels")
+        if not 1 <= self.pairs_per_source <= FRAMES * (FRAMES - 1):
+            raise InputError(f"{self.pairs_per_source} pairs a source: give 1 to {FRAMES * (FRAMES - 1)}")
+        if self.world and self.size != 128:
+            raise InputError(f"size {self.size}: the world's clips are 128 pixels high")
+
+    @property
+    def kind(self) -> str:
+        return "world" if self.world else "videos" if self.videos else "stills"
+
+    def sources(self) -> list[str]:
+        """File names in order, or numbers of clips.
+
+        Raises:
+            InputError: the folder is missing or holds none.
+        """
+        if self.world:
+            return [str(i) for i in range(self.world)]
+        folder = self.videos or self.stills
+        assert folder is not None
+        endings = VIDEO_ENDINGS if self.videos else STILL_ENDINGS
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; give the one with the {self.kind}")
+        found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in endings and not p.name.endswith(MASK_ENDING))
+        if not found:
+            raise InputError(f"{folder}: holds no {self.kind}; they end in {', '.join(endings)}")
+        return found
+
+    def shards(self) -> list[tuple[int, list[str]]]:
+        sources, step = self.sources(), SOURCES_PER_SHARD[self.kind]
+        return [(a, sources[a : a + step]) for a in range(0, len(sources), step)]
+
+    def path(self, first: int, sources: list[str]) -> Path:
+        return self.folder / f"{self.split}-{self.kind}-{first:07d}-{len(sources):04d}.tar"
+
+
+@dataclass
+class Report:
+    """What a shard's sources gave."""
+
+    sources: int = 0
+    pairs: int = 0
+    looked_at: int = 0  # pairs of frames whose SSIM was taken
+    in_band: int = 0
+    ssim_low: float = 1.0  # of all that were looked at
+    ssim_high: float = -1.0
+    problems: list[str] = field(default_factory=list)  # one line a bad source
+
+    def add(self, other: Report) -> None:
+        self.sources, self.pairs = self.sources + other.sources, self.pairs + other.pairs
+        self.looked_at, self.in_band = self.looked_at + other.looked_at, self.in_band + other.in_band
+        self.ssim_low, self.ssim_high = min(self.ssim_low, other.ssim_low), max(self.ssim_high, other.ssim_high)
+        self.problems += other.problems
+
+
+def square_of(image: np.ndarray, size: int, around: int = 255) -> np.ndarray:
+    """Padded to a square, then resized, as the paper trains (Sec. 4.1)."""
+    h, w = image.shape[:2]
+    side = max(h, w)
+    canvas = np.full((side, side, *image.shape[2:]), around, np.uint8)
+    canvas[(side - h) // 2 :, (side - w) // 2 :][:h, :w] = image
+    return canvas if side == size else cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
+
+
+def video_frames(path: Path, size: int) -> list[np.ndarray]:
+    """Up to FRAMES squares, evenly spread over the first LONGEST frames.
+
+    Raises:
+        InputError: no video, or fewer than two frames.
+    """
+    video = cv2.VideoCapture(str(path))
+    try:
+        if not video.isOpened():
+            raise InputError(f"{path}: not a video that OpenCV can read; convert it to MP4 (H.264)")
+        kept: list[np.ndarray] = []
+        every = max(1, min(LONGEST, int(video.get(cv2.CAP_PROP_FRAME_COUNT))) // FRAMES)
+        for i in range(LONGEST):
+            if not video.grab():
+                break
+            if i % every == 0 and len(kept) < FRAMES:
+                ok, bgr = video.retrieve()
+                if ok:
+                    kept.append(square_of(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), size))
+            if len(kept) == FRAMES:
+                break
+    finally:
+        video.release()
+    if len(kept) < 2:
+        raise InputError(f"{path}: {len(kept)} frame(s) could be read; a pair needs two")
+    return kept
+
+
+def _jpg(image: np.ndarray) -> bytes:
+    ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert ok
+    return data.tobytes()
+
+
+Sample = dict[str, Any]
+
+
+def _of_frames(frames: list[np.ndarray], job: PairsJob, rng: np.random.Generator, report: Report) -> Iterator[tuple[int, int, float]]:
+    for i, j, value, inside in chosen_pairs(frames, job.pairs_per_source, rng, job.how):
+        report.looked_at += 1
+        report.in_band += inside
+        report.ssim_low, report.ssim_high = min(report.ssim_low, value), max(report.ssim_high, value)
+        if inside:
+            yield i, j, value
+
+
+def _from_video(job: PairsJob, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
+    assert job.videos is not None
+    frames = video_frames(job.videos / source, job.size)
+    for i, j, value in _of_frames(frames, job, rng, report):
+        yield {
+            "first.jpg": _jpg(frames[i]),
+            "second.jpg": _jpg(frames[j]),
+            "json": {"kind": "clip", "source": source, "frames": [i, j], "ssim": round(value, 4)},
+        }
+
+
+def _from_still(job: PairsJob, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
+    """A picture and the segmentation beside it: every value but 0 is one thing."""
+    assert job.stills is not None
+    path = job.stills / source
+    image = read_image(path)
+    beside = path.with_name(path.stem + MASK_ENDING)
+    if not beside.exists():
+        raise InputError(f"{path}: no {beside.name} beside it; stills need the mask of a thing")
+    marks = read_image(beside)[..., 0]
+    if marks.shape != image.shape[:2]:
+        raise InputError(f"{beside}: {marks.shape[1]} x {marks.shape[0]}, its picture is {image.shape[1]} x {image.shape[0]}; make them of one size")
+    things = [v for v in np.unique(marks) if v]
+    if not things:
+        raise InputError(f"{beside}: the mask is empty; mark a thing with any value above 0")
+    data = _jpg(square_of(image, job.size))
+    for value in rng.permutation(things)[: job.pairs_per_source]:
+        mask = square_of(np.where(marks == value, 255, 0).astype(np.uint8), job.size, 0)
+        yield {"first.jpg": data, "mask.png": png_of(np.where(mask > 127, 255, 0).astype(np.uint8)), "json": {"kind": "still", "source": source}}
+
+
+def part_masks(picture: Picture) -> list[np.ndarray]:
+    """Things of a picture of the world and their named parts, h w bool, large enough to be painted."""
+    masks = [picture.owner == k for k in range(1, int(picture.owner.max()) + 1)]
+    masks += [whole & (picture.labels == v) for whole in list(masks) for v in np.unique(picture.labels[whole])]
+    return [m for m in masks if m.mean() > 0.02]
+
+
+def _from_world(job: PairsJob, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
+    pictures = [draw([scene])[0] for scene in clip_scene(job.split, int(source), WORLD_FRAMES)]
+    about = {"source": int(source), "world": WORLD_VERSION}
+    for i, j, value in _of_frames([p.image for p in pictures], job, rng, report):
+        yield {
+            "first.png": png_of(pictures[i].image), "second.png": png_of(pictures[j].image), "depth.png": png_of(pictures[i].depth),
+            "json": about | {"kind": "clip", "frames": [i, j], "ssim": round(value, 4)},
+        }  # fmt: skip
+    still = pictures[int(rng.integers(len(pictures)))]
+    masks = part_masks(still)
+    if masks:
+        mask = masks[int(rng.integers(len(masks)))]
+        maps = {"mask.png": png_of(mask.astype(np.uint8) * 255), "depth.png": png_of(still.depth)}
+        yield {"first.png": png_of(still.image), "json": about | {"kind": "still"}} | maps
+
+
+_MAKERS = {"videos": _from_video, "stills": _from_still, "world": _from_world}
+
+
+def prepare_shard(job: PairsJob, first: int, sources: list[str]) -> Report:
+    """Make one shard and its report, atomically; when both are there the report is read."""
+    path = job.path(first, sources)
+    beside = path.with_suffix(".report.json")
+    if path.exists() and beside.exists():
+        return Report(**json.loads(beside.read_text()))
+    torch.set_num_threads(1)
+    report = Report(sources=len(sources))
+    partial = path.with_suffix(f".tar.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as stream, TarWriter(stream, mtime=0, encoder=False) as tar:
+            for k, source in enumerate(sources):
+                rng = np.random.default_rng([0x9A12, first + k])
+                try:
+                    for n, made in enumerate(_MAKERS[job.kind](job, source, rng, report)):
+                        tar.write({"__key__": f"{job.split}-{job.kind}{first + k:07d}-{n}"} | made | {"json": json.dumps(made["json"]).encode()})
+                        report.pairs += 1
+                except InputError as error:
+                    report.problems.append(str(error))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    partial = beside.with_suffix(f".{os.getpid()}.part")
+    partial.write_text(json.dumps(asdict(report)))
+    os.replace(partial, beside)
+    return report
+
+
+def _worker(args: tuple[PairsJob, int, list[str]]) -> Report:
+    return prepare_shard(*args)
+
+
+def prepare_pairs(job: PairsJob, num_processes: int) -> Iterator[Report]:
+    """Make all shards; yields each one's report, those found finished too."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    todo = [(job, first, sources) for first, sources in job.shards()]
+    if num_processes == 1:
+        yield from map(_worker, todo)
+        return
+    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
+        yield from pool.imap_unordered(_worker, todo)
+
+
+def _picture(raw: dict[str, Any], name: str) -> np.ndarray | None:
+    data = raw.get(f"{name}.jpg", raw.get(f"{name}.png"))
+    bgr = None if data is None else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def read_pairs(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+    """Samples in order: `first`, `second` (h w 3; of a still the same picture), `mask` (h w bool or None), `depth` (h w uint8 or None), the JSON's fields.
+
+    Raises:
+        FileNotFoundError: there are no shards.
+    """
+    paths = sorted(str(p) for p in folder.glob(f"{split}-*.tar"))
+    if not paths:
+        raise FileNotFoundError(
+            f"{folder} holds no pairs of split {split!r}: make them with `selfsame prepare pairs --out {folder} --split {split} --world 5000`"
+        )
+    for raw in (item for path in paths for item in open_shard(path)):
+        first, second = _picture(raw, "first"), _picture(raw, "second")
+        assert first is not None
+        flat = {n: cv2.imdecode(np.frombuffer(raw[f"{n}.png"], np.uint8), cv2.IMREAD_GRAYSCALE) if f"{n}.png" in raw else None for n in ("mask", "depth")}
+        mask = flat["mask"]
+        yield json.loads(raw["json"]) | {
+            "first": first, "second": first if second is None else second, "mask": None if mask is None else mask > 127, "depth": flat["depth"],
+        }  # fmt: skip
+
+
+def pairs_sheet(folder: Path, split: str, how: PairSamples, count: int = 8) -> np.ndarray:
+    """What a model would be shown: a row a sample, source, source with the hidden part black, reference, depth where it is known."""
+    rows = []
+    for k, record in enumerate(islice(read_pairs(folder, split), count)):
+        made = training_sample(Pair(record["first"], record["second"], record["mask"], record["depth"]), np.random.default_rng([0x5EE, k]), how)
+        depth = np.zeros_like(made.source) if made.depth is None else np.repeat(made.depth[..., None], 3, 2)
+        rows.append(np.concatenate([made.source, np.where(made.mask[..., None], np.uint8(0), made.source), made.reference, depth], 1))
+    return np.concatenate(rows)

@@ -1,0 +1,113 @@
+"""Masks: read from any picture a user may have drawn, a window around them, a soft way back into the picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from selfsame.images.files import InputError, read_image
+
+HALF = 128
+NEARLY_ALL = 0.9  # of the picture: more was probably drawn the other way round
+
+
+def read_mask(path: str | Path, height: int, width: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A mask file as h w uint8, 0 or 255 (255: paint here), and warnings. A layer with transparency is read by its alpha, else white means paint.
+
+    Raises:
+        InputError: unreadable, of another size than its picture, empty or full.
+    """
+    path = Path(path)
+    grey = read_image(path).max(2)
+    with Image.open(path) as image:
+        if "A" in image.getbands():
+            alpha = np.asarray(image.getchannel("A"))
+            if alpha.min() != alpha.max():
+                grey = alpha
+    if grey.shape != (height, width):
+        raise InputError(f"{path}: the mask is {grey.shape[1]} x {grey.shape[0]}, its picture {width} x {height}; make them of one size")
+    mask = np.where(grey >= HALF, np.uint8(255), np.uint8(0))
+    share = float((mask > 0).mean())
+    if share == 0:
+        raise InputError(f"{path}: the mask is empty; draw the region to paint in white (or as the opaque part of a layer)")
+    if share == 1:
+        raise InputError(f"{path}: the mask covers the whole picture; leave black what shall stay")
+    notes = (f"{path}: the mask covers {share:.0%} of the picture; white is painted anew, black stays: is it inverted?",) if share > NEARLY_ALL else ()
+    return mask, notes
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square of a picture, which may reach beyond its border."""
+
+    y: int
+    x: int
+    side: int
+
+    def crop(self, image: np.ndarray, around: int) -> np.ndarray:
+        """Its pixels, side side ...; `around` fills what lies beyond the border."""
+        h, w = image.shape[:2]
+        out = np.full((self.side, self.side, *image.shape[2:]), around, image.dtype)
+        ys, xs = max(0, self.y), max(0, self.x)
+        ye, xe = min(h, self.y + self.side), min(w, self.x + self.side)
+        out[ys - self.y : ye - self.y, xs - self.x : xe - self.x] = image[ys:ye, xs:xe]
+        return out
+
+    def put(self, image: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """A copy of the picture with this square replaced where it lies inside."""
+        h, w = image.shape[:2]
+        out = image.copy()
+        ys, xs = max(0, self.y), max(0, self.x)
+        ye, xe = min(h, self.y + self.side), min(w, self.x + self.side)
+        out[ys:ye, xs:xe] = part[ys - self.y : ye - self.y, xs - self.x : xe - self.x]
+        return out
+
+
+def window_around(mask: np.ndarray, context: float) -> Window:
+    """The square around what a mask h w marks, `context` times as large but not larger than the picture's longer side, moved inside as far as that goes."""
+    h, w = mask.shape
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    (y0, y1), (x0, x1) = (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)
+    side = int(min(max(h, w), round(context * max(y1 - y0, x1 - x0))))
+    side = max(side, y1 - y0, x1 - x0)
+
+    def start(low: int, high: int, size: int) -> int:
+        at = round((low + high - side) / 2)
+        return (size - side) // 2 if side > size else min(max(at, 0), size - side)
+
+    return Window(start(y0, y1, h), start(x0, x1, w), side)
+
+
+def resized(image: np.ndarray, side: int) -> np.ndarray:
+    """A square h h ... at another size."""
+    if image.shape[0] == side:
+        return image
+    return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if side < image.shape[0] else cv2.INTER_CUBIC)
+
+
+def soft(mask: np.ndarray, rounds: int = 10) -> np.ndarray:
+    """A mask h w 0..255 with soft edges: blurred so many times by a 3 x 3 Gaussian, in whole grey levels. 0..1 float64."""
+    for _ in range(rounds):
+        mask = cv2.GaussianBlur(mask, (3, 3), 0)
+    return mask / 255
+
+
+def laid_over(result: np.ndarray, source: np.ndarray, mask: np.ndarray, rounds: int) -> np.ndarray:
+    """The result inside a softened mask, h w 3 uint8; where the soft mask is 0 the source's pixels, bit for bit."""
+    alpha = soft(mask, rounds)[..., None]
+    mixed = (result * alpha + source * (1 - alpha)).round().clip(0, 255).astype(np.uint8)
+    return np.where(alpha > 0, mixed, source)
+
+
+def colours_matched(result: np.ndarray, source: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """The result with its mean and deviation a channel moved to the source's, both taken where `keep` h w bool: what was not painted must look alike."""
+    if keep.sum() < 16:
+        return result
+    x = result.astype(np.float64)
+    a, b = x[keep], source[keep].astype(np.float64)
+    gain = np.clip(b.std(0) / np.maximum(a.std(0), 1e-3), 0.5, 2.0)
+    return ((x - a.mean(0)) * gain + b.mean(0)).round().clip(0, 255).astype(np.uint8)

@@ -1,0 +1,233 @@
+"""Edits: a region of a picture painted anew after a reference, by MimicBrush."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfsame.diffusion.sampling import Step, guided_together, sample
+from selfsame.images.files import InputError
+from selfsame.images.masks import Window, colours_matched, laid_over, resized, window_around
+from selfsame.methods.mimicbrush.method import MimicBrush, Reference, inpaint_channels, merged, predict
+from selfsame.methods.mimicbrush.pictures import latent_mask
+from selfsame.models.latents import encode
+from selfsame.models.mannequin import image_states, load_image_encoder
+from selfsame.perception.depth import DepthNet, depth_of
+from selfsame.studio.request import EditRequest, Request
+from selfsame.studio.studio import Row, Studio
+from selfsame.values.conditioning import Conditioning, stacked
+from selfsame.values.identity import Identity
+from selfsame.weights import mannequin
+
+SIDE = 128  # pixels of the square that the miniature paints
+KEPT_REFERENCES = 4  # whose features stay in memory
+FACE_SHARE = 0.4  # of a region's side lies between the eyes, when a face must be fitted into it
+TINY = 8  # pixels: smaller pictures show nothing
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where to paint and after what."""
+
+    mask: np.ndarray  # h w uint8 of the source's size, 255 where to paint
+    reference: np.ndarray  # h w 3 uint8 of any size
+    reference_mask: np.ndarray | None = None  # of the reference's size: only this part is looked at
+
+
+@dataclass(frozen=True)
+class Square:
+    """One row of a batch, at the model's size."""
+
+    source: np.ndarray  # s s 3 uint8
+    mask: np.ndarray  # s s bool
+    reference: np.ndarray | None  # s s 3 uint8; None: nothing to imitate
+    depth: np.ndarray | None = None  # s s in [0, 1], the shape to keep; None: free
+
+
+class Editor:
+    """Painting into pictures behind one door: things and textures by MimicBrush, people by InstantID.
+
+    References that were seen lately stay in memory, with their features at each timestep.
+    """
+
+    def __init__(self, studio: Studio, method: MimicBrush | None = None) -> None:
+        self.studio = studio
+        if method is not None:
+            self.__dict__["method"] = method
+        self._references: OrderedDict[str, Reference] = OrderedDict()
+
+    @cached_property
+    def method(self) -> MimicBrush:
+        return MimicBrush.from_pretrained(mannequin.checked_folder("mimicbrush"), self.studio.unet).to(self.studio.device)
+
+    @cached_property
+    def image_encoder(self) -> Any:
+        return load_image_encoder().to(self.studio.device)  # type: ignore[arg-type]
+
+    @cached_property
+    def depth_net(self) -> Any:
+        return mannequin.load_into(DepthNet(), "depth.safetensors")
+
+    @cached_property
+    def no_tokens(self) -> Tensor:
+        """Tokens of no picture, 1 t d."""
+        return self.method.image_tokens(self.image_encoder, torch.zeros(1, 3, SIDE, SIDE, device=self.studio.device))
+
+    def pixels_to_latents(self, square: np.ndarray) -> Tensor:
+        return encode(self.studio.vae, torch.from_numpy(square.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1)
+
+    @torch.no_grad()
+    def reference(self, square: np.ndarray) -> Reference:
+        """A reference picture s s 3 with whatever is already known of it."""
+        key = hashlib.sha256(square.tobytes()).hexdigest()
+        if key not in self._references:
+            pixels = torch.from_numpy(square.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+            tokens = self.method.image_projector(image_states(self.image_encoder, pixels))
+            self._references[key] = Reference(self.method.reference_net, self.pixels_to_latents(square), tokens)
+        self._references.move_to_end(key)
+        while len(self._references) > KEPT_REFERENCES:
+            self._references.popitem(last=False)
+        return self._references[key]
+
+    @torch.no_grad()
+    def paint(
+        self, squares: Sequence[Square], seeds: Sequence[int], request: EditRequest, *, on_step: Callable[[Step], None] | None = None
+    ) -> list[np.ndarray]:
+        """Paint rows with different sources, masks and references together. Returns s s 3 uint8 each."""
+        device = self.studio.device
+        known: dict[int, int] = {}  # reference picture -> its number
+        references: list[Reference] = []
+        picks, tokens = [], []
+        for square in squares:
+            if square.reference is None:
+                picks.append(-1)
+                tokens.append(self.no_tokens)
+                continue
+            if id(square.reference) not in known:
+                known[id(square.reference)] = len(references)
+                references.append(self.reference(square.reference))
+            picks.append(known[id(square.reference)])
+            tokens.append(references[picks[-1]].image_tokens)
+        told, nothing = torch.cat(tokens), self.no_tokens.expand(len(squares), -1, -1)
+        rows = torch.tensor(picks, device=device)
+        collage = torch.cat([self.pixels_to_latents(np.where(s.mask[..., None], np.uint8(0), s.source)) for s in squares])
+        mask = torch.cat([latent_mask(s.mask) for s in squares]).to(device)
+        depth = np.stack([np.zeros(s.mask.shape, np.float32) if s.depth is None else s.depth for s in squares])
+        feature = self.method.depth_feature(torch.from_numpy(depth)[:, None].float().to(device), collage)
+        channels = inpaint_channels(mask, collage, feature)
+        noise = torch.stack([torch.randn(collage.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
+        without = Conditioning(nothing, inpaint=channels)
+
+        def with_at(t: Tensor) -> Conditioning:
+            return Conditioning(told, inpaint=channels, reference=merged(references, t, rows) if references else None)
+
+        def one(latents: Tensor, t: Tensor, index: int) -> Tensor:
+            return predict(self.method.unet, latents, t, with_at(t))
+
+        def both(latents: Tensor, t: Tensor, index: int) -> Tensor:
+            return predict(self.method.unet, latents, t, stacked(without, with_at(t)))
+
+        latents = noise
+        with self.method.attached(self.method.fusion):
+            step = guided_together(both, request.guidance_scale) if request.guidance_scale > 1 else one
+            generator = torch.Generator().manual_seed(seeds[0])
+            for state in sample(step, noise, self.studio.scheduler(request.solver), request.num_steps, generator=generator):
+                latents = state.latents
+                if on_step:
+                    on_step(state)
+        return self.studio.decode(latents)
+
+    def edit(
+        self, source: np.ndarray, regions: Sequence[Region], request: EditRequest | None = None, *, on_step: Callable[[Step], None] | None = None
+    ) -> list[np.ndarray]:
+        """Paint regions of a picture of any size, one after the other; outside the feathered masks the source's pixels stay, bit for bit.
+
+        Args:
+            source: h w 3 uint8.
+
+        Returns:
+            `request.num_images` pictures of the source's size.
+
+        Raises:
+            InputError: no region, or a picture too small to show anything.
+        """
+        request = request or EditRequest()
+        if not regions:
+            raise InputError("nothing to paint: give a mask and a reference")
+        for name, image in (("the source", source), *(("a reference", r.reference) for r in regions)):
+            if min(image.shape[:2]) < TINY:
+                raise InputError(f"{name} is {image.shape[1]} x {image.shape[0]}: give a picture of at least {TINY} x {TINY} pixels")
+        made = [source] * request.num_images
+        seeds = [request.seed + i for i in range(request.num_images)]
+        for region in regions:
+            window = window_around(region.mask > 0, request.context)
+            reference = resized(reference_square(region), SIDE)
+            squares = [self._square(picture, region.mask, window, reference, request.keep_shape) for picture in made]
+            painted = self.paint(squares, seeds, request, on_step=on_step)
+            made = [put_back(picture, result, region.mask, window, request) for picture, result in zip(made, painted, strict=True)]
+        return made
+
+    @torch.no_grad()
+    def put_person(
+        self, source: np.ndarray, mask: np.ndarray, identity: Identity, request: Request, edit: EditRequest, *, on_step: Callable[[Step], None] | None = None
+    ) -> tuple[list[np.ndarray], tuple[str, ...]]:
+        """Paint a person into the masked region: in the pose of the face that is there, else in that of the photo, fitted into the region.
+
+        Args:
+            request: prompt, strengths, steps, guidance, seed and number of pictures; its size is the model's.
+            edit: context, feather and colours.
+        """
+        window = window_around(mask > 0, edit.context)
+        square, inside = resized(window.crop(source, 255), SIDE), resized(window.crop(mask, 0), SIDE) > 127
+        kps, notes = self._pose_in(square, inside, identity)
+        row = Row(request.full_prompt, request.negative_prompt, self.studio.embedding(identity, request.photos), kps)
+        cells = torch.from_numpy(inside.reshape(SIDE // 8, 8, SIDE // 8, 8).any((1, 3))).float()[None, None].to(self.studio.device)
+        seeds, count = [request.seed + i for i in range(request.num_images)], request.num_images
+        known = self.pixels_to_latents(square).expand(count, -1, -1, -1), cells.expand(count, -1, -1, -1)
+        painted, more = self.studio.paint([row] * count, request, seeds, known=known, on_step=on_step)
+        return [put_back(source, result, mask, window, edit) for result in painted], notes + more
+
+    def _pose_in(self, square: np.ndarray, inside: np.ndarray, identity: Identity) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Key points 5 2 of the face under the mask; else the photo's, scaled into the masked region."""
+        for found in self.studio.faces(square):
+            x, y = found.kps.mean(0).round().astype(int).clip(0, SIDE - 1)
+            if inside[y, x]:
+                return found.kps.astype(np.float64), ()
+        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        (y0, y1), (x0, x1) = (rows[0], rows[-1]), (columns[0], columns[-1])
+        own = identity.kps[0].astype(np.float64)
+        wide = (own[:, 0].max() - own[:, 0].min()) / (FACE_SHARE * max(1, min(x1 - x0, y1 - y0)))
+        fitted = (own - own.mean(0)) / wide + [(x0 + x1) / 2, (y0 + y1) / 2]
+        return fitted, ("no face was found under the mask: the photo's pose is used, fitted into the region",)
+
+    def _square(self, picture: np.ndarray, mask: np.ndarray, window: Window, reference: np.ndarray, keep_shape: bool) -> Square:
+        source = resized(window.crop(picture, 255), SIDE)
+        inside = resized(window.crop(mask, 0), SIDE) > 127
+        if not inside[::8, ::8].any():  # a thin mask must reach at least one cell of the latents
+            inside = np.repeat(np.repeat(inside.reshape(SIDE // 8, 8, SIDE // 8, 8).any((1, 3)), 8, 0), 8, 1)
+        return Square(source, inside, reference, depth_of(self.depth_net, source) if keep_shape else None)
+
+
+def reference_square(region: Region) -> np.ndarray:
+    """The part of the reference to look at, padded to a square with white, as in training."""
+    image = region.reference
+    if region.reference_mask is not None:
+        return window_around(region.reference_mask > 0, 1.1).crop(image, 255)
+    side = max(image.shape[:2])
+    return Window((image.shape[0] - side) // 2, (image.shape[1] - side) // 2, side).crop(image, 255)
+
+
+def put_back(picture: np.ndarray, result: np.ndarray, mask: np.ndarray, window: Window, request: EditRequest) -> np.ndarray:
+    """A painted square back in its place, through the softened mask."""
+    large = resized(result, window.side)
+    if request.match_colour:
+        large = colours_matched(large, window.crop(picture, 255), (window.crop(mask, 0) == 0) & (window.crop(np.ones_like(mask), 0) > 0))
+    return laid_over(window.put(picture, large), picture, mask, request.feather)

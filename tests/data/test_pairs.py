@@ -1,0 +1,158 @@
+"""Pairs for MimicBrush: from videos, stills and the world; resumable, the same bytes, bad sources reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfsame.cli.main import main
+from selfsame.data import pairs
+from selfsame.data.pairs import PairsJob, prepare_pairs, read_pairs, square_of
+from selfsame.images.files import InputError, read_image
+from selfsame.mannequins.clips import clip_scene
+from selfsame.mannequins.render import draw
+from selfsame.methods.mimicbrush.samples import PairSamples
+
+WIDE = PairSamples(ssim_low=-1, ssim_high=1)
+
+
+def video(path: Path, frames: list[np.ndarray]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    height, width = frames[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 8, (width, height))
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    writer.release()
+    return path
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[np.ndarray]:
+    return [draw([scene])[0].image for scene in clip_scene("test", 1, 4)]
+
+
+@pytest.fixture
+def videos(tmp_path: Path, frames: list[np.ndarray]) -> Path:
+    folder = tmp_path / "videos"
+    video(folder / "a.avi", frames)
+    video(folder / "one-frame.avi", frames[:1])
+    (folder / "broken.mp4").write_bytes(b"not a video")
+    return folder
+
+
+def run(job: PairsJob, processes: int = 1) -> pairs.Report:
+    total = pairs.Report()
+    for report in prepare_pairs(job, processes):
+        total.add(report)
+    return total
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("*.tar"))}
+
+
+def test_videos_give_pairs_and_bad_ones_are_named(tmp_path: Path, videos: Path):
+    report = run(PairsJob(tmp_path / "out", videos=videos, how=WIDE))
+    assert (report.sources, report.pairs, report.in_band) == (3, 2, 2)
+    assert {p.split(": ")[0].rsplit("/")[-1] for p in report.problems} == {"one-frame.avi", "broken.mp4"}
+    for record in read_pairs(tmp_path / "out", "train"):
+        assert record["first"].shape == record["second"].shape == (128, 128, 3)
+        assert record["kind"] == "clip"
+        assert record["frames"][0] != record["frames"][1]
+        assert record["mask"] is None
+        assert record["depth"] is None
+
+
+def test_stills_give_one_pair_a_thing(tmp_path: Path, frames: list[np.ndarray]):
+    folder = tmp_path / "stills"
+    folder.mkdir()
+    marks = np.zeros((128, 128), np.uint8)
+    marks[20:40, 20:40], marks[60:90, 60:90] = 1, 2
+    for name in ("a", "unmarked", "small"):
+        Image.fromarray(frames[0]).save(folder / f"{name}.png")
+    Image.fromarray(marks).save(folder / "a.mask.png")
+    Image.fromarray(marks[:50]).save(folder / "small.mask.png")
+    report = run(PairsJob(tmp_path / "out", stills=folder))
+    assert report.pairs == 2
+    assert sorted(p.rsplit(": ")[1].split(" ")[0] for p in report.problems) == ["128", "no"]
+    areas = sorted(int(record["mask"].sum()) for record in read_pairs(tmp_path / "out", "train"))
+    assert areas == [400, 900]
+
+
+def test_the_world_gives_pairs_with_depth_and_stills_with_masks(tmp_path: Path):
+    report = run(PairsJob(tmp_path, "validation", world=2, how=WIDE))
+    records = list(read_pairs(tmp_path, "validation"))
+    assert report.pairs == len(records) == 6
+    for record in records:
+        assert record["depth"].any()
+        still = record["kind"] == "still"
+        assert (record["mask"] is not None) == still
+        assert np.array_equal(record["first"], record["second"]) == still
+
+
+def test_a_killed_run_goes_on_and_any_number_of_processes_writes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(pairs.SOURCES_PER_SHARD, "world", 1)
+    whole, cut = (PairsJob(tmp_path / n, world=2) for n in ("whole", "cut"))
+    run(whole)
+    next(iter(prepare_pairs(cut, 1)))
+    (cut.folder / "train-world-0000001-0001.tar.7.part").write_bytes(b"half")
+    monkeypatch.setattr(pairs, "draw", None)  # finished shards are not drawn again
+    first = next(iter(prepare_pairs(cut, 1)))
+    assert first.pairs
+    monkeypatch.undo()
+    monkeypatch.setitem(pairs.SOURCES_PER_SHARD, "world", 1)
+    run(cut, 2)
+    assert shards(whole.folder) == shards(cut.folder)
+
+
+def test_a_square_is_padded_in_the_middle():
+    made = square_of(np.zeros((64, 128, 3), np.uint8), 128)
+    assert made[:32].min() == made[96:].min() == 255
+    assert made[32:96].max() == 0
+    assert square_of(np.full((300, 300, 3), 9, np.uint8), 32).max() == 9
+
+
+def test_the_command_line_says_what_it_saw(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
+    out, sheet = tmp_path / "out", tmp_path / "sheet.png"
+    args = ["prepare", "pairs", "--videos", str(videos), "--out", str(out), "--processes", "1"]
+    assert main([*args, "--ssim-low", "-1", "--ssim-high", "1", "--show", str(sheet)]) == 1
+    said = capsys.readouterr()
+    assert "2 pairs of 3 sources, 2 bad" in said.out
+    assert said.err.count("warning: ") == 2
+    assert read_image(sheet).shape == (256, 512, 3)
+    args[args.index(str(out))] = str(tmp_path / "none")
+    assert main([*args, "--ssim-low", "0.9999", "--ssim-high", "1"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no pair was kept of 3 sources" in error
+    assert "looked at" in error
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "give one of --videos"),
+        (["--videos", "nowhere"], "no such folder"),
+        (["--world", "2", "--videos", "nowhere"], "give one of --videos"),
+        (["--world", "2", "--size", "256"], "128 pixels"),
+        (["--world", "2", "--split", "tset"], "the world has"),
+        (["--world", "2", "--pairs-per-source", "0"], "pairs a source"),
+        (["--world", "2", "--ssim-low", "0.9", "--ssim-high", "0.1"], "SSIM band"),
+        (["--world", "2", "--show", "sheet.jpg"], "PNG"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], says: str):
+    assert main(["prepare", "pairs", "--out", str(tmp_path / "out"), *args]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert says in error
+
+
+def test_an_empty_folder_and_missing_pairs_say_what_to_do(tmp_path: Path):
+    with pytest.raises(InputError, match="holds no videos"):
+        PairsJob(tmp_path, videos=tmp_path).sources()
+    with pytest.raises(FileNotFoundError, match="selfsame prepare pairs"):
+        next(read_pairs(tmp_path, "train"))

@@ -1,0 +1,206 @@
+"""Edits of pictures of any size, with an untrained MimicBrush on the shipped base: what holds whatever the weights know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import selfsame
+from selfsame.cli.main import main
+from selfsame.images.files import InputError, read_image, read_metadata
+from selfsame.mannequins.clips import clip_scene
+from selfsame.mannequins.render import draw
+from selfsame.methods.mimicbrush.method import MimicBrush
+from selfsame.perception.depth import DepthNet
+from selfsame.studio.edits import SIDE, Editor, Region, Square
+from selfsame.studio.request import EditRequest, Request
+from selfsame.studio.studio import Studio
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+QUICK = EditRequest(num_steps=2)
+
+
+@pytest.fixture(scope="module")
+def studio() -> Studio:
+    return selfsame.load("mannequin")
+
+
+@pytest.fixture(scope="module")
+def method(studio: Studio) -> MimicBrush:
+    torch.manual_seed(0)
+    made = MimicBrush.from_base(studio.unet, 128, lora_rank=2).eval().requires_grad_(False)
+    made.unet.conv_in.weight.add_(0.02 * torch.randn_like(made.unet.conv_in.weight))  # listens to all its channels
+    return made
+
+
+@pytest.fixture
+def editor(studio: Studio, method: MimicBrush) -> Editor:
+    made = Editor(studio, method)
+    made.depth_net = DepthNet().eval().requires_grad_(False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    return [draw([clip_scene("test", i, 1)[0]])[0].image for i in range(3)]
+
+
+def box(height: int, width: int, y: int, x: int, dy: int, dx: int) -> np.ndarray:
+    mask = np.zeros((height, width), np.uint8)
+    mask[y : y + dy, x : x + dx] = 255
+    return mask
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (300, 500), (90, 40), (64, 400)])
+def test_outside_the_feathered_mask_no_bit_changes(editor: Editor, pictures: list[np.ndarray], height: int, width: int):
+    source = np.array(Image.fromarray(pictures[0]).resize((width, height)))
+    mask = box(height, width, height // 3, width // 3, height // 4, width // 4)
+    made = editor.edit(source, [Region(mask, pictures[1])], QUICK)[0]
+    near = box(height, width, height // 3 - QUICK.feather, width // 3 - QUICK.feather, height // 4 + 2 * QUICK.feather, width // 4 + 2 * QUICK.feather) > 0
+    assert made.shape == source.shape
+    assert np.array_equal(made[~near], source[~near])
+    assert not np.array_equal(made[mask > 0], source[mask > 0])
+
+
+def test_rows_with_different_references_and_none_do_not_disturb_each_other(editor: Editor, pictures: list[np.ndarray]):
+    mask = box(SIDE, SIDE, 30, 30, 60, 60) > 0
+    squares = [Square(pictures[0], mask, pictures[1]), Square(pictures[2], mask, None), Square(pictures[1], mask, pictures[2])]
+    together = editor.paint(squares, [1, 2, 3], QUICK)
+    for k, square in enumerate(squares):
+        alone = editor.paint([square], [1 + k], QUICK)[0]
+        assert np.abs(alone.astype(int) - together[k]).max() <= 1
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_any_guidance_runs_and_the_reference_counts(editor: Editor, pictures: list[np.ndarray], guidance: float):
+    mask = box(SIDE, SIDE, 30, 30, 60, 60) > 0
+    request = EditRequest(num_steps=2, guidance_scale=guidance)
+    a, b = (editor.paint([Square(pictures[0], mask, pictures[k])], [1], request)[0] for k in (1, 2))
+    assert not np.array_equal(a, b)
+
+
+def test_a_reference_is_looked_at_once(editor: Editor, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch):
+    calls = 0
+    forward = editor.method.reference_net.forward
+
+    def counted(*args: object) -> object:
+        nonlocal calls
+        calls += 1
+        return forward(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(editor.method.reference_net, "forward", counted)
+    mask = box(SIDE, SIDE, 30, 30, 60, 60)
+    first = editor.edit(pictures[0], [Region(mask, pictures[1])], QUICK)[0]
+    assert calls == 2
+    editor.edit(pictures[2], [Region(box(SIDE, SIDE, 10, 10, 40, 30), pictures[1])], QUICK)
+    assert calls == 2
+    assert np.array_equal(first, editor.edit(pictures[0], [Region(mask, pictures[1])], QUICK)[0])
+
+
+def test_several_regions_are_each_their_own_edit(editor: Editor, pictures: list[np.ndarray]):
+    request = EditRequest(num_steps=2, context=1.2)
+    source = np.concatenate([pictures[0], pictures[2]], 1)
+    left, right = box(128, 256, 40, 30, 40, 40), box(128, 256, 40, 180, 40, 40)
+    both = editor.edit(source, [Region(left, pictures[1]), Region(right, pictures[2])], request)[0]
+    only = editor.edit(source, [Region(left, pictures[1])], request)[0]
+    assert np.array_equal(both[:, :120], only[:, :120])
+    assert not np.array_equal(both[right > 0], only[right > 0])
+
+
+def test_shape_is_kept_by_depth_and_a_reference_mask_shows_a_part(editor: Editor, pictures: list[np.ndarray]):
+    mask = box(SIDE, SIDE, 30, 30, 60, 60)
+    plain = editor.edit(pictures[0], [Region(mask, pictures[1])], QUICK)[0]
+    shaped = editor.edit(pictures[0], [Region(mask, pictures[1])], EditRequest(num_steps=2, keep_shape=True))[0]
+    part = editor.edit(pictures[0], [Region(mask, pictures[1], box(SIDE, SIDE, 20, 20, 50, 50))], QUICK)[0]
+    assert not np.array_equal(plain, shaped)
+    assert not np.array_equal(plain, part)
+
+
+def test_picture_i_is_that_of_its_seed(editor: Editor, pictures: list[np.ndarray]):
+    mask = box(SIDE, SIDE, 30, 30, 60, 60)
+    two = editor.edit(pictures[0], [Region(mask, pictures[1])], EditRequest(num_steps=2, num_images=2, seed=4))
+    five = editor.edit(pictures[0], [Region(mask, pictures[1])], EditRequest(num_steps=2, seed=5))[0]
+    assert np.abs(two[1].astype(int) - five).max() <= 1
+
+
+def test_a_person_is_put_where_the_mask_is_and_nowhere_else(editor: Editor, studio: Studio, pictures: list[np.ndarray]):
+    who = studio.identity(EXAMPLES / "ada.png")
+    source = np.array(Image.fromarray(pictures[0]).resize((300, 200)))
+    mask = box(200, 300, 60, 100, 80, 80)
+    made, notes = editor.put_person(source, mask, who, Request(num_steps=2), QUICK)
+    near = box(200, 300, 60 - 4, 100 - 4, 88, 88) > 0
+    assert np.array_equal(made[0][~near], source[~near])
+    assert "no face was found under the mask" in notes[0]
+    bo = read_image(EXAMPLES / "bo.png")
+    _, notes = editor.put_person(bo, box(*bo.shape[:2], 20, 20, 90, 90), who, Request(num_steps=2), QUICK)
+    assert not notes
+
+
+# ------------------------------------------------------------------------------------------ command line
+
+
+@pytest.fixture
+def files(tmp_path: Path, pictures: list[np.ndarray]) -> dict[str, str]:
+    made = {"source": pictures[0], "reference": pictures[1], "mask": box(SIDE, SIDE, 30, 30, 60, 60), "other": box(64, 64, 3, 3, 9, 9)}
+    for name, array in made.items():
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    return {name: str(tmp_path / f"{name}.png") for name in made} | {"out": str(tmp_path / "out.png")}
+
+
+def test_edit_from_the_command_line(files: dict[str, str], editor: Editor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(Editor, "method", editor.method)
+    args = ["edit", "--source", files["source"], "--mask", files["mask"], "--reference", files["reference"], "--num-steps", "2", "--out", files["out"]]
+    assert main(args) == 0
+    assert files["out"] in capsys.readouterr().out
+    about = read_metadata(files["out"])
+    assert about["edit"]["num_steps"] == 2
+    assert len(about["sources"]) == 3
+    assert main([*args, "--num-images", "2"]) == 0
+    assert Path(files["out"].replace(".png", "-2.png")).exists()
+    capsys.readouterr()
+    args[args.index("--reference") + 1] = files["source"]
+    assert main(args) == 2
+    assert "is the source itself" in capsys.readouterr().err
+
+
+def test_a_person_from_the_command_line(files: dict[str, str], capsys: pytest.CaptureFixture[str]):
+    args = ["edit", "--source", files["source"], "--mask", files["mask"], "--person", str(EXAMPLES / "ada.png"), "--num-steps", "2", "--out", files["out"]]
+    assert main(args) == 0
+    assert "no face was found under the mask" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"--source": "nowhere.png"}, "no such file"),
+        ({"--mask": "other"}, "64 x 64"),
+        ({"--reference": ""}, "one of them"),
+        ({"--person": str(EXAMPLES / "ada.png")}, "one of them"),
+        ({"--out": "out.jpg"}, "PNG"),
+        ({"--guidance-scale": "nan"}, "guidance"),
+        ({"--solver": "eulr"}, "did you mean 'euler'"),
+        ({"--feather": "-1"}, "feather"),
+        ({"--context": "0.5"}, "context"),
+        ({"--num-steps": "0"}, "steps"),
+        ({"--reference-mask": "mask mask"}, "reference masks"),
+    ],
+)
+def test_bad_input_is_one_line(files: dict[str, str], change: dict[str, str], says: str, capsys: pytest.CaptureFixture[str]):
+    flags = {"--source": "source", "--mask": "mask", "--reference": "reference", "--out": "out"} | change
+    args = [part for flag, value in flags.items() if value for part in (flag, *(files.get(v, v) for v in value.split(" ")))]
+    assert main(["edit", *args]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert says in error
+    assert not Path(files["out"]).exists()
+
+
+def test_a_tiny_picture_and_no_region_are_refused(editor: Editor, pictures: list[np.ndarray]):
+    with pytest.raises(InputError, match="at least 8 x 8"):
+        editor.edit(pictures[0][:4], [Region(box(4, 128, 1, 1, 2, 2), pictures[1])], QUICK)
+    with pytest.raises(InputError, match="nothing to paint"):
+        editor.edit(pictures[0], [], QUICK)
