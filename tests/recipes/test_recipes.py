@@ -9,14 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from selfsame.data.pairs import PairsJob, prepare_pairs
 from selfsame.data.shards import RenderJob, render_dataset
 from selfsame.data.tables import open_table, pack
 from selfsame.images.files import read_image
 from selfsame.recipes.catalogue import SHARES, recipes
 from selfsame.recipes.common import Options, generator_at
 from selfsame.recipes.faces import moved
-from selfsame.weights.mannequin import load_vae
+from selfsame.recipes.mimicbrush import pairs_folder
+from selfsame.weights.mannequin import FOLDER, WeightsError, load_vae
 
+SHIPPED = {"clip": FOLDER / "clip_image.safetensors", **{n: FOLDER / "base" / m for n, m in (("vae", "vae"), ("decoder", "vae"), ("base", "unet"))}}
+SHIPPED |= {n: FOLDER / n for n in ("instantid", "mimicbrush")}
 COUNTS = {"train": 96, "judge": 16, "validation": 32}
 
 
@@ -26,6 +30,8 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
     for split, count in COUNTS.items():
         assert sum(render_dataset(RenderJob(folder, split, count), 1)) == count
         assert list(pack(folder, split))[-1] == count
+    for split, clips in (("train", 6), ("validation", 3)):
+        assert sum(r.pairs for r in prepare_pairs(PairsJob(pairs_folder(folder), split, world=clips), 1)) >= clips
     return Options(data=folder, runs=folder / "runs", smoke=True, batch_size=8)
 
 
@@ -41,7 +47,7 @@ def test_a_recipe_runs_and_measures(name: str, options: Options):
     assert trained.figures
     assert all(np.isfinite(v) for v in trained.figures.values())
     assert (trained.folder / "log.csv").read_text().count("\n") >= 3
-    if name in ("vae", "decoder", "base", "instantid"):
+    if name in ("depth", "vae", "decoder", "base", "instantid", "mimicbrush"):
         (picture,) = (trained.folder / "samples").iterdir()
         assert read_image(picture).shape[1] % 128 == 0
 
@@ -73,9 +79,12 @@ def test_random_numbers_belong_to_the_step():
 def test_a_warm_run_starts_from_the_installed_weights(name: str, options: Options):
     """Two steps at a tiny rate leave the installed weights almost as they are; a fresh start would not."""
     from selfsame.recipes.ship import ship_trained
-    from selfsame.weights.mannequin import FOLDER
 
     warm = replace(options, runs=options.runs / "warm", warm=True, learning_rate=1e-9)
+    if not SHIPPED.get(name, FOLDER / f"{name}.safetensors").exists():
+        with pytest.raises(WeightsError, match="missing"):
+            recipes()[name](warm)
+        return
     trained = recipes()[name](warm)
     ship_trained(name, trained, warm.runs / "weights")
     files = list((warm.runs / "weights").rglob("*.safetensors"))

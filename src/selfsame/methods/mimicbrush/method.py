@@ -23,8 +23,8 @@ FILE = "parts.safetensors"
 
 def widened(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
     """A copy of a U-Net that takes more channels after its own; at first it does not listen to them."""
-    config = {k: v for k, v in unet.config.items() if not k.startswith("_")}
-    made = UNet2DConditionModel(**(config | {"in_channels": in_channels}))
+    config: dict[str, Any] = {k: v for k, v in unet.config.items() if not k.startswith("_")}
+    made = UNet2DConditionModel(**{**config, "in_channels": in_channels})
     values = unet.state_dict()
     wide = torch.zeros_like(made.conv_in.weight)
     wide[:, : unet.conv_in.in_channels] = unet.conv_in.weight.detach()
