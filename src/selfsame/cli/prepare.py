@@ -14,16 +14,17 @@ from selfsame.cli.say import bar, warn
 
 @dataclass(frozen=True)
 class Prepare:
-    """Pairs of looks for MimicBrush, as WebDataset shards. A run that was stopped goes on where it was.
+    """Pairs of looks for MimicBrush, as WebDataset shards, or a set of edits to measure it by. A run that was stopped goes on where it was.
 
     Examples:
       selfsame prepare pairs --videos clips/ --size 512 --out data/pairs        two frames of a video, alike but not too alike
       selfsame prepare pairs --stills photos/ --size 512 --out data/pairs       photo.jpg beside photo.mask.png (any value above 0: a thing)
-      selfsame prepare pairs --world 5000 --out data/pairs2                     clips of the miniature world, with exact depth
+      selfsame prepare pairs --world 5000 --out data/world2/pairs               clips of the miniature world, with exact depth
+      selfsame prepare edits --world 40 --split test --out data/edits           sources, masks, references and truths as plain pictures
     """
 
-    what: Positional[Literal["pairs"]]
-    """pairs: what MimicBrush learns from."""
+    what: Positional[Literal["pairs", "edits"]]
+    """pairs: what MimicBrush learns from. edits: so many cases a track of the world (--world), in the layout of MimicBrush's benchmark."""
     out: Path
     """Folder for the shards."""
     videos: Path | None = None
@@ -53,6 +54,8 @@ class Prepare:
         from selfsame.mannequins.people import SPLITS
         from selfsame.methods.mimicbrush.samples import PairSamples
 
+        if self.what == "edits":
+            return self._edits()
         show = check_output(self.show) if self.show else None
         if self.world and self.split not in SPLITS:
             raise InputError(f"--split {self.split!r}: the world has {', '.join(SPLITS)}")
@@ -74,3 +77,20 @@ class Prepare:
         if show:
             print(write_image(show, pairs_sheet(self.out, self.split, how)))
         return 1 if total.problems else 0
+
+    def _edits(self) -> int:
+        from selfsame.data.edit_sets import TRACKS, world_case, write_case
+        from selfsame.images.files import InputError
+        from selfsame.mannequins.people import SPLITS
+
+        if self.world < 1 or self.videos or self.stills:
+            raise InputError("edits are drawn from the world: give --world COUNT, cases a track")
+        if self.split not in SPLITS:
+            raise InputError(f"--split {self.split!r}: the world has {', '.join(SPLITS)}")
+        with bar("edits", self.world * len(TRACKS)) as tick:
+            for track in TRACKS:
+                for i in range(self.world):
+                    write_case(self.out, track, world_case(track, self.split, i))
+                    tick(1)
+        print(f"{self.out}: {self.world} cases in each of {len(TRACKS)} tracks")
+        return 0

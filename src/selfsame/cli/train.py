@@ -110,12 +110,14 @@ class Evaluate:
     Example: selfsame evaluate identity --out report
     """
 
-    what: Positional[Literal["identity", "words", "models"]]
-    """identity: InstantID on held-out people. words: people learned as words. models: each small model's figure."""
+    what: Positional[Literal["identity", "words", "edits", "models"]]
+    """identity: InstantID on held-out people. words: people learned as words. edits: MimicBrush on held-out things. models: each small model's figure."""
     out: Path = Path("out/evaluation")
     """Folder for report.json and report.html."""
     people: int = 0
-    """Only this many of the protocol's people (for a quick look; the report says so). 0: all."""
+    """Only this many of the protocol's people, or of each track's edits (for a quick look; the report says so). 0: all."""
+    edit_set: Path | None = None
+    """For `edits`: your own set in the layout of MimicBrush's benchmark, instead of the world's."""
     rows: tuple[str, ...] = ()
     """Only these rows of the table."""
     data: Path = Path("data/world2")
@@ -125,6 +127,7 @@ class Evaluate:
 
     def run(self) -> int:
         from selfsame.images.files import InputError
+        from selfsame.recipes.measure.edits import edits
         from selfsame.recipes.measure.identity import identity
         from selfsame.recipes.measure.models import models
         from selfsame.recipes.measure.words import words
@@ -137,6 +140,8 @@ class Evaluate:
         with bar("measuring", 1) as tick:
             if self.what == "words":
                 report = words(self.out, people=self.people, only=self.rows, on_progress=tick)
+            elif self.what == "edits":
+                report = edits(self.out, cases=self.people, only=self.rows, folder=self.edit_set, device=self.device, on_progress=tick)
             else:
                 report = identity(self.out, people=self.people, only=self.rows, device=self.device, on_progress=tick)
         print(report)

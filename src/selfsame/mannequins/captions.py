@@ -41,14 +41,15 @@ TURN_PHRASES = {"front": ("facing the camera",), "left": ("turned to the left",)
 NUMBER_WORDS = {1: "a person", 2: "two people", 3: "three people"}
 
 
-def _article(phrase: str) -> str:
+def article(phrase: str) -> str:
+    """A noun phrase with its article."""
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
 def _clothes(kind: str, colour: str) -> str:
     if kind == "spacesuit":
         return f"a spacesuit with {colour} trim"
-    return _article(f"{colour} {kind}")
+    return article(f"{colour} {kind}")
 
 
 def _one(options: Sequence[str], rng: np.random.Generator) -> str:
@@ -83,7 +84,7 @@ def caption_person(attributes: dict[str, str], name: str | None, rng: np.random.
         wears.append(_clothes(attributes["clothes"], attributes["clothes_colour"]))
     if attributes.get("hat", "none") != "none" and spoken():
         hat, colour = attributes["hat"], attributes["hat_colour"]
-        wears.append("a gold crown" if hat == "crown" else _article(f"{colour} {hat}"))
+        wears.append("a gold crown" if hat == "crown" else article(f"{colour} {hat}"))
     if attributes.get("glasses", "none") != "none" and spoken():
         wears.append(f"{attributes['glasses']} glasses")
     if wears:
@@ -118,7 +119,7 @@ def caption_thing(attributes: dict[str, str], rng: np.random.Generator) -> str:
         "spots": f"{colour} {kind} with {second} spots",
         "plaid": f"{colour} and {second} plaid {kind}",
     }[texture]
-    subject = _article(what)
+    subject = article(what)
     if rng.random() < 0.9:
         subject += " " + _one(SCENE_PHRASES[attributes["scene"]], rng)
     return _one(STYLE_PHRASES[attributes["style"]], rng).format(subject)

@@ -235,6 +235,11 @@ def thing_of(seed: int) -> Thing:
     )
 
 
+def paint_label(part: int) -> int:
+    """What a thing's part is called in a picture's labels."""
+    return part + FIRST_PART
+
+
 def thing_frame(view: View) -> Frame:
     return Frame(np.array([view.x, view.y, 0.0]), rotation(view.yaw_deg, view.pitch_deg, view.roll_deg), view.scale)
 

@@ -9,7 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from selfsame.weights.mannequin import checked
@@ -105,6 +105,14 @@ def load_image_encoder() -> CLIPVisionModelWithProjection:
     values = load_file(checked("clip_image.safetensors"))
     tower.load_state_dict({k.removeprefix("image."): v.float() for k, v in values.items() if k.startswith("image.")})
     return tower.eval().requires_grad_(False)
+
+
+def load_text_projection() -> nn.Linear:
+    """The shipped projection of pooled text states into the space of image features."""
+    values = load_file(checked("clip_image.safetensors"))
+    made = nn.Linear(CONTEXT_DIM, CONTEXT_DIM, bias=False)
+    made.load_state_dict({k.removeprefix("text_projection."): v.float() for k, v in values.items() if k.startswith("text_projection.")})
+    return made.requires_grad_(False)
 
 
 @torch.no_grad()

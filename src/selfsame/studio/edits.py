@@ -62,6 +62,7 @@ class Editor:
         self.studio = studio
         if method is not None:
             self.__dict__["method"] = method
+        self.use_net = self.use_tokens = True  # off only to measure what each is worth
         self._references: OrderedDict[str, Reference] = OrderedDict()
 
     @cached_property
@@ -114,8 +115,9 @@ class Editor:
             if id(square.reference) not in known:
                 known[id(square.reference)] = len(references)
                 references.append(self.reference(square.reference))
-            picks.append(known[id(square.reference)])
-            tokens.append(references[picks[-1]].image_tokens)
+            number = known[id(square.reference)]
+            picks.append(number if self.use_net else -1)
+            tokens.append(references[number].image_tokens if self.use_tokens else self.no_tokens)
         told, nothing = torch.cat(tokens), self.no_tokens.expand(len(squares), -1, -1)
         rows = torch.tensor(picks, device=device)
         collage = torch.cat([self.pixels_to_latents(np.where(s.mask[..., None], np.uint8(0), s.source)) for s in squares])
@@ -127,7 +129,7 @@ class Editor:
         without = Conditioning(nothing, inpaint=channels)
 
         def with_at(t: Tensor) -> Conditioning:
-            return Conditioning(told, inpaint=channels, reference=merged(references, t, rows) if references else None)
+            return Conditioning(told, inpaint=channels, reference=merged(references, t, rows) if references and self.use_net else None)
 
         def one(latents: Tensor, t: Tensor, index: int) -> Tensor:
             return predict(self.method.unet, latents, t, with_at(t))

@@ -1,0 +1,153 @@
+"""Sets of edits to be measured: the folder layout of MimicBrush's benchmark, read from disk or drawn from the world.
+
+    PartComp/CrossInstance      a part of another thing of the kind is put onto the source's thing
+    PartComp/WithinInstance     a hidden part is painted back after another look at the same thing: the source is the truth
+    TextureTrans/CrossInstance  another thing's texture on the whole thing, whose shape stays
+    TextureTrans/WithinInstance the same after another look at the same thing
+
+Each case is `ID_source.png`, `ID_source_mask.png`, `ID_reference.png`, and optionally `ID_reference_mask.png`, `ID_prompt.txt`
+and `ID_truth.png`, what a perfect editor would give. Anyone can fill such a folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from selfsame.images.files import InputError, read_image, write_image
+from selfsame.images.masks import read_mask
+from selfsame.mannequins.captions import article
+from selfsame.mannequins.people import SPLITS
+from selfsame.mannequins.render import Picture, Scene, ThingIn, draw
+from selfsame.mannequins.scenes import BACKDROPS, draw_light
+from selfsame.mannequins.things import BUILDERS, Thing, paint_label, thing_of
+from selfsame.mannequins.world import WORLD_VERSION, draw_thing_view
+
+TRACKS = ("PartComp/CrossInstance", "PartComp/WithinInstance", "TextureTrans/CrossInstance", "TextureTrans/WithinInstance")
+ROUGH = 5  # pixels by which a mask is larger than its part, as if drawn by hand
+SMALLEST = 0.015  # of the picture: a part that shows less is not asked for
+
+
+@dataclass(frozen=True)
+class EditCase:
+    """One edit to be made and judged."""
+
+    name: str
+    source: np.ndarray  # h w 3 uint8
+    mask: np.ndarray  # h w uint8, 255 where to paint
+    reference: np.ndarray  # h w 3 uint8
+    reference_mask: np.ndarray | None = None  # what of the reference is meant: for scoring, officially never for painting
+    prompt: str = ""
+    truth: np.ndarray | None = None  # h w 3 uint8
+    about: str = ""  # of a drawn case: everything it was drawn from
+
+    @property
+    def is_inner(self) -> bool:
+        """Whether the source itself is the truth."""
+        return self.truth is not None and np.array_equal(self.truth, self.source)
+
+
+def is_inner(track: str) -> bool:
+    return track.endswith("WithinInstance")
+
+
+def is_texture(track: str) -> bool:
+    return track.startswith("TextureTrans")
+
+
+def checked_track(track: str) -> str:
+    """A track's name.
+
+    Raises:
+        InputError: there is no such track.
+    """
+    if track not in TRACKS:
+        raise InputError(f"track {track!r} is unknown; choose from {', '.join(TRACKS)}")
+    return track
+
+
+def read_track(folder: Path, track: str) -> Iterator[EditCase | InputError]:
+    """The cases of a track in order of their names; a case that cannot be used comes as its error."""
+    for path in sorted((folder / checked_track(track)).glob("*_source.png")):
+        name = path.name.removesuffix("_source.png")
+
+        def beside(what: str, path: Path = path, name: str = name) -> Path:
+            return path.with_name(f"{name}_{what}")
+
+        try:
+            source, reference = read_image(path), read_image(beside("reference.png"))
+            mask, _ = read_mask(beside("source_mask.png"), *source.shape[:2])
+            marked, text, truth = beside("reference_mask.png"), beside("prompt.txt"), beside("truth.png")
+            yield EditCase(
+                name, source, mask, reference,
+                read_mask(marked, *reference.shape[:2])[0] if marked.exists() else None,
+                text.read_text(encoding="utf-8").replace("#", "").strip() if text.exists() else "",
+                read_image(truth) if truth.exists() else source if is_inner(track) else None,
+            )  # fmt: skip
+        except InputError as error:
+            yield error
+
+
+def write_case(folder: Path, track: str, case: EditCase) -> None:
+    """Put a case into a folder, readable by `read_track`."""
+    place = folder / checked_track(track)
+    place.mkdir(parents=True, exist_ok=True)
+    pictures = {"source": case.source, "reference": case.reference, "truth": None if case.is_inner else case.truth}
+    pictures |= {"source_mask": _grey(case.mask), "reference_mask": None if case.reference_mask is None else _grey(case.reference_mask)}
+    for what, pixels in pictures.items():
+        if pixels is not None:
+            write_image(place / f"{case.name}_{what}.png", pixels)
+    (place / f"{case.name}_prompt.txt").write_text(case.prompt + "\n", encoding="utf-8")
+
+
+def _grey(mask: np.ndarray) -> np.ndarray:
+    return np.repeat(mask[..., None], 3, 2)
+
+
+def repainted(thing: Thing, other: Thing, part: int | None) -> Thing:
+    """A thing with one part (None: all) painted like another thing's."""
+    parts = range(5) if part is None else (part,)
+    colours = tuple(other.colours[k] if k in parts else c for k, c in enumerate(thing.colours))
+    if 0 in parts:
+        return replace(thing, colours=colours, texture=other.texture, second=other.second, repeat=other.repeat)
+    return replace(thing, colours=colours)
+
+
+def _drawn(thing: Thing, rng: np.random.Generator) -> tuple[Scene, Picture]:
+    place = list(BACKDROPS)[int(rng.integers(len(BACKDROPS)))]
+    scene = Scene((ThingIn(thing, draw_thing_view(rng)),), place, "photo", draw_light(place, rng), int(rng.integers(2**31)))
+    return scene, draw([scene])[0]
+
+
+def _marked(shape: np.ndarray, rough: int) -> np.ndarray:
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * rough + 1, 2 * rough + 1))
+    return cv2.dilate(shape.astype(np.uint8) * 255, kernel) if rough else shape.astype(np.uint8) * 255
+
+
+def world_case(track: str, split: str, i: int) -> EditCase:
+    """Case `i` of a track, a function of (version, split, track, i), with its truth drawn."""
+    checked_track(track)
+    rng = np.random.default_rng([int(WORLD_VERSION), 0xED17, list(SPLITS).index(split), TRACKS.index(track), i])
+    while True:
+        thing = thing_of(int(rng.integers(2**31)))
+        other = thing if is_inner(track) else replace(thing_of(int(rng.integers(2**31))), kind=thing.kind)
+        if is_texture(track) and not is_inner(track):
+            other = replace(other, kind=list(BUILDERS)[int(rng.integers(len(BUILDERS)))])
+        (scene, source), (other_scene, reference) = _drawn(thing, rng), _drawn(other, rng)
+        names = BUILDERS[thing.kind][1]
+        part = None if is_texture(track) else int(rng.integers(len(names)))
+        here, there = (picture.owner == 1 if part is None else picture.labels == paint_label(part) for picture in (source, reference))
+        if min(here.mean(), there.mean()) >= SMALLEST:  # both looks show it
+            break
+    truth = source.image
+    if not is_inner(track):
+        subject = scene.subjects[0]
+        assert isinstance(subject, ThingIn)
+        truth = draw([replace(scene, subjects=(ThingIn(repainted(thing, other, part), subject.view),))])[0].image
+    what = thing.kind if part is None else f"{thing.kind} with {names[part]}"
+    about = repr((scene, other_scene, part))
+    return EditCase(f"{i:04d}", source.image, _marked(here, ROUGH), reference.image, _marked(there, 0), f"a photo of {article(what)}", truth, about)

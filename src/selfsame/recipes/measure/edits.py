@@ -1,0 +1,259 @@
+"""MimicBrush by its pinned protocol, beside what it must beat, on the world's set of edits or on a folder of anyone's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from selfsame.data.edit_sets import TRACKS, EditCase, is_inner, is_texture, read_track, world_case
+from selfsame.evaluation.metrics import bootstrap_interval, mean, paired_interval
+from selfsame.evaluation.pictures import SMALLEST, box_of, clean_crop, psnr, ssim
+from selfsame.evaluation.report import Report, Row, write_report
+from selfsame.images.files import InputError
+from selfsame.images.masks import resized, window_around
+from selfsame.mannequins.world import WORLD_VERSION
+from selfsame.methods.mimicbrush.method import MimicBrush
+from selfsame.models.latents import encode
+from selfsame.models.mannequin import load_image_encoder, load_text_projection
+from selfsame.perception.depth import depth_of
+from selfsame.perception.reader import AttributeReader, perceptual_distance, reader_features
+from selfsame.recipes.common import to_pixels
+from selfsame.recipes.measure.judging import notes_on_weights, reader_net
+from selfsame.recipes.measure.protocols import protocol
+from selfsame.studio.edits import SIDE, Editor, Region, put_back
+from selfsame.studio.request import EditRequest, Request
+from selfsame.studio.studio import Row as PaintRow
+from selfsame.studio.studio import Studio, load
+from selfsame.weights import mannequin
+
+EDITS = "edits-1"
+OURS = "MimicBrush"
+BASELINES = ("cut and paste", "inpainting by text", "image tokens alone", "reference net alone", "MimicBrush, shape free")
+INNER = ("SSIM", "PSNR", "perceptual")
+INTER = ("CLIP-I", "reader-I", "CLIP-T")
+LESS_IS_BETTER = ("perceptual", "depth error")
+
+
+def edits_digest(p: Mapping[str, Any]) -> str:
+    """Hash of the protocol's numbers and of what the first cases of every track are drawn from."""
+    digest = hashlib.sha256(json.dumps({k: v for k, v in p.items() if k != "asked_sha256"}, sort_keys=True).encode())
+    for track in TRACKS:
+        for i in range(3):
+            digest.update(world_case(track, p["split"], i).about.encode())
+    return digest.hexdigest()
+
+
+@dataclass
+class Scorer:
+    """The extractors of the miniature: the reader's layers, CLIP's two towers, the depth network."""
+
+    reader: AttributeReader
+    image_tower: Any
+    text_projection: Any
+    studio: Studio
+    editor: Editor
+
+    @torch.no_grad()
+    def clip_image(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        return F.normalize(self.image_tower(to_pixels(np.stack([resized(i, SIDE) for i in images]))).image_embeds, dim=-1)
+
+    @torch.no_grad()
+    def clip_text(self, prompt: str) -> torch.Tensor:
+        tokenizer, encoder = self.studio.text
+        ids = tokenizer(prompt, padding="max_length", truncation=True, max_length=encoder.config.max_position_embeddings, return_tensors="pt").input_ids
+        return F.normalize(self.text_projection(encoder(ids).pooler_output), dim=-1)[0]
+
+    def scores(self, case: EditCase, result: np.ndarray) -> dict[str, float]:
+        """All columns that the case allows; of a case without a truth, prompt or reference mask the others."""
+        made: dict[str, float] = {}
+        inside = case.mask > 0
+        if case.truth is not None:
+            rows, columns = box_of(inside, SMALLEST)
+            a, b = result[rows, columns], case.truth[rows, columns]
+            x, y = (F.interpolate(to_pixels(v[None]), (SIDE, SIDE), mode="bilinear", align_corners=False) for v in (a, b))
+            made |= {"SSIM": ssim(a, b), "PSNR": psnr(a, b), "perceptual": float(perceptual_distance(self.reader, x, y))}
+        meant = np.ones(case.reference.shape[:2], bool) if case.reference_mask is None else case.reference_mask > 0
+        crops = [clean_crop(result, inside, SIDE), clean_crop(case.reference, meant, SIDE)]
+        one, two = self.clip_image(crops)
+        seen = reader_features(self.reader, crops)
+        made |= {"CLIP-I": float(one @ two), "reader-I": float(seen[0] @ seen[1] / max(1e-9, np.linalg.norm(seen[0]) * np.linalg.norm(seen[1])))}
+        if case.prompt:
+            made["CLIP-T"] = float(self.clip_image([_square(result)])[0] @ self.clip_text(case.prompt))
+        before, after = depth_of(self.editor.depth_net, case.source), depth_of(self.editor.depth_net, result)
+        return made | {"depth error": float(np.abs(before - after)[inside].mean())}
+
+
+def _square(image: np.ndarray) -> np.ndarray:
+    side = max(image.shape[:2])
+    canvas = np.full((side, side, 3), 255, np.uint8)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas
+
+
+@contextmanager
+def left_out(editor: Editor, *, net: bool, tokens: bool) -> Iterator[None]:
+    """The editor without its reference net, or with the tokens of no picture: what each half is worth, untrained for it."""
+    editor.use_net, editor.use_tokens = not net, not tokens
+    try:
+        yield
+    finally:
+        editor.use_net = editor.use_tokens = True
+
+
+def cut_and_paste(case: EditCase, request: EditRequest) -> np.ndarray:
+    """The meant part of the reference, stretched over the box of the mask."""
+    meant = np.ones(case.reference.shape[:2], bool) if case.reference_mask is None else case.reference_mask > 0
+    part = case.reference[box_of(meant)]
+    rows, columns = box_of(case.mask > 0)
+    result = case.source.copy()
+    result[rows, columns] = cv2.resize(part, (columns.stop - columns.start, rows.stop - rows.start), interpolation=cv2.INTER_LINEAR)
+    window = window_around(case.mask > 0, 1.0)
+    return put_back(case.source, window.crop(result, 255), case.mask, window, request)
+
+
+def by_text(editor: Editor, case: EditCase, request: EditRequest, seed: int) -> np.ndarray:
+    """The base model paints the region after the prompt alone."""
+    window = window_around(case.mask > 0, request.context)
+    square, inside = resized(window.crop(case.source, 255), SIDE), resized(window.crop(case.mask, 0), SIDE) > 127
+    cells = torch.from_numpy(inside.reshape(SIDE // 8, 8, SIDE // 8, 8).any((1, 3))).float()[None, None]
+    asked = Request(num_steps=request.num_steps, guidance_scale=request.guidance_scale, solver=request.solver)
+    known = editor.pixels_to_latents(square), cells.to(editor.studio.device)
+    painted, _ = editor.studio.paint([PaintRow(case.prompt)], asked, [seed], known=known)
+    return put_back(case.source, painted[0], case.mask, window, request)
+
+
+def _made(name: str, editor: Editor, track: str, case: EditCase, request: EditRequest) -> np.ndarray:
+    """One row's answer to one case."""
+    if name == "oracle":
+        assert case.truth is not None
+        with torch.no_grad():
+            window = window_around(case.mask > 0, request.context)
+            true = resized(window.crop(case.truth, 255), SIDE)
+            seen = editor.studio.decode(encode(editor.studio.vae, to_pixels(true[None])))[0]
+        return put_back(case.source, seen, case.mask, window, request)
+    if name == "cut and paste":
+        return cut_and_paste(case, request)
+    if name == "inpainting by text":
+        return by_text(editor, case, request, request.seed)
+    shaped = replace(request, keep_shape=is_texture(track) and name != "MimicBrush, shape free")
+    with left_out(editor, net=name == "image tokens alone", tokens=name == "reference net alone"):
+        return editor.edit(case.source, [Region(case.mask, case.reference)], shaped)[0]
+
+
+def edits(
+    out: Path,
+    *,
+    cases: int = 0,
+    only: Sequence[str] = (),
+    folder: Path | None = None,
+    methods: Mapping[str, MimicBrush] | None = None,
+    device: str = "cpu",
+    on_progress: Callable[[float, str], None] = lambda share, note: None,
+) -> Report:
+    """Run the edits protocol.
+
+    Args:
+        out: folder for report.json and report.html.
+        cases: only the first so many of each track; 0: all.
+        only: only these rows.
+        folder: somebody's own set in the benchmark's layout instead of the world's.
+        methods: other trainings, by the names of their rows.
+
+    Raises:
+        InputError: an unknown row, more cases than the protocol has, or a folder without a case.
+        ValueError: this code draws other pictures than the protocol was pinned for.
+    """
+    p = protocol(EDITS)
+    if folder is None and (p["world"] != WORLD_VERSION or p["asked_sha256"] != edits_digest(p)):
+        raise ValueError(f"protocol {p['name']} was pinned for other pictures than this code draws (world {WORLD_VERSION}): pin a new protocol")
+    known = (OURS, *(methods or ()), *BASELINES, "oracle")
+    for name in only:
+        if name not in known:
+            raise InputError(f"row {name!r} is unknown: choose from {', '.join(known)}")
+    count = cases or p["cases_per_track"]
+    if not 1 <= count <= p["cases_per_track"]:
+        raise InputError(f"--people {cases}: the protocol has 1 to {p['cases_per_track']} cases a track")
+    notes: list[str] = []
+    sets: dict[str, list[EditCase]] = {}
+    for track in TRACKS:
+        if folder is None:
+            sets[track] = [world_case(track, p["split"], i) for i in range(count)]
+            continue
+        found = list(read_track(folder, track))
+        notes += [f"left out: {case}" for case in found if isinstance(case, InputError)]
+        sets[track] = [case for case in found if isinstance(case, EditCase)]
+    if not any(sets.values()):
+        names_of = ", ".join(f"ID_{part}.png" for part in ("source", "source_mask", "reference"))
+        raise InputError(f"{folder}: holds no case that can be used; a case is {names_of} in one of {', '.join(TRACKS)}")
+    studio = load(device=device)
+    editors = {name: Editor(studio, method) for name, method in (methods or {}).items()}
+    editor = Editor(studio)
+    scorer = Scorer(reader_net(), load_image_encoder(), load_text_projection(), studio, editor)
+    names = tuple(only) or known
+    total = len(names) * sum(map(len, sets.values()))
+    request = EditRequest(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
+    rows, strips = [], []
+    for track, members in sets.items():
+        scores: dict[str, list[dict[str, float]]] = {}
+        shown: dict[str, list[np.ndarray]] = {}
+        for name in names:
+            if (name == "MimicBrush, shape free" and not is_texture(track)) or not members:
+                continue
+            mine = [c for c in members if (c.truth is not None or name != "oracle") and (c.prompt or name != "inpainting by text")]
+            began = time.monotonic()
+            made = []
+            for k, case in enumerate(mine):
+                made.append(_made(name, editors.get(name, editor), track, case, replace(request, seed=p["seed"] + k)))
+                on_progress(1 / total, f"{track}: {name}")
+            seconds = (time.monotonic() - began) / max(1, len(mine))
+            scores[name] = [scorer.scores(case, image) for case, image in zip(mine, made, strict=True)]
+            shown[name] = made[:8]
+            columns: dict[str, float | str] = {key: mean([s[key] for s in scores[name] if key in s]) for key in (*INNER, *INTER, "depth error")}
+            key = "PSNR" if is_inner(track) else "CLIP-I"
+            low, high = bootstrap_interval([s[key] for s in scores[name] if key in s], num_draws=p["bootstrap"])
+            rows.append(Row(f"{track}: {name}", columns | {f"95 % of {key}": f"{low:.3f}..{high:.3f}", "s": seconds}))
+        notes += _comparisons(track, scores)
+        strips += [(f"{track}: {what}", [image(c) for c in members[:8]]) for what, image in (("source", _hidden), ("reference", lambda c: c.reference))]
+        strips += [(f"{track}: {name}", images) for name, images in shown.items()]
+    notes.append("'image tokens alone' and 'reference net alone' are the same weights with one half left out, not trained for it")
+    notes += notes_on_weights()
+    about = {
+        **p,
+        "cases_measured": {t: len(c) for t, c in sets.items()},
+        "folder": str(folder) if folder else "",
+        "weights_sha256": mannequin.manifest()["files"],
+    }
+    report = Report("Edits after a reference", about, rows, (), notes, strips)
+    write_report(report, out)
+    return report
+
+
+def _hidden(case: EditCase) -> np.ndarray:
+    return np.where(case.mask[..., None] > 0, np.uint8(0), case.source)
+
+
+def _comparisons(track: str, scores: Mapping[str, list[dict[str, float]]]) -> list[str]:
+    """Ours minus every baseline, paired over cases, for the columns that count on this track."""
+    lines = []
+    ours = scores.get(OURS, [])
+    for name, theirs in scores.items():
+        if name in (OURS, "oracle") or len(theirs) != len(ours):
+            continue
+        for key in ("depth error",) if name == "MimicBrush, shape free" else INNER if is_inner(track) else INTER[:2]:
+            pairs = [(a[key], b[key]) for a, b in zip(ours, theirs, strict=True) if key in a and key in b]
+            if pairs:
+                middle, low, high = paired_interval(*zip(*pairs, strict=True))
+                better = "less is better" if key in LESS_IS_BETTER else "more is better"
+                lines.append(f"{track}, {key} ({better}), {OURS} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap)")
+    return lines
