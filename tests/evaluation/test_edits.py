@@ -93,7 +93,7 @@ def test_boxes_grow_inside_the_picture_and_crops_are_clean():
     crop = clean_crop(np.zeros((30, 50, 3), np.uint8), mask, 60)
     assert crop.shape == (60, 60, 3)
     assert crop[30, 30].max() < 10
-    assert crop[0].min() == 255
+    assert crop[-1].min() > 240
     with pytest.raises(ValueError, match="empty mask"):
         box_of(np.zeros((3, 3), bool))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ def box_of(mask: np.ndarray, at_least: int = 1) -> tuple[slice, slice]:
     if not mask.any():
         raise ValueError("an empty mask has no bounding box")
 
-    def span(line: np.ndarray) -> slice:
+    def span(line: Any) -> slice:
         low, high = int(np.flatnonzero(line)[0]), int(np.flatnonzero(line)[-1]) + 1
         missing = max(0, at_least - (high - low))
         low = max(0, low - missing // 2)
