@@ -12,6 +12,7 @@ $(STAMP): pyproject.toml
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet $(PIP_ARGS) "torch>=2.6,<2.14"
 	$(PY) -m pip install --quiet $(PIP_ARGS) -e ".[dev]"
+	$(PY) -m pip install --quiet --no-deps "insightface>=2.1"  # tests compare with it; its own opencv-python would replace the headless one
 	touch $@
 
 demo: $(STAMP)

@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -23,33 +23,51 @@ class Faces:
     picture: Positional[Path]
     """The picture to look at."""
     out: Path | None = None
-    """A PNG with boxes and key points drawn in."""
+    """A PNG with boxes, key points and numbers drawn in."""
+    models: Path | None = None
+    """For photographs: a folder with the ONNX files of antelopev2, buffalo_l or AuraFace, or with OpenCV's YuNet and SFace. Default: the miniature's own."""
+    provider: str | None = None
+    """With --models: what onnxruntime computes with, such as CUDAExecutionProvider; default: the CPU."""
 
     def run(self) -> int:
-        import cv2
-
+        from selfsame.images.draw import draw_faces
         from selfsame.images.files import InputError, check_output, read_image, write_image
-        from selfsame.studio.studio import load
 
         image = read_image(self.picture)
         if self.out:
             check_output(self.out)
-        studio = load()
-        found = studio.faces(image)
+        found, norms = self._found(image)
         if not found:
             raise InputError(f"{self.picture}: no face was found; use a picture in which the face is upright, whole and larger than a tenth of the picture")
-        drawn = image.copy()
-        ordered = sorted(found, key=lambda f: float(f.box[0] + f.box[2]))
-        for i, face in enumerate(ordered):
+        ordered = sorted(zip(found, norms, strict=True), key=lambda f: float(f[0].box[0] + f[0].box[2]))
+        for i, (face, norm) in enumerate(ordered):
             x0, y0, x1, y1 = (round(float(v)) for v in face.box)
             used = "  <- used" if face is found[0] else ""
-            print(f"{i}: box {x0},{y0} to {x1},{y1}  {x1 - x0} x {y1 - y0} px  score {face.score:.2f}{used}")
-            cv2.rectangle(drawn, (x0, y0), (x1, y1), (255, 220, 0), 1)
-            for x, y in face.kps:
-                cv2.circle(drawn, (round(float(x)), round(float(y))), 1, (255, 0, 0), -1)
+            print(f"{i}: box {x0},{y0} to {x1},{y1}  {x1 - x0} x {y1 - y0} px  score {face.score:.2f}  embedding norm {norm:.1f}{used}")
         if self.out:
-            print(write_image(self.out, drawn))
+            used_row = next(i for i, (face, _) in enumerate(ordered) if face is found[0])
+            print(write_image(self.out, draw_faces(image, [(face.box, face.kps) for face, _ in ordered], used_row)))
         return 0
+
+    def _found(self, image: Any) -> tuple[list[Any], list[float]]:
+        """Faces, the one that would be used first, and the norms of their embeddings."""
+        import numpy as np
+
+        if self.models:
+            from selfsame.perception.real_faces import reader_of
+
+            faces = reader_of(self.models, [self.provider] if self.provider else [])(image)
+            return list(faces), [float(np.linalg.norm(f.embedding)) for f in faces]
+        from selfsame.images.files import InputError
+        from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
+        from selfsame.studio.studio import load
+
+        if self.provider:
+            raise InputError("--provider belongs to --models")
+        studio = load()
+        found = studio.faces(image)
+        rows = embed(studio.encoder, to_crops([image] * len(found), [f.kps for f in found], ENCODER_CROP)) if found else []
+        return found, [float(r.norm()) for r in rows]
 
 
 @dataclass(frozen=True)

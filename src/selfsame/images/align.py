@@ -39,11 +39,15 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.concatenate([linear, (mt - linear @ ms)[:, None]], 1)
 
 
-def crop_face(image: np.ndarray, kps: np.ndarray, size: int, *, share: float = 1.0, shift_y: float = 0.0) -> np.ndarray:
-    """The face in a square, upright. h w 3 uint8 and 5 2 pixels -> size size 3 uint8; outside the picture is black."""
+def crop_face(image: np.ndarray, kps: np.ndarray, size: int, *, share: float = 1.0, shift_y: float = 0.0, shrink: bool = True) -> np.ndarray:
+    """The face in a square, upright. h w 3 uint8 and 5 2 pixels -> size size 3 uint8; outside the picture is black.
+
+    Args:
+        shrink: large faces are made smaller first, so that nothing aliases; insightface does not, and its embeddings expect that.
+    """
     matrix = similarity(kps, template(size, share=share, shift_y=shift_y))
     zoom = np.sqrt(np.abs(np.linalg.det(matrix[:, :2])))
-    if zoom < 0.5:  # shrink first, or bilinear sampling would alias
+    if shrink and zoom < 0.5:
         small = cv2.resize(image, None, fx=2 * zoom, fy=2 * zoom, interpolation=cv2.INTER_AREA)
         ratio = np.array([small.shape[1] / image.shape[1], small.shape[0] / image.shape[0]])
         matrix = similarity(np.asarray(kps) * ratio, template(size, share=share, shift_y=shift_y))

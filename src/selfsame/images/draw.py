@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -39,3 +41,17 @@ def draw_kps_small(height: int, width: int, kps: np.ndarray, *, zoom: int = 8) -
     """The miniature's drawing: the official one at `zoom` times the size, averaged down, so that discs stay apart at 128 px."""
     large = draw_kps(height * zoom, width * zoom, (np.asarray(kps, np.float64) + 0.5) * zoom - 0.5, radius=3 * zoom, stick=zoom)
     return cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def draw_faces(image: np.ndarray, faces: Sequence[tuple[np.ndarray, np.ndarray]], used: int) -> np.ndarray:
+    """A copy of a picture with boxes xyxy, key points 5 2 and the faces' numbers; the used one in yellow, lines as thick as the picture is large."""
+    drawn = image.copy()
+    thick = max(1, round(max(image.shape[:2]) / 400))
+    for i, (box, kps) in enumerate(faces):
+        colour = (255, 220, 0) if i == used else (190, 190, 190)
+        x0, y0, x1, y1 = (round(float(v)) for v in box)
+        cv2.rectangle(drawn, (x0, y0), (x1, y1), colour, thick)
+        for (x, y), point in zip(kps, KPS_COLOURS, strict=True):
+            cv2.circle(drawn, (round(float(x)), round(float(y))), thick, point, -1)
+        cv2.putText(drawn, str(i), (x0 + 2 * thick, y0 + 12 * thick), cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thick, colour, thick)
+    return drawn
