@@ -25,6 +25,7 @@ class SpatialCondition:
     image: Tensor  # b 3 H W in [0, 1]
     encoder_hidden_states: Tensor  # b m c
     scale: Tensor  # b, strength of each row's residuals
+    region: Tensor | None = None  # b 1 H W in [0, 1]: where they act; None: everywhere
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def stacked(a: Conditioning, b: Conditioning) -> Conditioning:
             torch.cat([a.spatial.image, b.spatial.image]),
             torch.cat([a.spatial.encoder_hidden_states, b.spatial.encoder_hidden_states]),
             torch.cat([a.spatial.scale, b.spatial.scale]),
+            _cat(a.spatial.region, b.spatial.region),
         )
     return Conditioning(
         torch.cat([a.encoder_hidden_states, b.encoder_hidden_states]),

@@ -1,13 +1,41 @@
-"""Official files to ours and back, strictly: `ip-adapter.bin` with its two halves `image_proj` and `ip_adapter`."""
+"""Official files to ours and back, strictly: `ip-adapter.bin` with its two halves `image_proj` and `ip_adapter`, and `ControlNetModel/`."""
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from selfsame.methods.instantid.method import ImageAdapter
+from selfsame.images.files import InputError
+from selfsame.methods.instantid.method import ImageAdapter, InstantID, ResamplerSize
 from selfsame.methods.instantid.modules import Resampler
+from selfsame.weights.official import read_official, tensors_under, write_tensors
+
+ADAPTER_FILES = ("ip-adapter.bin", "ip-adapter.safetensors", "adapter.safetensors")
+NET_FOLDER = "ControlNetModel"
+DIM_HEAD = 64  # of the official Resampler; shapes do not tell it
+LOOKS = (  # the beginning or an inner part of a key that only such files have
+    ("controlnet_cond_embedding.", "a ControlNet"),
+    ("model.diffusion_model.", "a whole Stable Diffusion checkpoint"),
+    ("lora_", "a LoRA"),
+    (".lora_A.", "a LoRA"),
+    ("referencenet.", "MimicBrush's mimicbrush.bin"),
+    ("image_proj.perceiver_resampler.", "an IP-Adapter FaceID Plus"),
+    ("image_proj.proj.0.", "an IP-Adapter FaceID"),
+    ("image_proj.proj.", "a plain IP-Adapter (CLIP image embeddings)"),
+    ("image_proj.latents", "an adapter with a Resampler, such as InstantID's or IP-Adapter Plus's"),
+    ("time_embedding.", "a U-Net"),
+    ("decoder.mid_block.", "a VAE"),
+    ("emb_params", "a textual inversion"),
+)
 
 
 def adapter_from_official(values: Mapping[str, Tensor], adapter: ImageAdapter) -> None:
@@ -53,3 +81,94 @@ def adapter_to_official(adapter: ImageAdapter) -> dict[str, Tensor]:
     """Our adapter under the official numbers."""
     own = adapter.state_dict()
     return {f"{2 * i + 1}.{part}.weight": own[f"layers.{name}.{part}.weight"] for i, name in enumerate(adapter.layers) for part in ("to_k_ip", "to_v_ip")}
+
+
+def looks_like(values: Any) -> str:
+    """What a file of other keys seems to be, for messages."""
+    if not isinstance(values, Mapping):
+        return f"one {type(values).__name__}"
+    keys = [f"{k}.{inner}" for k, v in values.items() if isinstance(v, Mapping) for inner in v] + [str(k) for k in values]
+    for part, name in LOOKS:
+        if any(k.startswith(part) or (not part.startswith("image_proj") and part in k) for k in keys):
+            return name
+    return f"a file with the keys {', '.join(sorted(map(str, values))[:3])}"
+
+
+def resampler_size(values: Mapping[str, Tensor], dim_head: int = DIM_HEAD) -> ResamplerSize:
+    """The sizes that an `image_proj` was made with.
+
+    Raises:
+        ValueError: it holds no Resampler.
+    """
+    needed = ("latents", "proj_in.weight", "proj_out.weight", "layers.0.0.to_q.weight", "layers.0.1.1.weight")
+    absent = [k for k in needed if k not in values]
+    if absent:
+        raise ValueError(f"image_proj holds no Resampler: {', '.join(absent)} missing")
+    depth = 1 + max(int(k.split(".")[1]) for k in values if k.startswith("layers."))
+    (_, num_queries, dim), (inner, _) = values["latents"].shape, values["layers.0.0.to_q.weight"].shape
+    embedding, output = values["proj_in.weight"].shape[1], values["proj_out.weight"].shape[0]
+    return ResamplerSize(dim, depth, dim_head, inner // dim_head, num_queries, embedding, output, values["layers.0.1.1.weight"].shape[0] // dim)
+
+
+def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The halves `image_proj` and `ip_adapter` of InstantID's adapter file: the official torch file, or safetensors with prefixes (ComfyUI's form).
+
+    Raises:
+        InputError: unreadable, or some other file; the message says what it looks like.
+    """
+    values = read_official(path, "InstantID's adapter")
+    halves = tensors_under(values, "image_proj"), tensors_under(values, "ip_adapter")
+    if not all(halves) or "latents" not in halves[0]:
+        raise InputError(f"{path}: not InstantID's adapter, it looks like {looks_like(values)}; give ip-adapter.bin of InstantX/InstantID")
+    return halves
+
+
+def instantid_from_official(folder: str | Path, unet: UNet2DConditionModel, *, dtype: torch.dtype = torch.float32) -> InstantID:
+    """The released model, or any folder of its layout: `ip-adapter.bin` (or safetensors) and `ControlNetModel/`.
+
+    Args:
+        unet: the base it is for, SDXL for the released weights.
+        dtype: of all its weights.
+
+    Raises:
+        InputError: a file is missing, unreadable or another one.
+        ValueError: the weights are for another base; the message names shapes or keys.
+    """
+    folder = Path(folder)
+    path = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise InputError(f"{folder}: holds none of {', '.join(ADAPTER_FILES)}; give the folder of InstantX/InstantID")
+    if not (folder / NET_FOLDER / "config.json").is_file():
+        raise InputError(f"{folder / NET_FOLDER}: no config.json there; IdentityNet's folder must lie beside {path.name}")
+    image_proj, ip_adapter = read_adapter(path)
+    size = resampler_size(image_proj)
+    width = int(unet.config["cross_attention_dim"])
+    if size.output_dim != width:
+        raise ValueError(f"{path}: made for a base whose context is {size.output_dim} wide, this one's is {width}: SDXL has 2048, SD 2 1024, SD 1 768")
+    net = ControlNetModel.from_pretrained(folder / NET_FOLDER, torch_dtype=dtype, local_files_only=True)
+    if int(net.config["cross_attention_dim"]) != width:
+        raise ValueError(f"{folder / NET_FOLDER}: its context is {net.config['cross_attention_dim']} wide, this base's is {width}: it belongs to another base")
+    method = InstantID(Resampler(**asdict(size)), ImageAdapter.of(unet, from_base=False), net, size)
+    resampler_from_official(image_proj, method.resampler)
+    adapter_from_official(ip_adapter, method.adapter)
+    return method.to(dtype).eval().requires_grad_(False)
+
+
+def instantid_to_official(
+    method: InstantID, folder: str | Path, *, form: Literal["official", "safetensors"] = "official", dtype: torch.dtype | None = None
+) -> Path:
+    """Write the official layout: what diffusers' IP-Adapter loader and the official code read (`ip-adapter.bin`), or ComfyUI's flat safetensors.
+
+    Args:
+        dtype: of what is written; None: as it is.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    halves = {"image_proj": method.resampler.state_dict(), "ip_adapter": adapter_to_official(method.adapter)}
+    parts = {name: {k: v.to(dtype or v.dtype) for k, v in values.items()} for name, values in halves.items()}
+    path = write_tensors(folder / f"ip-adapter.{'bin' if form == 'official' else 'safetensors'}", parts)
+    net = method.identity_net if dtype is None else copy.deepcopy(method.identity_net).to(dtype=dtype)
+    net.save_pretrained(folder / NET_FOLDER)
+    config = folder / NET_FOLDER / "config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}, indent=2) + "\n")
+    return path

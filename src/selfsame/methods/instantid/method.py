@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
@@ -126,6 +127,15 @@ class InstantID(nn.Module):
         return made.to(dtype).eval().requires_grad_(False)
 
 
+def masked_residuals(down: Sequence[Tensor], mid: Tensor, region: Tensor) -> tuple[list[Tensor], Tensor]:
+    """IdentityNet's residuals inside a region b 1 H W in [0, 1] only: bilinear, at each one's size, as the official full pipeline does."""
+
+    def at(x: Tensor) -> Tensor:
+        return x * F.interpolate(region.to(x), x.shape[-2:], mode="bilinear")
+
+    return [at(d) for d in down], at(mid)
+
+
 def predict(unet: UNet2DConditionModel, net: ControlNetModel | None, noisy: Tensor, timesteps: Tensor, c: Conditioning) -> Tensor:
     """One raw prediction under per-row conditions; parts whose condition is None are not run.
 
@@ -149,6 +159,8 @@ def predict(unet: UNet2DConditionModel, net: ControlNetModel | None, noisy: Tens
             return_dict=False,
         )
         scale = c.spatial.scale.to(noisy).view(-1, 1, 1, 1)
+        if c.spatial.region is not None:
+            down_out, mid_out = masked_residuals(down_out, mid_out, c.spatial.region)
         down, mid = [d * scale for d in down_out], mid_out * scale
     return unet(
         noisy,
@@ -168,5 +180,5 @@ def face_conditions(
     """The two conditions of equal strength in all rows; strength 0 leaves a part out altogether."""
     rows = torch.ones(len(ip_tokens), device=ip_tokens.device)
     face = FaceCondition(ip_tokens, rows * adapter_scale, region) if adapter_scale else None
-    spatial = SpatialCondition(kps_image, ip_tokens, rows * controlnet_scale) if controlnet_scale else None
+    spatial = SpatialCondition(kps_image, ip_tokens, rows * controlnet_scale, region) if controlnet_scale else None
     return face, spatial

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from selfsame.values.identity import Identity, LearnedWords, is_identity
+from selfsame.weights.official import read_official
 
 FORMATS = Literal["diffusers", "a1111", "official"]
 MAX_BYTES = 64_000_000
@@ -35,34 +34,15 @@ def read_words(path: str | Path, placeholder: str | None = None) -> LearnedWords
         ValueError: no such file, too large, damaged, holding code, or no words; the message names it and the remedy.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; check the path")
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: {path.stat().st_size / 1e6:.0f} MB is too large for learned words; is it a whole model?")
-    if path.suffix == ".safetensors":
-        if is_identity(path):
-            words = Identity.load(path).words
-            if words is None:
-                raise ValueError(f"{path}: an identity without learned words; learn them with `selfsame learn`")
-            return words if placeholder is None else replace(words, placeholder=placeholder)
-        try:
-            values: Any = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged or no safetensors file ({error}); make it anew") from None
-    else:
-        values = _read_pickle(path)
+    if path.suffix == ".safetensors" and path.is_file() and is_identity(path):
+        words = Identity.load(path).words
+        if words is None:
+            raise ValueError(f"{path}: an identity without learned words; learn them with `selfsame learn`")
+        return words if placeholder is None else replace(words, placeholder=placeholder)
+    values = read_official(path, "learned words", MAX_BYTES)
     token, vectors = _understood(values, path)
     name = placeholder or _placeholder_of(token) or _placeholder_of(path.stem) or "<person>"
     return LearnedWords(tuple(v.detach().float().cpu().numpy() for v in vectors), name, UNKNOWN_TOWER, {"from": path.name})
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path}: holds more than tensors, perhaps code, and is not opened; ask for a safetensors file") from None
-    except Exception as error:  # torch's reader lets any error through on damaged bytes: struct.error, UnicodeDecodeError ...
-        raise ValueError(f"{path}: damaged, or no file of learned words ({type(error).__name__}); make it anew") from None
 
 
 def _understood(values: Any, path: Path) -> tuple[str, list[Tensor]]:

@@ -1,0 +1,75 @@
+"""Files of other programs, read safely: tensors and plain values only, nothing in them is executed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from selfsame.images.files import InputError
+
+
+def read_official(path: str | Path, what: str = "weights", max_bytes: int = 0) -> Any:
+    """A `.safetensors` file as a flat dict, or a torch pickle (`.bin`, `.pt`, `.pth`, `.ckpt`) with whatever plain values it holds.
+
+    Args:
+        what: what the file should be, for messages.
+        max_bytes: 0: any size.
+
+    Raises:
+        InputError: no such file, too large, damaged, cut off, or holding code; the message names it and the remedy.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the path")
+    if max_bytes and path.stat().st_size > max_bytes:
+        raise InputError(f"{path}: {path.stat().st_size / 1e6:.0f} MB is too large for {what}; is it a whole model?")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: damaged or no safetensors file ({error}); make or download it anew") from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"{path}: holds more than tensors, perhaps code, and is not opened; ask for a safetensors file") from None
+    except Exception as error:  # torch's reader lets any error through on damaged bytes: struct.error, UnicodeDecodeError ...
+        raise InputError(f"{path}: damaged, or no file of {what} ({type(error).__name__}); make or download it anew") from None
+
+
+def tensors_under(values: Any, prefix: str) -> dict[str, Tensor]:
+    """The tensors of one part of a checkpoint: nested under its name, or flattened with the name and a dot before every key; empty when it is not there."""
+    if not isinstance(values, Mapping):
+        return {}
+    nested = values.get(prefix)
+    if isinstance(nested, Mapping):
+        return {k: v for k, v in nested.items() if isinstance(v, Tensor)}
+    return {k.removeprefix(f"{prefix}."): v for k, v in values.items() if isinstance(k, str) and k.startswith(f"{prefix}.") and isinstance(v, Tensor)}
+
+
+def write_tensors(path: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> Path:
+    """Parts of a checkpoint: nested in a torch file (`.bin`, `.pt`), flattened with their names before the keys in `.safetensors`; atomically.
+
+    Raises:
+        InputError: another ending.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    plain = {part: {k: v.detach().contiguous().cpu() for k, v in values.items()} for part, values in parts.items()}
+    try:
+        if path.suffix == ".safetensors":
+            save_file({f"{part}.{k}": v for part, values in plain.items() for k, v in values.items()}, partial, metadata={"format": "pt"})
+        elif path.suffix in (".bin", ".pt"):
+            torch.save(plain, partial)
+        else:
+            raise InputError(f"{path}: end the name in .safetensors or .bin")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
