@@ -167,7 +167,8 @@ def instantid_to_official(
     halves = {"image_proj": method.resampler.state_dict(), "ip_adapter": adapter_to_official(method.adapter)}
     parts = {name: {k: v.to(dtype or v.dtype) for k, v in values.items()} for name, values in halves.items()}
     path = write_tensors(folder / f"ip-adapter.{'bin' if form == 'official' else 'safetensors'}", parts)
-    net = method.identity_net if dtype is None else copy.deepcopy(method.identity_net).to(dtype=dtype)
+    net: Any = method.identity_net if dtype is None else copy.deepcopy(method.identity_net)
+    net.to(dtype or net.dtype)
     net.save_pretrained(folder / NET_FOLDER)
     config = folder / NET_FOLDER / "config.json"
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}, indent=2) + "\n")
