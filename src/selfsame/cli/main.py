@@ -12,6 +12,7 @@ from selfsame.cli.edit import Edit
 from selfsame.cli.generate import Generate
 from selfsame.cli.learn import Learn
 from selfsame.cli.look import Faces, Render
+from selfsame.cli.models import Doctor, Models
 from selfsame.cli.prepare import Prepare
 from selfsame.cli.say import fail
 from selfsame.cli.train import Evaluate, Train
@@ -25,6 +26,8 @@ Command = (
     | Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Models, tyro.conf.subcommand("models")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
 DESCRIPTION = (

@@ -1,0 +1,86 @@
+"""`selfsame models` and `selfsame doctor`: what can be fetched under which licence, and whether this machine is ready."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from selfsame.cli.say import bar
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the models that selfsame knows, or fetch one.
+
+    Examples:
+      selfsame models                                    all of them, with licences
+      selfsame models fetch antelopev2                   resumed when it breaks, checked, laid flat
+      selfsame models fetch instantid --licence commercial   refused, with what to use instead
+    """
+
+    what: Positional[Literal["list", "fetch"]] = "list"
+    """list, or fetch NAME."""
+    name: Positional[str] = ""
+    """Which model."""
+    licence: Annotated[Literal["any", "commercial"], arg(aliases=["--license"])] = "any"
+    """commercial: only what may be used so."""
+
+    def run(self) -> int:
+        from selfsame.images.files import InputError
+        from selfsame.weights.catalogue import CATALOGUE, model_called, must_be_commercial
+        from selfsame.weights.fetch import fetch, folder_of, missing_of
+
+        if self.what == "list":
+            self._table()
+            return 0
+        if not self.name:
+            raise InputError(f"fetch which model? choose from {', '.join(CATALOGUE)}")
+        model = model_called(self.name)
+        if self.licence == "commercial":
+            must_be_commercial(model)
+        if self.name != model.name:
+            print(f"{self.name} is {model.name} here")
+        print(f"{model.name}: {model.what}; weights: {model.weights}")
+        with bar(f"fetching {model.name}", model.size_mb) as tick:
+            fetch(model, lambda count, name: tick(count / 1e6, name))
+        print(folder_of(model))
+        for other in model.needs:
+            if missing_of(CATALOGUE[other]):
+                print(f"it needs {other} too: selfsame models fetch {other}")
+        return 0
+
+    def _table(self) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        from selfsame.weights.catalogue import CATALOGUE
+        from selfsame.weights.fetch import missing_of
+
+        table = Table("name", "what", "MB", "weights' licence", "commercial", "here", box=None, pad_edge=False)
+        for model in CATALOGUE.values():
+            if self.licence == "commercial" and not model.commercial:
+                continue
+            here = "no" if missing_of(model) else "yes"
+            table.add_row(model.name, model.what, str(model.size_mb), model.weights, "yes" if model.commercial else "no", here)
+        Console().print(table)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Check Python, torch, devices, memory, precision, weights and licences, and say what to do.
+
+    Example: selfsame doctor
+    """
+
+    def run(self) -> int:
+        from selfsame.studio.health import checks
+
+        worst = 0
+        for check in checks():
+            print(f"{'ok  ' if check.ok else 'FIX '} {check.what}: {check.found}")
+            if not check.ok:
+                print(f"     -> {check.remedy}")
+                worst = 1
+        return worst

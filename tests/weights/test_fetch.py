@@ -1,0 +1,259 @@
+"""Models onto the disk: in order, resumed, checked, flat, never half. The only server is one of this test, on the loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import shutil
+import threading
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from selfsame.cli.main import main
+from selfsame.images.files import InputError
+from selfsame.weights import fetch as fetching
+from selfsame.weights.catalogue import CATALOGUE, Model, Part, model_called, must_be_commercial
+from selfsame.weights.fetch import RECORD, download, fetch, folder_of, local, missing_of
+
+BODY = bytes(range(256)) * 4000
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files`; each path's first `cut` answers break off in the middle."""
+
+    files: dict[str, bytes]
+    cut: dict[str, int]
+    asked: list[tuple[str, str]]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        body = self.server.files.get(self.path)
+        wanted = self.headers.get("Range", "")
+        self.server.asked.append((self.path, wanted))
+        if body is None:
+            self.send_error(404)
+            return
+        start = int(m[1]) if (m := re.match(r"bytes=(\d+)-", wanted)) else 0
+        if start and start >= len(body):
+            self.send_error(416)
+            return
+        part = body[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        if self.server.cut.get(self.path, 0) > 0:
+            self.server.cut[self.path] -= 1
+            self.wfile.write(part[: len(part) // 2])
+            return
+        self.wfile.write(part)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server(("127.0.0.1", 0), Handler)
+    made.files, made.cut, made.asked = {}, {}, []
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SELFSAME_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return tmp_path / "home"
+
+
+def at(server: Server, path: str) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}{path}"
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as z:
+        for name, body in files.items():
+            z.writestr(name, body)
+    return stream.getvalue()
+
+
+def toy(*sources: str, files: tuple[str, ...] = ("det.onnx", "rec.onnx"), **more: dict[str, str]) -> Model:
+    return Model("toy", "a toy", (Part(sources, files, **more),), "MIT", "MIT", True, 1)
+
+
+def test_a_broken_download_goes_on_where_it_stopped(server: Server, tmp_path: Path):
+    server.files["/big.bin"], server.cut["/big.bin"] = BODY, 1
+    path = tmp_path / "big.bin"
+    with pytest.raises(OSError, match="goes on there"):
+        download(at(server, "/big.bin"), path)
+    assert not path.exists()
+    came: list[int] = []
+    assert download(at(server, "/big.bin"), path, lambda count, name: came.append(count)).read_bytes() == BODY
+    assert server.asked[-1][1].startswith("bytes=")
+    assert sum(came) == len(BODY)
+    assert [p.name for p in tmp_path.iterdir()] == ["big.bin"]
+
+
+def test_a_zip_is_laid_flat_however_deep_it_lies(server: Server):
+    files = {"antelopev2/antelopev2/det.onnx": b"d", "antelopev2/antelopev2/rec.onnx": b"r", "antelopev2/unneeded.onnx": b"x"}
+    server.files["/pack.zip"] = zipped(files)
+    folder = fetch(toy(at(server, "/pack.zip")))
+    assert {p.name for p in folder.iterdir()} == {"det.onnx", "rec.onnx", RECORD}
+    assert local(toy(at(server, "/pack.zip"))) == folder
+
+
+def test_dead_addresses_cost_a_moment_and_all_are_named_when_none_gives(server: Server):
+    server.files["/good.zip"] = zipped({"det.onnx": b"d", "rec.onnx": b"r"})
+    server.files["/poor.zip"] = zipped({"other.onnx": b"d"})
+    server.files["/bad.zip"] = b"<html>moved</html>"
+    dead, poor, bad, good = (at(server, f"/{n}.zip") for n in ("dead", "poor", "bad", "good"))
+    assert not missing_of(replace(toy(), name=fetch(toy(dead, poor, bad, good)).name))
+    shutil.rmtree(folder_of(toy()))
+    with pytest.raises(InputError) as error:
+        fetch(toy(dead, poor, bad))
+    for word in ("404", "lacks det.onnx", "damaged archive", "by hand"):
+        assert word in str(error.value)
+
+
+def test_what_is_there_stays_and_is_not_asked_for(server: Server, home: Path):
+    server.files["/one.bin"] = BODY
+    model = toy(at(server, "/one.bin"), files=("one.bin",))
+    fetch(model)
+    fetch(model)
+    assert len(server.asked) == 1
+    (home / "toy" / "one.bin").write_bytes(b"changed")
+    with pytest.raises(InputError, match="has changed since"):
+        local(model)
+
+
+def test_a_wrong_hash_is_deleted_and_a_right_one_stays(server: Server, home: Path):
+    server.files["/one.bin"] = BODY
+    right = hashlib.sha256(BODY).hexdigest()
+    with pytest.raises(InputError, match="arrived with sha256"):
+        fetch(toy(at(server, "/one.bin"), files=("one.bin",), sha256={"one.bin": "0" * 64}))
+    assert not (home / "toy" / "one.bin").exists()
+    fetch(toy(at(server, "/one.bin"), files=("one.bin",), sha256={"one.bin": right}))
+
+
+def test_offline_means_offline(server: Server, monkeypatch: pytest.MonkeyPatch):
+    server.files["/one.bin"] = BODY
+    model = toy(at(server, "/one.bin"), files=("one.bin",))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE forbids"):
+        fetch(model)
+    assert not server.asked
+    with pytest.raises(InputError, match="selfsame models fetch toy"):
+        local(model)
+
+
+def test_a_full_disk_and_no_network_are_said(server: Server, monkeypatch: pytest.MonkeyPatch):
+    server.files["/one.bin"] = BODY
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fetching, "download", full)
+    with pytest.raises(InputError, match="disk is full"):
+        fetch(toy(at(server, "/one.bin"), files=("one.bin",)))
+    monkeypatch.undo()
+    monkeypatch.setenv("SELFSAME_HOME", str(folder_of(toy()).parent))
+
+    def unreachable(*args: object, **more: object) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    with pytest.raises(InputError, match="no address gave"):
+        fetch(toy("https://nowhere.invalid/one.bin", files=("one.bin",)))
+
+
+def test_a_path_that_leaves_its_folder_is_refused():
+    for name in ("../evil.onnx", "/etc/evil.onnx"):
+        with pytest.raises(InputError, match="stay in its folder"):
+            fetch(toy("https://nowhere.invalid/x.zip", files=(name,)))
+
+
+def test_the_hubs_client_is_asked_for_each_file(monkeypatch: pytest.MonkeyPatch, home: Path):
+    import huggingface_hub
+
+    asked = []
+
+    def hub(repo: str, file: str, *, revision: str | None, local_dir: Path) -> str:
+        asked.append((repo, file, revision))
+        path = Path(local_dir) / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.encode())
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub)
+    fetch(toy("hf:owner/name/models/pack@abc123", files=("det.onnx",)))
+    assert asked == [("owner/name", "models/pack/det.onnx", "abc123")]
+    assert {p.name for p in (home / "toy").iterdir()} == {"det.onnx", RECORD}
+
+
+# ------------------------------------------------------------------------------------------ the catalogue
+
+
+@pytest.mark.parametrize("model", CATALOGUE.values(), ids=lambda m: m.name)
+def test_every_entry_can_be_understood(model: Model):
+    assert model.what
+    assert model.weights
+    assert model.size_mb > 0
+    assert model.commercial or model.instead
+    assert all(n in CATALOGUE for n in model.needs)
+    for part in model.parts:
+        assert part.sources
+        assert part.files
+        assert all(re.fullmatch(r"hf:[\w.-]+(/[\w.-]+)+(@\w+)?|https://\S+", s) for s in part.sources)
+        assert all(re.fullmatch(r"[0-9a-f]{64}", v) for v in part.sha256.values())
+    assert not model.is_verified or all(p.sha256 for p in model.parts)
+
+
+def test_names_dead_addresses_and_slips_lead_somewhere():
+    assert model_called("sd15") is model_called("runwayml/stable-diffusion-v1-5") is model_called("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    with pytest.raises(InputError, match="did you mean 'antelopev2'"):
+        model_called("antelope")
+    with pytest.raises(InputError, match="non-commercial research; commercially: yunet-sface"):
+        must_be_commercial(CATALOGUE["antelopev2"])
+
+
+def test_from_the_command_line(capsys: pytest.CaptureFixture[str], server: Server, monkeypatch: pytest.MonkeyPatch):
+    assert main(["models"]) == 0
+    assert "antelopev2" in capsys.readouterr().out
+    assert main(["models", "--licence", "commercial"]) == 0
+    assert "antelopev2" not in capsys.readouterr().out
+    assert main(["models", "fetch"]) == 2
+    assert main(["models", "fetch", "instantid", "--licence", "commercial"]) == 2
+    assert "train your own" in capsys.readouterr().err
+    server.files["/one.bin"] = BODY
+    monkeypatch.setitem(CATALOGUE, "toy", replace(toy(at(server, "/one.bin"), files=("one.bin",)), needs=("sdxl",)))
+    assert main(["models", "fetch", "toy"]) == 0
+    assert "it needs sdxl too" in capsys.readouterr().out
+
+
+def test_the_doctor_says_what_is_wrong(capsys: pytest.CaptureFixture[str], home: Path, monkeypatch: pytest.MonkeyPatch):
+    assert main(["doctor"]) == 0
+    assert "ok   mannequin" in capsys.readouterr().out
+    folder = home / "yunet-sface"
+    folder.mkdir(parents=True)
+    for part in CATALOGUE["yunet-sface"].parts:
+        (folder / part.files[0]).write_bytes(b"x")
+    (folder / RECORD).write_text('{"sha256": {"face_detection_yunet_2023mar.onnx": "00"}}')
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "FIX  yunet-sface" in said
+    assert "-> selfsame models fetch yunet-sface" in said
