@@ -1,0 +1,114 @@
+"""Prompts of any length with weights in brackets, as InstantID's full pipeline and most user interfaces read them.
+
+    (word)  1.1 times    [word]  1 / 1.1 times    (word:1.3)  1.3 times    \\( \\) \\[ \\]  the bracket itself
+
+Brackets nest and multiply; one that is never closed holds to the end. A text encoder's window is 77 tokens: longer prompts are read
+in windows one after the other, and the U-Net sees all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROUND = 1.1
+SQUARE = 1 / 1.1
+WINDOW = 75  # tokens between the beginning and the end of a text encoder's window
+BREAK = "BREAK"
+BREAK_WEIGHT = -1.0  # what the official reader gives the word; it starts no new window there
+_PIECE = re.compile(r"\\(?P<literal>[\\()\[\]])|(?P<open>[(\[])|:\s*(?P<number>[+-]?\d*\.?\d+)\s*\)|(?P<close>[)\]])|(?P<text>[^\\()\[\]:]+|.)", re.DOTALL)
+
+
+def parse_weights(prompt: str) -> list[tuple[str, float]]:
+    """A prompt as pieces of text and their weights; neighbours of equal weight are one piece."""
+    items: list[tuple[str, float]] = []
+    opened: list[tuple[str, int]] = []
+
+    def weigh(start: int, factor: float) -> None:
+        items[start:] = [(text, weight * factor) for text, weight in items[start:]]
+
+    def close(bracket: str, factor: float) -> bool:
+        """Weigh what stands since the last such bracket; brackets of the other kind stay open."""
+        at = next((k for k in range(len(opened) - 1, -1, -1) if opened[k][0] == bracket), None)
+        if at is None:
+            return False
+        weigh(opened.pop(at)[1], factor)
+        return True
+
+    for match in _PIECE.finditer(prompt):
+        piece, kind = match[0], match.lastgroup
+        if kind == "open":
+            opened.append((piece, len(items)))
+        elif (kind == "number" and close("(", float(match["number"]))) or (
+            kind == "close" and close({")": "(", "]": "["}[piece], ROUND if piece == ")" else SQUARE)
+        ):
+            continue
+        elif kind == "literal":
+            items.append((match["literal"], 1.0))
+        else:
+            parts = re.split(rf"\s*\b{BREAK}\b\s*", piece)
+            for k, part in enumerate(parts):
+                items += [(BREAK, BREAK_WEIGHT)] if k else []
+                items.append((part, 1.0))
+    for bracket, start in opened:
+        weigh(start, ROUND if bracket == "(" else SQUARE)
+    merged: list[tuple[str, float]] = []
+    for text, weight in items:
+        if merged and merged[-1][1] == weight:
+            merged[-1] = (merged[-1][0] + text, weight)
+        else:
+            merged.append((text, weight))
+    return merged or [("", 1.0)]
+
+
+@dataclass(frozen=True)
+class WeightedPrompt:
+    """What SDXL is told: text states and the pooled vector."""
+
+    encoder_hidden_states: Tensor  # 1 t c, t grows with the prompt
+    pooled: Tensor  # 1 p
+
+
+def weighted_ids(tokenizer: Any, prompt: str) -> tuple[list[int], list[float]]:
+    """Token ids of a prompt, of any number, and the weight of each."""
+    ids: list[int] = []
+    weights: list[float] = []
+    for text, weight in parse_weights(prompt):
+        piece = tokenizer(text, truncation=False).input_ids[1:-1]
+        ids += piece
+        weights += [weight] * len(piece)
+    return ids, weights
+
+
+@torch.no_grad()
+def _encode(encoders: Sequence[Any], ids: list[int], weights: list[float], bos: int, eos: int) -> WeightedPrompt:
+    states, pooled = [], None
+    for start in range(0, len(ids) + 1, WINDOW):  # the last window holds the rest, even when nothing is left
+        part = torch.tensor([[bos, *ids[start : start + WINDOW], eos]])
+        outs = [encoder(part.to(encoder.device), output_hidden_states=True) for encoder in encoders]
+        e = torch.cat([out.hidden_states[-2] for out in outs], -1)  # 1 t c
+        w = torch.tensor([1.0, *weights[start : start + WINDOW], 1.0]).half().to(e).view(1, -1, 1)
+        states.append(e[:, -1:] + (e - e[:, -1:]) * w)
+        pooled = outs[-1][0]
+    assert pooled is not None
+    return WeightedPrompt(torch.cat(states, 1), pooled)
+
+
+def encode_weighted(tokenizer: Any, encoders: Sequence[Any], prompt: str, negative_prompt: str = "") -> tuple[WeightedPrompt, WeightedPrompt]:
+    """A prompt and its negative, of equal length, for SDXL's two text encoders (the second with projection): InstantID's full pipeline.
+
+        e' = e_end + w (e - e_end)
+
+    The shorter one is filled with end tokens. Both encoders read the first tokenizer's ids; the pooled vector is the last window's.
+    """
+    (ids, weights), (negative_ids, negative_weights) = (weighted_ids(tokenizer, p) for p in (prompt, negative_prompt))
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    length = max(len(ids), len(negative_ids))
+    filled = [(i + [eos] * (length - len(i)), w + [1.0] * (length - len(w))) for i, w in ((ids, weights), (negative_ids, negative_weights))]
+    told, against = (_encode(encoders, i, w, bos, eos) for i, w in filled)
+    return told, against

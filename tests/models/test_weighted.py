@@ -1,0 +1,80 @@
+"""Weighted and long prompts: the official parser's items exactly, and what weights and windows promise."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from selfsame.models.weighted import encode_weighted, parse_weights, weighted_ids
+from tests.goldens import recipe
+
+CASES = json.loads((recipe.FOLDER / "u06_prompt_parser.json").read_text())
+
+
+@pytest.mark.parametrize("prompt", CASES)
+def test_u06_the_official_items(prompt: str):
+    assert [list(item) for item in parse_weights(prompt)] == CASES[prompt]
+
+
+@given(st.text(alphabet="ab ()[]:\\.1,BREAK", max_size=40))
+def test_any_text_is_read_and_neighbours_differ(prompt: str):
+    items = parse_weights(prompt)
+    assert items
+    assert all(a[1] != b[1] for a, b in pairwise(items))
+
+
+@given(st.text(alphabet="abc ,.:!", max_size=30))
+def test_text_without_brackets_stays_as_it_is(prompt: str):
+    assert parse_weights(prompt) == [(prompt, 1.0)]
+
+
+class Words:
+    """A tokenizer of whole words."""
+
+    bos_token_id, eos_token_id = 98, 99
+
+    def __call__(self, text: str, truncation: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[98, *(sum(map(ord, w)) % 97 for w in text.split()), 99])
+
+
+@pytest.fixture(scope="module")
+def encoders() -> list:
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, projection_dim=12, bos_token_id=98, eos_token_id=99
+    )
+    return [CLIPTextModel(config).eval(), CLIPTextModelWithProjection(config).eval()]
+
+
+def test_weight_1_is_the_plain_prompt_and_others_move_away_from_the_end(encoders: list):
+    plain, _ = encode_weighted(Words(), encoders, "a red hat")
+    ones, _ = encode_weighted(Words(), encoders, "a (red:1.0) hat")
+    heavy, _ = encode_weighted(Words(), encoders, "a (red:1.5) hat")
+    assert torch.equal(plain.encoder_hidden_states, ones.encoder_hidden_states)
+    e, h = plain.encoder_hidden_states[0], heavy.encoder_hidden_states[0]
+    assert torch.allclose(h[2], e[-1] + 1.5 * (e[2] - e[-1]), atol=1e-5)
+    assert torch.equal(h[1], e[1])
+    assert plain.encoder_hidden_states.shape == (1, 5, 32)
+    assert plain.pooled.shape == (1, 12)
+
+
+@pytest.mark.parametrize(("count", "tokens"), [(74, 76), (75, 79), (76, 80), (150, 156)])
+def test_long_prompts_are_read_in_windows(encoders: list, count: int, tokens: int):
+    told, against = encode_weighted(Words(), encoders, " ".join("abcdefghij"[i % 10] for i in range(count)), "bad")
+    assert told.encoder_hidden_states.shape[1] == against.encoder_hidden_states.shape[1] == tokens
+    first, _ = encode_weighted(Words(), encoders, " ".join("abcdefghij"[i % 10] for i in range(min(count, 75))))
+    window = min(count + 2, 77)
+    assert torch.allclose(told.encoder_hidden_states[:, :window], first.encoder_hidden_states[:, :window], atol=1e-5)
+
+
+def test_ids_carry_the_weight_of_their_piece():
+    ids, weights = weighted_ids(Words(), "one (two three:1.2) four")
+    assert len(ids) == 4
+    assert weights == [1.0, 1.2, 1.2, 1.0]
