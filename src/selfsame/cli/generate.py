@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfsame.cli.say import bar, warn
-from selfsame.studio.request import Request
+from selfsame.studio.request import MANNEQUIN, Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Generate(Request):
         from selfsame.studio.people import read_identity
 
         began = time.monotonic()
-        request = self.request
+        request = self.request.sized(MANNEQUIN)
         out = check_output(self.out)
         if self.identity and self.face:
             raise InputError("give --face or --identity, not both")

@@ -17,8 +17,9 @@ from selfsame.models.mannequin import new_unet
 from selfsame.models.text import encode_prompts
 from selfsame.recipes.caches import as_tensor, face_shares_of, latents_of, text_of
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
+from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
-from selfsame.studio.studio import Row, Studio
+from selfsame.studio.studio import Studio
 from selfsame.training.loop import Batch, Loss, Run
 from selfsame.weights.mannequin import load_text, load_unet, load_vae
 

@@ -24,8 +24,9 @@ from selfsame.perception.detector import Found
 from selfsame.perception.embedders import embed, to_crops
 from selfsame.perception.face_vit import FACE_VIT_CROP, cls_feature
 from selfsame.perception.parser import parse
+from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
-from selfsame.studio.studio import Row, Studio
+from selfsame.studio.studio import Studio
 from selfsame.values.identity import Identity, LearnedWords
 
 SMALLEST_FACE = 48  # pixels of the miniature: less shows nobody

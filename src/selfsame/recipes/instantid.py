@@ -21,8 +21,9 @@ from selfsame.perception.embedders import FaceEncoder
 from selfsame.recipes.caches import as_tensor, cached, face_shares_of, faces_of, latents_of, text_of
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
+from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
-from selfsame.studio.studio import Row, Studio
+from selfsame.studio.studio import Studio
 from selfsame.training.loop import Batch, Loss, Run
 from selfsame.weights.mannequin import checked_folder, load_into, load_text, load_unet, load_vae
 

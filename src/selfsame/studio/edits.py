@@ -21,8 +21,9 @@ from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.models.latents import encode
 from selfsame.models.mannequin import image_states, load_image_encoder
 from selfsame.perception.depth import DepthNet, depth_of
+from selfsame.studio.painting import Row
 from selfsame.studio.request import EditRequest, Request
-from selfsame.studio.studio import Row, Studio
+from selfsame.studio.studio import Studio
 from selfsame.values.conditioning import Conditioning, stacked
 from selfsame.values.identity import Identity
 from selfsame.weights import mannequin

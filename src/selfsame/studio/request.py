@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +15,6 @@ from selfsame.mannequins.captions import STYLE_PHRASES
 
 SOLVERS = ("dpmpp-2m", "dpmpp-2m-karras", "euler", "ddim", "unipc", "heun")
 STYLES = ("none", *STYLE_PHRASES)
-STRIDE = 32  # 8 pixels a latent, two halvings in the U-Net
-MAX_SIDE = 512
 
 
 def nearest(value: str, options: Sequence[str], what: str) -> str:
@@ -36,6 +34,18 @@ def between(value: float, low: float, high: float, what: str) -> None:
     """Raise InputError when a number is not one from `low` to `high`."""
     if not math.isfinite(value) or not low <= value <= high:
         raise InputError(f"{what} {value}: give a number from {low:g} to {high:g}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What sizes a base paints."""
+
+    side: int  # pixels of its own squares
+    stride: int  # of which a side is a multiple
+    longest: int
+
+
+MANNEQUIN = Limits(128, 32, 512)  # 8 pixels a latent, two halvings in the U-Net
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +74,10 @@ class Request:
     """What of an identity paints: its face tokens, its learned words, or both; auto: the words when the prompt names them."""
     photos: Literal["mean", "joint"] = "mean"
     """Several photos: the mean of their embeddings, or all of them jointly (the official form)."""
-    height: int = 128
-    """Pixels, a multiple of 32."""
-    width: int = 128
-    """Pixels, a multiple of 32."""
+    height: int = 0
+    """Pixels; 0: the model's own (the miniature: 128, in steps of 32)."""
+    width: int = 0
+    """Pixels; 0: the model's own."""
     seed: int = 0
     """Picture i has seed + i."""
     num_images: int = 1
@@ -95,10 +105,6 @@ class Request:
             raise InputError(f"use {self.use!r}: choose auto, face, words or both")
         if self.photos not in ("mean", "joint"):
             raise InputError(f"photos {self.photos!r}: choose mean or joint")
-        for side, name in ((self.height, "height"), (self.width, "width")):
-            if side % STRIDE or not STRIDE <= side <= MAX_SIDE:
-                near = min(max(STRIDE, round(side / STRIDE) * STRIDE), MAX_SIDE)
-                raise InputError(f"{name} {side}: give a multiple of {STRIDE} from {STRIDE} to {MAX_SIDE}, such as {near}")
         if not 1 <= self.num_images <= 64:
             raise InputError(f"{self.num_images} pictures: give 1 to 64")
         if not 1 <= self.num_steps <= 200:
@@ -108,6 +114,19 @@ class Request:
         between(self.guidance_scale, 0, 30, "guidance")
         nearest(self.solver, SOLVERS, "solver")
         nearest(self.style, STYLES, "style")
+
+    def sized(self, limits: Limits) -> Request:
+        """This request with its size in numbers that a base can paint.
+
+        Raises:
+            InputError: a side is no multiple of the base's stride, or too large; the message names the nearest that is right.
+        """
+        height, width = self.height or limits.side, self.width or limits.side
+        for side, name in ((height, "height"), (width, "width")):
+            if side % limits.stride or not limits.stride <= side <= limits.longest:
+                near = min(max(limits.stride, round(side / limits.stride) * limits.stride), limits.longest)
+                raise InputError(f"{name} {side}: give a multiple of {limits.stride} from {limits.stride} to {limits.longest}, such as {near}")
+        return replace(self, height=height, width=width)
 
     @property
     def full_prompt(self) -> str:

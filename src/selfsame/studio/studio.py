@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,19 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfsame.diffusion.sampling import Step, guided_together, holding, in_window, sample
+from selfsame.diffusion.sampling import Step
 from selfsame.images.draw import draw_kps_small
 from selfsame.images.files import InputError, read_image
-from selfsame.methods.instantid.method import InstantID, face_conditions, predict
-from selfsame.models.latents import decode
+from selfsame.methods.instantid.method import InstantID
 from selfsame.models.text import encode_prompts
 from selfsame.perception.detector import FaceDetector, Found, detect
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, FaceEncoder, JudgeNet, embed, to_crops
 from selfsame.perception.face_vit import FaceViT
 from selfsame.perception.parser import FaceParser
+from selfsame.studio.painting import Painter, Row, Told, scheduler_of
 from selfsame.studio.people import cast_of
-from selfsame.studio.request import Made, Request, nearest
-from selfsame.values.conditioning import Conditioning, stacked
+from selfsame.studio.request import MANNEQUIN, Made, Request, nearest
 from selfsame.values.identity import Identity
 from selfsame.weights import mannequin
 
@@ -210,25 +208,11 @@ class Studio:
         import diffusers
 
         config: Any = diffusers.DPMSolverMultistepScheduler.load_config(str(mannequin.checked_folder("base/scheduler")))
-        common: dict[str, Any] = {k: config[k] for k in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")}
-        common["timestep_spacing"] = "trailing"
-        if solver == "dpmpp-2m-karras":
-            return diffusers.DPMSolverMultistepScheduler(**common, use_karras_sigmas=True)
-        kinds = {
-            "dpmpp-2m": diffusers.DPMSolverMultistepScheduler,
-            "euler": diffusers.EulerDiscreteScheduler,
-            "ddim": diffusers.DDIMScheduler,
-            "unipc": diffusers.UniPCMultistepScheduler,
-            "heun": diffusers.HeunDiscreteScheduler,
-        }
-        extra = {"clip_sample": False} if solver == "ddim" else {}
-        return kinds[solver](**common, **extra)
+        return scheduler_of(config, solver, timestep_spacing="trailing")
 
     def num_calls(self, request: Request) -> int:
-        """How often the networks run for a request: once a step, but a solver of second order calls twice."""
-        scheduler = self.scheduler(request.solver)
-        scheduler.set_timesteps(request.num_steps)
-        return len(scheduler.timesteps)
+        """How often the networks run for a request."""
+        return self.painter().num_calls(request)
 
     def text_states(self, prompts: Sequence[str], words: Mapping[str, Tensor] | None = None) -> tuple[Tensor, tuple[str, ...]]:
         """Text states b t c with learned words (n d) in place of their placeholders, and a warning for each prompt that was too long."""
@@ -284,7 +268,7 @@ class Studio:
             pose: key points; by default those of the identity's first photo.
             on_step: sees every step of every group.
         """
-        request = Request(prompt=request) if isinstance(request, str) else request
+        request = (Request(prompt=request) if isinstance(request, str) else request).sized(MANNEQUIN)
         seeds = [request.seed + i for i in range(request.num_images)]
         people = () if identity is None else (identity,) if isinstance(identity, Identity) else tuple(identity)
         cast = cast_of(people, request, self.text[1])
@@ -298,7 +282,6 @@ class Studio:
             for image, seed in zip(pixels, group, strict=True):
                 yield Made(image, replace(request, seed=seed, num_images=1), seed, notes)
 
-    @torch.no_grad()
     def paint(
         self,
         rows: Sequence[Row],
@@ -315,64 +298,20 @@ class Studio:
             words: learned words n d of the placeholders that may stand in prompts.
             known: latents b c h w of a picture to paint into, and a mask b 1 h w of its cells, 1 where to paint.
         """
-        r, n = request, len(rows)
-        with_face = rows[0].embedding is not None
-        states, notes = self.text_states([row.prompt for row in rows], words)
-        empty, more = self.text_states([row.negative_prompt for row in rows], words)
-        shape = (self.vae.config.latent_channels, r.height // 8, r.width // 8)
-        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(self.device)
-        face = self._face_rows(rows, r) if with_face else None
+        return self.painter(words).paint(rows, request.sized(MANNEQUIN), seeds, known=known, on_step=on_step)
 
-        scheduler, calls = self.scheduler(r.solver), self.num_calls(r)
+    def painter(self, words: Mapping[str, Tensor] | None = None) -> Painter:
+        """The networks and rules that paint; `words` n d of each placeholder that may stand in prompts."""
 
-        def condition(text: Tensor, tokens: Tensor | None, index: int) -> Conditioning:
-            if tokens is None or face is None:
-                return Conditioning(text)
-            adapter = r.adapter_scale * in_window(index, calls, r.adapter_start, r.adapter_end)
-            control = r.controlnet_scale * in_window(index, calls, r.controlnet_start, r.controlnet_end)
-            f, s = face_conditions(tokens, face[1], adapter, control)
-            return Conditioning(text, face=f, spatial=s)
+        def tell(prompts: Sequence[str], request: Request) -> Told:
+            states, notes = self.text_states(prompts, words)
+            return Told(states, notes=notes)
 
-        net = self.instantid.identity_net if with_face else None
-        tokens = face[0] if face else None
-        # Guidance runs against zeros of the same shape: K photos given jointly, K embeddings of zeros.
-        no_face = self.instantid.no_face(n, rows[0].embedding.shape[1]) if face and rows[0].embedding is not None else None
-
-        def both(latents: Tensor, t: Tensor, index: int) -> Tensor:
-            return predict(self.unet, net, latents, t, stacked(condition(empty, no_face, index), condition(states, tokens, index)))
-
-        def one(latents: Tensor, t: Tensor, index: int) -> Tensor:
-            return predict(self.unet, net, latents, t, condition(states, tokens, index))
-
-        latents = noise
-        with ExitStack() as stack:
-            if with_face:
-                stack.enter_context(self.instantid.attached(self.unet))
-            step = guided_together(both, r.guidance_scale) if r.guidance_scale > 1 else one
-            if known is not None:
-                step = holding(step, *known, noise, scheduler.alphas_cumprod)
-            generator = torch.Generator().manual_seed(seeds[0])
-            for state in sample(step, noise, scheduler, r.num_steps, generator=generator):
-                latents = state.latents
-                if on_step:
-                    on_step(state)
-        return self.decode(latents), notes + more
-
-    def _face_rows(self, rows: Sequence[Row], r: Request) -> tuple[Tensor, Tensor]:
-        """Face tokens and key-point drawings of rows."""
-        tokens, drawings = [], []
-        for row in rows:
-            if row.embedding is None or row.kps is None:
-                raise ValueError("rows with and without a face cannot share a batch")
-            tokens.append(self.instantid.tokens(row.embedding.to(self.device)))
-            drawings.append(draw_kps_small(r.height, r.width, row.kps))
-        images = torch.from_numpy(np.stack(drawings)).permute(0, 3, 1, 2).float() / 255
-        return torch.cat(tokens), images.to(self.device)
+        return Painter(self.unet, self.vae, lambda: self.instantid, tell, self.scheduler, draw_kps_small)
 
     def decode(self, latents: Tensor) -> list[np.ndarray]:
         """Latents b c h w to pictures h w 3 uint8."""
-        pixels = decode(self.vae, latents)
-        return [((p.permute(1, 2, 0).cpu().numpy() + 1) * 127.5).round().astype(np.uint8) for p in pixels.float()]
+        return self.painter().decode(latents)
 
 
 def _from_left(found: Sequence[Found]) -> list[Found]:
@@ -381,13 +320,3 @@ def _from_left(found: Sequence[Found]) -> list[Found]:
 
 def _on(model: Any, device: torch.device) -> Any:
     return model.to(device)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a batch: what to paint and whom."""
-
-    prompt: str
-    negative_prompt: str = ""
-    embedding: Tensor | None = None  # 1 k 512
-    kps: np.ndarray | None = None  # 5 2 pixels of the picture to be

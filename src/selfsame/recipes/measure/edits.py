@@ -32,8 +32,8 @@ from selfsame.recipes.common import to_pixels
 from selfsame.recipes.measure.judging import notes_on_weights, reader_net
 from selfsame.recipes.measure.protocols import protocol
 from selfsame.studio.edits import SIDE, Editor, Region, put_back
+from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import EditRequest, Request
-from selfsame.studio.studio import Row as PaintRow
 from selfsame.studio.studio import Studio, load
 from selfsame.weights import mannequin
 

@@ -16,8 +16,8 @@ from selfsame.mannequins.render import Picture
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.measure.judging import Judges, columns_of, notes_on_weights, oracle_pictures, rows_by_style
 from selfsame.recipes.measure.protocols import IDENTITY, Task, asked, canonical_kps, checked_protocol, extent, reference_photo, tasks_of
+from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import Request
-from selfsame.studio.studio import Row as PaintRow
 from selfsame.studio.studio import Studio, load
 from selfsame.weights import mannequin
 

@@ -24,8 +24,8 @@ from selfsame.recipes.measure.protocols import IDENTITY, protocol, tasks_of
 from selfsame.recipes.parts import parser_figures
 from selfsame.recipes.vae import vae_figures
 from selfsame.recipes.words import reader_figures
+from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import Request
-from selfsame.studio.studio import Row as PaintRow
 from selfsame.studio.studio import load
 
 BATCH = 4

@@ -20,8 +20,8 @@ from selfsame.recipes.bases import LearnBase, mannequin_base
 from selfsame.recipes.measure.judging import Judges, notes_on_weights, oracle_pictures, rows_by_style
 from selfsame.recipes.measure.protocols import WORDS, Task, asked, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.recipes.stableidentity import Learning, learn
+from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import Request
-from selfsame.studio.studio import Row as PaintRow
 from selfsame.studio.studio import Studio, load
 from selfsame.values.identity import Identity, LearnedWords
 from selfsame.weights import mannequin
