@@ -151,12 +151,12 @@ def test_missing_and_wrong_weights_are_named(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from selfsame.studio.studio import Studio
+    from selfsame.studio.painting import Painter
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Studio, "paint", interrupted)
+    monkeypatch.setattr(Painter, "paint", interrupted)
     assert main(["generate", "--prompt", "a person", "--out", str(tmp_path / "out.png")]) == 130
     assert list(tmp_path.iterdir()) == []
 

@@ -30,6 +30,14 @@ class Generate(Request):
     """Which face of a photo with several, counted from the left, from 0; default: the largest."""
     like: Path | None = None
     """Repeat the picture in this PNG; other flags change it."""
+    model: str = "mannequin"
+    """mannequin, or for photographs instantid-sdxl or instantid-sd15 (`selfsame models` lists what they need)."""
+    base: Path | None = None
+    """For photographs: a diffusers folder, such as your own fine-tune, instead of the fetched base."""
+    instantid: Path | None = None
+    """For photographs: a folder of InstantID's layout instead of the fetched one."""
+    face_models: Path | None = None
+    """For photographs: a folder of face models instead of antelopev2."""
     device: str = "cpu"
     """cpu, cuda or mps."""
     score: bool = True
@@ -59,6 +67,8 @@ class Generate(Request):
         content = read_metadata(value)
         request = Request.from_json(content.get("request", {}))
         known: dict[str, Any] = {"which": content.get("which"), "pose": Path(content["pose"]) if content.get("pose") else None}
+        known["model"] = content.get("model", "mannequin")
+        known |= {n: Path(p) for n, p in zip(("base", "instantid", "face_models"), content.get("folders") or (), strict=False) if p}
         known["identity"] = tuple(Path(p) for p in content.get("identity") or ())
         return Generate(face=tuple(Path(p) for p in content.get("faces", ())), like=Path(value), **request.to_json(), **known)
 
@@ -67,7 +77,7 @@ class Generate(Request):
         from selfsame.studio.people import read_identity
 
         began = time.monotonic()
-        request = self.request.sized(MANNEQUIN)
+        request = self.request.sized(MANNEQUIN) if self.model == "mannequin" else self.request
         out = check_output(self.out)
         if self.identity and self.face:
             raise InputError("give --face or --identity, not both")
@@ -76,7 +86,7 @@ class Generate(Request):
             read_image(self.pose)
         from selfsame.studio.studio import load
 
-        studio = load(device=self.device)
+        studio = load(self.model, device=self.device, base=self.base, instantid=self.instantid, face_models=self.face_models)
         people = [read_identity(p) for p in self.identity]
         if images:
             for path, image in zip(self.face, images, strict=True):
@@ -98,16 +108,18 @@ class Generate(Request):
             "identity": [str(p.resolve()) for p in self.identity],
             "pose": str(self.pose.resolve()) if self.pose else None,
             "which": self.which,
-            "model": "mannequin",
+            "model": self.model,
+            "folders": [str(p.resolve()) if p else None for p in (self.base, self.instantid, self.face_models)],
         }
-        with bar("painting", studio.num_calls(request) * -(-request.num_images // 4)) as tick:
+        together = 4 if self.model == "mannequin" else 1
+        with bar("painting", studio.num_calls(request) * -(-request.num_images // together)) as tick:
             for i, made in enumerate(studio.generate_each(request, people, pose=pose, on_step=lambda _: tick(1))):
                 path = out if request.num_images == 1 else out.with_name(f"{out.stem}-{i + 1}{out.suffix}")
                 write_image(path, made.pixels, {"request": made.request.to_json(), **about})
                 for note in made.notes if i == 0 else ():
                     warn(note)
                 line = f"{path}"
-                if self.score and images:
+                if self.score and images and self.model == "mannequin":
                     likeness = studio.likeness(made.pixels, images[0], which=self.which)
                     line += "  no face found in it" if likeness is None else f"  identity {likeness:.2f} (the judge's cosine)"
                 print(f"{line}  {time.monotonic() - began:.1f} s")

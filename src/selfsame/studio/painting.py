@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from selfsame.diffusion.sampling import Step, guided_together, holding, in_window, sample
 from selfsame.methods.instantid.method import InstantID, face_conditions, predict
 from selfsame.models.latents import decode
-from selfsame.studio.request import Request
+from selfsame.studio.request import Made, Request
 from selfsame.values.conditioning import Conditioning, stacked
 
 SCHEDULE_FIELDS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
@@ -73,7 +73,7 @@ class Painter:
     unet: Any
     vae: Any
     instantid: Callable[[], InstantID]  # loaded when a row has a face
-    tell: Callable[[Sequence[str], Request], Told]
+    tell: Callable[[Sequence[str], Sequence[str], Request], tuple[Told, Told]]  # prompts and negative prompts, of equal length in tokens
     scheduler: Callable[[str], Any]
     draw_kps: Callable[[int, int, np.ndarray], np.ndarray]
 
@@ -106,7 +106,7 @@ class Painter:
         Raises:
             ValueError: some rows have a face and some have none.
         """
-        told, against = self.tell([row.prompt for row in rows], r), self.tell([row.negative_prompt for row in rows], r)
+        told, against = self.tell([row.prompt for row in rows], [row.negative_prompt for row in rows], r)
         shape = (self.vae.config.latent_channels, r.height // 8, r.width // 8)
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(self.device, self.unet.dtype)
         method = self.instantid() if rows[0].embedding is not None else None
@@ -148,6 +148,15 @@ class Painter:
                 if on_step:
                     on_step(state)
         return self.decode(latents), told.notes + against.notes
+
+    def pictures(self, row: Row, request: Request, *, together: int, on_step: Callable[[Step], None] | None = None) -> Iterator[Made]:
+        """Pictures of one row, `together` at a time; picture i has seed + i, whatever it is made together with."""
+        seeds = [request.seed + i for i in range(request.num_images)]
+        for start in range(0, len(seeds), together):
+            group = seeds[start : start + together]
+            pixels, notes = self.paint([row] * len(group), request, group, on_step=on_step)
+            for image, seed in zip(pixels, group, strict=True):
+                yield Made(image, replace(request, seed=seed, num_images=1), seed, notes)
 
     def _faces(self, rows: Sequence[Row], r: Request, method: InstantID) -> tuple[Tensor, Tensor]:
         """Face tokens and key-point drawings of rows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from selfsame.values.identity import Identity
 from selfsame.weights import mannequin
 
 ENCODER_NAME = "mannequin-encoder-1"
-MODELS = ("mannequin",)
+MODELS = ("mannequin", "instantid-sdxl", "instantid-sd15")
 ROWS = 4  # pictures denoised together
 
 
@@ -58,14 +58,27 @@ class Kept:
         return points
 
 
-def load(name: str = "mannequin", *, device: str = "cpu") -> Studio:
-    """Load a model family.
+def load(
+    name: str = "mannequin", *, device: str = "cpu", base: str | Path | None = None, instantid: str | Path | None = None, face_models: str | Path | None = None
+) -> Any:
+    """Load a model family: a `Studio` of the miniature, or a `RealStudio` for photographs.
+
+    Args:
+        base, instantid, face_models: for photographs, folders of your own in place of those that `selfsame models fetch` brought.
 
     Raises:
-        InputError: no such model, or a device that is not there.
+        InputError: no such model, a device that is not there, or a folder that is missing.
     """
     nearest(name, MODELS, "model")
-    return Studio(str(checked_device(device)))
+    where = str(checked_device(device))
+    given = [None if p is None else Path(p) for p in (base, instantid, face_models)]
+    if name == "mannequin":
+        if any(given):
+            raise InputError("base, instantid and face_models are folders of a model for photographs; the miniature brings its own")
+        return Studio(where)
+    from selfsame.studio.real import Folders, RealStudio
+
+    return RealStudio(Folders.of(name, *given), device=where)
 
 
 def checked_device(name: str) -> torch.device:
@@ -269,18 +282,13 @@ class Studio:
             on_step: sees every step of every group.
         """
         request = (Request(prompt=request) if isinstance(request, str) else request).sized(MANNEQUIN)
-        seeds = [request.seed + i for i in range(request.num_images)]
         people = () if identity is None else (identity,) if isinstance(identity, Identity) else tuple(identity)
         cast = cast_of(people, request, self.text[1])
         embedding = kps = None
         if cast.face is not None:
             embedding, kps = self.embedding(cast.face, request.photos), (pose or self.pose(cast.face)).in_picture(request.height, request.width)
         row = Row(request.full_prompt, request.negative_prompt, embedding, kps)
-        for start in range(0, len(seeds), ROWS):
-            group = seeds[start : start + ROWS]
-            pixels, notes = self.paint([row] * len(group), request, group, words=cast.words, on_step=on_step)
-            for image, seed in zip(pixels, group, strict=True):
-                yield Made(image, replace(request, seed=seed, num_images=1), seed, notes)
+        yield from self.painter(cast.words).pictures(row, request, together=ROWS, on_step=on_step)
 
     def paint(
         self,
@@ -303,9 +311,9 @@ class Studio:
     def painter(self, words: Mapping[str, Tensor] | None = None) -> Painter:
         """The networks and rules that paint; `words` n d of each placeholder that may stand in prompts."""
 
-        def tell(prompts: Sequence[str], request: Request) -> Told:
-            states, notes = self.text_states(prompts, words)
-            return Told(states, notes=notes)
+        def tell(prompts: Sequence[str], against: Sequence[str], request: Request) -> tuple[Told, Told]:
+            said, not_said = (self.text_states(p, words) for p in (prompts, against))
+            return Told(said[0], notes=said[1]), Told(not_said[0], notes=not_said[1])
 
         return Painter(self.unet, self.vae, lambda: self.instantid, tell, self.scheduler, draw_kps_small)
 

@@ -1,0 +1,260 @@
+"""Photographs: the official InstantID, or one of its layout, on a Stable Diffusion 1.5 or SDXL folder, behind the same requests as the miniature."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfsame.diffusion.sampling import Step
+from selfsame.images.draw import draw_kps
+from selfsame.images.files import InputError, read_image
+from selfsame.images.resize import official_size
+from selfsame.methods.instantid.checkpoint import instantid_from_official
+from selfsame.methods.instantid.method import InstantID
+from selfsame.models.text import encode_prompts
+from selfsame.models.weighted import encode_weighted
+from selfsame.perception.real_faces import RealFace, reader_of
+from selfsame.studio.painting import Painter, Row, Told, scheduler_of
+from selfsame.studio.request import Limits, Made, Request
+from selfsame.studio.studio import Kept
+from selfsame.values.identity import Identity
+from selfsame.weights.catalogue import CATALOGUE
+from selfsame.weights.fetch import local
+
+SD15, SDXL = Limits(512, 8, 1024), Limits(1024, 8, 2048)
+LONGEST = {512: 640, 1024: 1280}  # the longer side of a picture in the photo's own shape; officially 1280 for SDXL
+SPREAD = ("timestep_spacing", "steps_offset")
+NEEDED = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
+ONE_BY_ONE = 1  # pictures denoised together: large ones fill a GPU alone
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the parts lie."""
+
+    base: Path
+    instantid: Path | None = None
+    face_models: Path | None = None
+
+    @classmethod
+    def of(cls, model: str, base: Path | None, instantid: Path | None, face_models: Path | None) -> Folders:
+        """Given folders, and for the others what `selfsame models fetch` brought.
+
+        Raises:
+            InputError: one was neither given nor fetched; the message says how to fetch it.
+        """
+        kind = {"instantid-sdxl": "sdxl", "instantid-sd15": "sd15"}[model]
+        if instantid is None and kind == "sd15":
+            raise InputError("no InstantID for Stable Diffusion 1.5 was ever released: give --instantid the folder of one that you trained")
+        return cls(base or local(CATALOGUE[kind]), instantid or local(CATALOGUE["instantid"]), face_models or local(CATALOGUE["antelopev2"]))
+
+
+class RealStudio:
+    """Loaded when first needed; on a GPU in half precision, but for the VAE."""
+
+    def __init__(self, folders: Folders, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        """
+        Raises:
+            InputError: the base's folder lacks a part.
+        """
+        self.folders, self.device = folders, torch.device(device)
+        self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
+        absent = [name for name in NEEDED if not (folders.base / name).is_dir()]
+        if absent:
+            raise InputError(f"{folders.base}: lacks {', '.join(absent)}; give a diffusers folder of Stable Diffusion 1.5 or SDXL (with model_index.json)")
+        self.is_xl = (folders.base / "text_encoder_2").is_dir()
+        self.limits = SDXL if self.is_xl else SD15
+
+    # ------------------------------------------------------------------------------------------ parts
+
+    def _part(self, cls: Any, name: str, dtype: torch.dtype | None = None) -> Any:
+        variant = {"variant": "fp16"} if any((self.folders.base / name).glob("*.fp16.safetensors")) else {}
+        model = cls.from_pretrained(self.folders.base / name, torch_dtype=dtype or self.dtype, local_files_only=True, **variant)
+        return model.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def unet(self) -> Any:
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        return self._part(UNet2DConditionModel, "unet")
+
+    @cached_property
+    def vae(self) -> Any:
+        """In full precision: SDXL's overflows in half."""
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        return self._part(AutoencoderKL, "vae", torch.float32)
+
+    @cached_property
+    def text(self) -> tuple[Any, list[Any]]:
+        """The first tokenizer and the text encoders."""
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+        tokenizer = CLIPTokenizer.from_pretrained(self.folders.base / "tokenizer", local_files_only=True)
+        encoders = [self._part(CLIPTextModel, "text_encoder")]
+        if self.is_xl:
+            encoders.append(self._part(CLIPTextModelWithProjection, "text_encoder_2"))
+        return tokenizer, encoders
+
+    @cached_property
+    def instantid(self) -> InstantID:
+        if self.folders.instantid is None:
+            raise InputError("a face needs InstantID: give --instantid its folder")
+        return instantid_from_official(self.folders.instantid, self.unet, dtype=self.dtype).to(self.device)
+
+    @cached_property
+    def reader(self) -> Any:
+        """Finds and reads faces; its folder's name is the embedding's space."""
+        if self.folders.face_models is None:
+            raise InputError("a photo needs a face reader: give --face-models a folder such as antelopev2's")
+        providers = ["CUDAExecutionProvider"] if self.device.type == "cuda" and _cuda_reader() else []
+        return reader_of(self.folders.face_models, providers)
+
+    @cached_property
+    def _zero_negative(self) -> bool:
+        """Whether SDXL's missing negative prompt is zeros rather than an empty prompt."""
+        index = self.folders.base / "model_index.json"
+        return bool(json.loads(index.read_text()).get("force_zeros_for_empty_prompt", True)) if index.exists() else True
+
+    # ------------------------------------------------------------------------------------------ faces
+
+    def face(self, image: np.ndarray, *, which: int | None = None, name: str = "the picture") -> tuple[RealFace, tuple[str, ...]]:
+        """The face to use: the largest, or number `which` counted from the left, from 0. Also warnings.
+
+        Raises:
+            InputError: no face, or no such face.
+        """
+        found = self.reader(image)
+        if not found:
+            raise InputError(f"{name}: no face was found; use a picture in which the face is upright, sharp and not covered")
+        if which is None:
+            many = (f"{name}: {len(found)} faces, the largest is used; choose another with --which 0..{len(found) - 1}, counted from the left",)
+            return found[0], many if len(found) > 1 else ()
+        ordered = sorted(found, key=lambda f: float(f.box[0] + f.box[2]))
+        if not 0 <= which < len(ordered):
+            raise InputError(f"{name}: --which {which}, but {len(ordered)} face(s) were found; choose 0 to {len(ordered) - 1}, counted from the left")
+        return ordered[which], ()
+
+    def identity(self, *photos: str | Path, which: int | None = None, consent: str = "") -> Identity:
+        """One person from one or more photos; embeddings stay raw, as InstantID's weights expect."""
+        if not photos:
+            raise InputError("no photo given: give at least one")
+        parts = []
+        for photo in photos:
+            image = read_image(photo)
+            found, _ = self.face(image, which=which, name=str(photo))
+            source = hashlib.sha256(image.tobytes()).hexdigest()
+            kps, size = found.kps[None].astype(np.float32), np.array([image.shape[:2]])
+            parts.append(Identity(found.embedding[None].astype(np.float32), self.reader.name, kps, size, (source,), consent))
+        return parts[0].joined(*parts[1:])
+
+    def pose_of(self, photo: str | Path) -> Kept:
+        """Key points from another picture."""
+        image = read_image(photo)
+        return Kept(self.face(image, name=str(photo))[0].kps.astype(np.float64), *image.shape[:2])
+
+    def likeness(self, image: np.ndarray, reference: np.ndarray, *, which: int | None = None) -> None:
+        """No second encoder judges photographs here, and the one that conditions must not."""
+
+    # ------------------------------------------------------------------------------------------ pictures
+
+    def scheduler(self, solver: str) -> Any:
+        """A fresh solver with the base's noise schedule and its own way to spread the steps."""
+        config = json.loads((self.folders.base / "scheduler" / "scheduler_config.json").read_text())
+        return scheduler_of(config, solver, **{k: config[k] for k in SPREAD if k in config})
+
+    def tell(self, prompts: Sequence[str], against: Sequence[str], request: Request) -> tuple[Told, Told]:
+        """Prompts for this base; SDXL reads weights in brackets and any length.
+
+        Raises:
+            ValueError: SDXL rows whose prompts differ in length.
+        """
+        tokenizer, encoders = self.text
+        if not self.is_xl:
+            said, not_said = (encode_prompts(tokenizer, encoders[0], p) for p in (prompts, against))
+            notes = tuple(f"the prompt is too long; these words were left out: {cut!r}" for cut in (*said.cut, *not_said.cut) if cut)
+            return Told(said.encoder_hidden_states, notes=notes), Told(not_said.encoder_hidden_states)
+        both = [encode_weighted(tokenizer, encoders, a, b) for a, b in zip(prompts, against, strict=True)]
+        ids = torch.tensor([[request.height, request.width, 0, 0, request.height, request.width]] * len(prompts), device=self.device, dtype=self.dtype)
+        told, not_told = ((torch.cat([p[k].encoder_hidden_states for p in both]), torch.cat([p[k].pooled for p in both])) for k in (0, 1))
+        if self._zero_negative and not any(against):
+            not_told = torch.zeros_like(not_told[0]), torch.zeros_like(not_told[1])
+        return Told(*told, ids), Told(*not_told, ids)
+
+    def painter(self) -> Painter:
+        return Painter(self.unet, self.vae, lambda: self.instantid, self.tell, self.scheduler, draw_kps)
+
+    def num_calls(self, request: Request) -> int:
+        """How often the networks run for a request."""
+        return self.painter().num_calls(request)
+
+    def generate(
+        self,
+        request: Request | str,
+        identity: Identity | Sequence[Identity] | None = None,
+        *,
+        pose: Kept | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> list[Made]:
+        """Pictures of a request; `generate_each` yields them as they come."""
+        return list(self.generate_each(request, identity, pose=pose, on_step=on_step))
+
+    def generate_each(
+        self,
+        request: Request | str,
+        identity: Identity | Sequence[Identity] | None = None,
+        *,
+        pose: Kept | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Iterator[Made]:
+        """Pictures of a request, one after the other. Without a size they have the shape of the photo that lends the key points, as officially.
+
+        Raises:
+            InputError: several people, or an identity of another encoder.
+        """
+        request = Request(prompt=request) if isinstance(request, str) else request
+        people = () if identity is None else (identity,) if isinstance(identity, Identity) else tuple(identity)
+        if len(people) > 1:
+            raise InputError(f"{len(people)} identities: one face stands in a picture of this model")
+        embedding = kps = None
+        if people:
+            embedding = self.embedding(people[0], request.photos)
+            kept = pose or Kept(people[0].kps[0].astype(np.float64), *(int(v) for v in people[0].sizes[0]))
+            if not request.height and not request.width:
+                longest = LONGEST[self.limits.side]
+                width, height = official_size(kept.width, kept.height, max_side=longest, min_side=longest * 4 // 5)
+                request = replace(request, height=height, width=width)
+                kps = kept.kps * [width / kept.width, height / kept.height]
+            else:
+                request = request.sized(self.limits)
+                kps = kept.in_picture(request.height, request.width)
+        request = request.sized(self.limits)
+        row = Row(request.full_prompt, request.negative_prompt, embedding, kps)
+        yield from self.painter().pictures(row, request, together=ONE_BY_ONE, on_step=on_step)
+
+    def embedding(self, identity: Identity, photos: str) -> torch.Tensor:
+        """What the Resampler gets: 1 1 512 (mean of the photos) or 1 k 512 (jointly), raw.
+
+        Raises:
+            InputError: the identity was made by another encoder.
+        """
+        if identity.encoder != self.reader.name:
+            raise InputError(
+                f"the identity was made by encoder {identity.encoder!r}, this model reads faces with {self.reader.name!r}: make it anew from the photos"
+            )
+        rows = torch.from_numpy(identity.embeddings)
+        return (rows.mean(0, keepdim=True) if photos == "mean" else rows)[None].to(self.device)
+
+
+def _cuda_reader() -> bool:
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()

@@ -1,0 +1,167 @@
+"""Photographs: folders of the official layout at tiny size through the same requests, and the same numbers as a stock pipeline."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+import selfsame
+from selfsame.cli.main import main
+from selfsame.images.draw import draw_kps
+from selfsame.images.files import InputError, read_image, read_metadata, write_image
+from selfsame.methods.instantid.checkpoint import instantid_to_official
+from selfsame.methods.instantid.interop import face_in
+from selfsame.models.weighted import encode_weighted
+from selfsame.perception import real_faces
+from selfsame.studio import real
+from selfsame.studio.real import Folders, RealStudio
+from selfsame.studio.request import Request
+from selfsame.weights.mannequin import checked_folder
+from tests.goldens import recipe
+from tests.methods.test_instantid_interop import SD15, filled
+from tests.perception.test_real_faces import TinyArcFace, TinyScrfd, exported
+
+PROMPT = "a (photo:1.3) of a person in a garden"
+
+
+def saved_base(folder: Path, unet: UNet2DConditionModel, towers: int) -> None:
+    tokenizer = checked_folder("base/tokenizer")
+    config = CLIPTextConfig(
+        vocab_size=1500, hidden_size=64 // towers, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=77,
+        projection_dim=32, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    unet.save_pretrained(folder / "unet")
+    vae = recipe.fill(AutoencoderKL(**recipe.VAE), "vae")
+    assert isinstance(vae, AutoencoderKL)
+    vae.save_pretrained(folder / "vae")
+    EulerDiscreteScheduler(**recipe.EULER).save_pretrained(folder / "scheduler")
+    for k in range(towers):
+        ending = f"_{k + 1}" if k else ""
+        torch.manual_seed(k)
+        (CLIPTextModelWithProjection if k else CLIPTextModel)(config).save_pretrained(folder / f"text_encoder{ending}")
+        shutil.copytree(tokenizer, folder / f"tokenizer{ending}")
+    (folder / "model_index.json").write_text('{"force_zeros_for_empty_prompt": true}')
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    root = tmp_path_factory.mktemp("real")
+    unet = recipe.fill(UNet2DConditionModel(**recipe.UNET), "unet")
+    assert isinstance(unet, UNet2DConditionModel)
+    saved_base(root / "sdxl", unet, 2)
+    instantid_to_official(filled(unet), root / "InstantID")
+    models = root / "antelopev2"
+    models.mkdir()
+    torch.manual_seed(0)
+    exported(TinyScrfd(), 640, models / "det.onnx", free=True)
+    exported(TinyArcFace(), 112, models / "rec.onnx")
+    return Folders(root / "sdxl", root / "InstantID", models)
+
+
+@pytest.fixture(autouse=True)
+def few_faces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real_faces, "SCORE", 0.955)  # random weights see faces everywhere
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    image = cv2.resize(read_image(Path(__file__).parents[2] / "examples/ada.png"), (480, 640))
+    noisy = np.clip(image + np.random.default_rng(0).normal(0, 12, image.shape), 0, 255).astype(np.uint8)
+    return write_image(tmp_path_factory.mktemp("photo") / "me.png", noisy)
+
+
+@pytest.fixture(scope="module")
+def studio(folders: Folders) -> RealStudio:
+    return RealStudio(folders)
+
+
+def test_the_same_numbers_as_a_stock_pipeline(studio: RealStudio, photo: Path):
+    who = studio.identity(photo)
+    request = Request(prompt=PROMPT, height=64, width=96, num_steps=3, solver="euler", guidance_scale=4.0, adapter_scale=0.8, controlnet_scale=0.7, seed=5)
+    ours = studio.generate(request, who)[0].pixels
+    parts: dict[str, Any] = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    parts |= {"unet": studio.unet, "vae": studio.vae, "scheduler": studio.scheduler("euler"), "controlnet": studio.instantid.identity_net}
+    pipe = diffusers.StableDiffusionXLControlNetPipeline(**parts, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    told, against = encode_weighted(*studio.text, PROMPT, "")
+    kps = studio.pose_of(photo).in_picture(64, 96)
+    with face_in(pipe, studio.instantid, who.embeddings[0], ip_scale=0.8):
+        theirs = pipe(
+            prompt_embeds=told.encoder_hidden_states, pooled_prompt_embeds=told.pooled, negative_prompt_embeds=torch.zeros_like(against.encoder_hidden_states),
+            negative_pooled_prompt_embeds=torch.zeros_like(against.pooled), image=Image.fromarray(draw_kps(64, 96, kps)), controlnet_conditioning_scale=0.7,
+            num_inference_steps=3, guidance_scale=4.0, latents=torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(5))[None], output_type="np",
+        ).images[0]  # fmt: skip
+    assert np.abs(ours.astype(int) - (theirs * 255).round()).max() <= 1
+
+
+def test_without_a_size_the_picture_has_the_photos_shape(studio: RealStudio, photo: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(real, "LONGEST", {1024: 128})
+    made = studio.generate(Request(num_steps=1), studio.identity(photo))[0]
+    assert made.pixels.shape == (128, 64, 3)
+    assert (made.request.height, made.request.width) == (128, 64)
+
+
+def test_long_prompts_negatives_and_no_face_work(studio: RealStudio):
+    request = Request(prompt="a photo of a person in a garden, " * 12, negative_prompt="(dark:1.4)", height=64, width=64, num_steps=1)
+    assert studio.generate(request)[0].pixels.shape == (64, 64, 3)
+
+
+def test_several_photos_are_averaged_or_joined(studio: RealStudio, photo: Path):
+    who = studio.identity(photo, photo)
+    assert studio.embedding(who, "mean").shape == (1, 1, 512)
+    assert studio.embedding(who, "joint").shape == (1, 2, 512)
+    assert abs(float(studio.embedding(who, "mean").norm()) - 1) > 0.1  # raw
+
+
+def test_stable_diffusion_15_takes_an_instantid_that_somebody_trained(tmp_path: Path, folders: Folders, photo: Path):
+    unet = recipe.fill(UNet2DConditionModel(**SD15), "unet15")
+    assert isinstance(unet, UNet2DConditionModel)
+    saved_base(tmp_path / "sd15", unet, 1)
+    instantid_to_official(filled(unet), tmp_path / "own")
+    studio = selfsame.load("instantid-sd15", base=tmp_path / "sd15", instantid=tmp_path / "own", face_models=folders.face_models)
+    made = studio.generate(Request(prompt="a photo of a person", height=64, width=64, num_steps=1), studio.identity(photo))[0]
+    assert made.pixels.shape == (64, 64, 3)
+
+
+def test_from_the_command_line_and_again_by_like(folders: Folders, photo: Path, tmp_path: Path):
+    out, again = tmp_path / "out.png", tmp_path / "again.png"
+    where = ["--base", str(folders.base), "--instantid", str(folders.instantid), "--face-models", str(folders.face_models)]
+    args = ["generate", "--model", "instantid-sdxl", *where, "--face", str(photo), "--prompt", "a photo of a person", "--height", "64", "--width", "64"]
+    assert main([*args, "--num-steps", "1", "--out", str(out)]) == 0
+    assert read_metadata(out)["model"] == "instantid-sdxl"
+    assert main(["generate", "--like", str(out), "--out", str(again)]) == 0
+    assert np.array_equal(read_image(out), read_image(again))
+
+
+def test_what_is_missing_is_said_with_its_remedy(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Path, studio: RealStudio):
+    monkeypatch.setenv("SELFSAME_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="selfsame models fetch sdxl"):
+        selfsame.load("instantid-sdxl")
+    with pytest.raises(InputError, match="selfsame models fetch antelopev2"):
+        selfsame.load("instantid-sdxl", base=folders.base, instantid=folders.instantid)
+    with pytest.raises(InputError, match="was ever released"):
+        selfsame.load("instantid-sd15", base=folders.base)
+    with pytest.raises(InputError, match="lacks unet"):
+        RealStudio(Folders(tmp_path))
+    with pytest.raises(InputError, match="the miniature brings its own"):
+        selfsame.load("mannequin", base=folders.base)
+    with pytest.raises(InputError, match="give --face-models"):
+        RealStudio(Folders(folders.base)).identity(photo)
+    with pytest.raises(InputError, match="multiple of 8"):
+        studio.generate(Request(height=100, width=64))
+    who = studio.identity(photo)
+    with pytest.raises(InputError, match="one face stands"):
+        studio.generate(Request(height=64, width=64), [who, who])
+    monkeypatch.setattr(studio.reader, "name", "buffalo_l")
+    with pytest.raises(InputError, match="make it anew"):
+        studio.generate(Request(height=64, width=64), who)
