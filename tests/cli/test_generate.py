@@ -181,3 +181,25 @@ def test_render_draws_people_and_refuses_strangers(tmp_path: Path, capsys: pytes
     assert main(["render", "--people", "1", "--out", out]) == 0
     assert "first and a last name" in fails(capsys, "render", "--name", "nobody", "--out", out)
     assert "give 1 to 100" in fails(capsys, "render", "--people", "0", "--out", out)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["generate", "--num-steps", "abc"], "--num-steps"),
+        (["generate", "--nosuch", "3"], "--nosuch"),
+        (["edit", "--source", "x.png"], "--mask"),
+        (["paint"], "generate, edit, learn"),
+        (["evaluate", "nothing"], "identity"),
+    ],
+)
+def test_what_the_parser_cannot_read_is_one_line_too(args: list[str], says: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as left:
+        main(args)
+    assert left.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert error.startswith("selfsame: ")
+    assert says in error
+    assert "--help`" in error
+    assert "│" not in error

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import tyro
 
@@ -36,14 +39,35 @@ DESCRIPTION = (
 )
 
 
+def _parsed(args: list[str]) -> Any:
+    """The command that the arguments name; what tyro draws as a box of many lines becomes one."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            if args[:1] == ["generate"] and any(a == "--like" or a.startswith("--like=") for a in args):
+                return tyro.cli(Generate, args=args[1:], default=Generate.like_defaults(args), prog="selfsame generate")
+            return tyro.cli(Command, args=args, prog="selfsame", description=DESCRIPTION, config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore[call-overload]
+    except SystemExit as error:
+        if error.code:
+            print(f"selfsame: {one_line(said.getvalue(), args)}", file=sys.stderr)
+        raise
+
+
+def one_line(box: str, args: Sequence[str]) -> str:
+    """The message inside a box of the parser, and where the help is."""
+    rows = [line.strip("│ ").strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    sections = [" ".join(part.split()) for part in re.split(r"─{4,}", " ".join(rows))]
+    told = [s for s in sections if s and not s.startswith(("For full helptext", "Argument helptext"))]
+    known = {a.__metadata__[0].name for a in get_args(Command)}
+    command = f"selfsame {args[0]}" if args and args[0] in known else "selfsame"
+    return f"{'; '.join(told)}; see `{command} --help`"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when all went well, 1 when an item of a batch failed, 2 for bad input, 130 after Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        if args[:1] == ["generate"] and any(a == "--like" or a.startswith("--like=") for a in args):
-            command = tyro.cli(Generate, args=args[1:], default=Generate.like_defaults(args), prog="selfsame generate")
-        else:
-            command = tyro.cli(Command, args=args, prog="selfsame", description=DESCRIPTION, config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore[call-overload]
+        command = _parsed(args)
         return command.run()
     except KeyboardInterrupt:
         print("stopped; nothing was left half-written", file=sys.stderr)
