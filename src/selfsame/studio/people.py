@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,8 +13,11 @@ from torch import Tensor
 from selfsame.images.files import InputError
 from selfsame.methods.stableidentity.checkpoint import read_words
 from selfsame.models.text import tower_hash
+from selfsame.perception.detector import Found
 from selfsame.studio.request import Request
 from selfsame.values.identity import Identity, LearnedWords, is_identity
+
+F = TypeVar("F", bound=Found)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,45 @@ def read_identity(path: Path) -> Identity:
     except ValueError as error:
         raise InputError(str(error)) from None
     return Identity.of_words(words)
+
+
+def from_left(found: Sequence[F]) -> list[F]:
+    """Faces in the order in which people count them."""
+    return sorted(found, key=lambda f: float(f.box[0] + f.box[2]))
+
+
+def chosen_face(found: Sequence[F], which: int | None, name: str) -> tuple[F, tuple[str, ...]]:
+    """The face to use of those found, largest first: the largest, or number `which` counted from the left, from 0. Also warnings.
+
+    Args:
+        name: of the picture, for messages.
+
+    Raises:
+        InputError: no face, or no such face.
+    """
+    if not found:
+        raise InputError(f"{name}: no face was found; use a picture in which the face is upright, whole and larger than a tenth of the picture")
+    if which is None:
+        many = f"{name}: {len(found)} faces, the largest is used; choose another with --which 0..{len(found) - 1}, counted from the left"
+        return found[0], (many,) if len(found) > 1 else ()
+    if not 0 <= which < len(found):
+        raise InputError(f"{name}: --which {which}, but {len(found)} face(s) were found; choose 0 to {len(found) - 1}, counted from the left")
+    return from_left(found)[which], ()
+
+
+def lent_embedding(identity: Identity, encoder: str, photos: str, device: torch.device) -> Tensor:
+    """What the Resampler gets of a person: 1 1 512 (mean of the photos) or 1 k 512 (jointly), raw.
+
+    Args:
+        encoder: whose embeddings the model reads.
+
+    Raises:
+        InputError: the identity was made by another encoder.
+    """
+    if identity.encoder != encoder:
+        raise InputError(f"the identity was made by encoder {identity.encoder!r}, this model needs {encoder!r}: make it anew from the photos")
+    rows = torch.from_numpy(identity.embeddings)
+    return (rows.mean(0, keepdim=True) if photos == "mean" else rows)[None].to(device)
 
 
 def cast_of(people: Sequence[Identity], request: Request, text_encoder: Any) -> Cast:

@@ -23,6 +23,7 @@ from selfsame.models.text import encode_prompts
 from selfsame.models.weighted import encode_weighted
 from selfsame.perception.real_faces import RealFace, reader_of
 from selfsame.studio.painting import Painter, Row, Told, scheduler_of
+from selfsame.studio.people import chosen_face, lent_embedding
 from selfsame.studio.request import Limits, Made, Request
 from selfsame.studio.studio import Kept
 from selfsame.values.identity import Identity
@@ -132,16 +133,7 @@ class RealStudio:
         Raises:
             InputError: no face, or no such face.
         """
-        found = self.reader(image)
-        if not found:
-            raise InputError(f"{name}: no face was found; use a picture in which the face is upright, sharp and not covered")
-        if which is None:
-            many = (f"{name}: {len(found)} faces, the largest is used; choose another with --which 0..{len(found) - 1}, counted from the left",)
-            return found[0], many if len(found) > 1 else ()
-        ordered = sorted(found, key=lambda f: float(f.box[0] + f.box[2]))
-        if not 0 <= which < len(ordered):
-            raise InputError(f"{name}: --which {which}, but {len(ordered)} face(s) were found; choose 0 to {len(ordered) - 1}, counted from the left")
-        return ordered[which], ()
+        return chosen_face(self.reader(image), which, name)
 
     def identity(self, *photos: str | Path, which: int | None = None, consent: str = "") -> Identity:
         """One person from one or more photos; embeddings stay raw, as InstantID's weights expect."""
@@ -226,7 +218,7 @@ class RealStudio:
             raise InputError(f"{len(people)} identities: one face stands in a picture of this model")
         embedding = kps = None
         if people:
-            embedding = self.embedding(people[0], request.photos)
+            embedding = lent_embedding(people[0], self.reader.name, request.photos, self.device)
             kept = pose or Kept(people[0].kps[0].astype(np.float64), *(int(v) for v in people[0].sizes[0]))
             if not request.height and not request.width:
                 longest = LONGEST[self.limits.side]
@@ -239,19 +231,6 @@ class RealStudio:
         request = request.sized(self.limits)
         row = Row(request.full_prompt, request.negative_prompt, embedding, kps)
         yield from self.painter().pictures(row, request, together=ONE_BY_ONE, on_step=on_step)
-
-    def embedding(self, identity: Identity, photos: str) -> torch.Tensor:
-        """What the Resampler gets: 1 1 512 (mean of the photos) or 1 k 512 (jointly), raw.
-
-        Raises:
-            InputError: the identity was made by another encoder.
-        """
-        if identity.encoder != self.reader.name:
-            raise InputError(
-                f"the identity was made by encoder {identity.encoder!r}, this model reads faces with {self.reader.name!r}: make it anew from the photos"
-            )
-        rows = torch.from_numpy(identity.embeddings)
-        return (rows.mean(0, keepdim=True) if photos == "mean" else rows)[None].to(self.device)
 
 
 def _cuda_reader() -> bool:

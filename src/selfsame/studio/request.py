@@ -36,6 +36,15 @@ def between(value: float, low: float, high: float, what: str) -> None:
         raise InputError(f"{what} {value}: give a number from {low:g} to {high:g}")
 
 
+def _counts(num_images: int, num_steps: int, seed: int) -> None:
+    if not 1 <= num_images <= 64:
+        raise InputError(f"{num_images} pictures: give 1 to 64")
+    if not 1 <= num_steps <= 200:
+        raise InputError(f"{num_steps} steps: give 1 to 200")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed {seed}: give a number from 0 to 2^63 - 1")
+
+
 @dataclass(frozen=True)
 class Limits:
     """What sizes a base paints."""
@@ -105,12 +114,7 @@ class Request:
             raise InputError(f"use {self.use!r}: choose auto, face, words or both")
         if self.photos not in ("mean", "joint"):
             raise InputError(f"photos {self.photos!r}: choose mean or joint")
-        if not 1 <= self.num_images <= 64:
-            raise InputError(f"{self.num_images} pictures: give 1 to 64")
-        if not 1 <= self.num_steps <= 200:
-            raise InputError(f"{self.num_steps} steps: give 1 to 200")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed {self.seed}: give a number from 0 to 2^63 - 1")
+        _counts(self.num_images, self.num_steps, self.seed)
         between(self.guidance_scale, 0, 30, "guidance")
         nearest(self.solver, SOLVERS, "solver")
         nearest(self.style, STYLES, "style")
@@ -194,9 +198,4 @@ class EditRequest:
         nearest(self.solver, SOLVERS, "solver")
         if not 0 <= self.feather <= 100:
             raise InputError(f"feather {self.feather}: give 0 to 100 pixels")
-        if not 1 <= self.num_images <= 64:
-            raise InputError(f"{self.num_images} pictures: give 1 to 64")
-        if not 1 <= self.num_steps <= 200:
-            raise InputError(f"{self.num_steps} steps: give 1 to 200")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed {self.seed}: give a number from 0 to 2^63 - 1")
+        _counts(self.num_images, self.num_steps, self.seed)

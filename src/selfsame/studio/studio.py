@@ -23,7 +23,7 @@ from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, FaceEncoder,
 from selfsame.perception.face_vit import FaceViT
 from selfsame.perception.parser import FaceParser
 from selfsame.studio.painting import Painter, Row, Told, scheduler_of
-from selfsame.studio.people import cast_of
+from selfsame.studio.people import cast_of, chosen_face, from_left, lent_embedding
 from selfsame.studio.request import MANNEQUIN, Made, Request, nearest
 from selfsame.values.identity import Identity
 from selfsame.weights import mannequin
@@ -162,18 +162,7 @@ class Studio:
         Raises:
             InputError: no face, no such face, or one cut by the border.
         """
-        found = self.faces(image)
-        if not found:
-            raise InputError(f"{name}: no face was found; use a picture in which the face is upright, whole and larger than a tenth of the picture")
-        notes: tuple[str, ...] = ()
-        chosen = found[0]
-        if which is not None:
-            ordered = _from_left(found)
-            if not 0 <= which < len(ordered):
-                raise InputError(f"{name}: --which {which}, but {len(ordered)} face(s) were found; choose 0 to {len(ordered) - 1}, counted from the left")
-            chosen = ordered[which]
-        elif len(found) > 1:
-            notes = (f"{name}: {len(found)} faces, the largest is used; choose another with --which 0..{len(found) - 1}, counted from the left",)
+        chosen, notes = chosen_face(self.faces(image), which, name)
         h, w = image.shape[:2]
         x0, y0, x1, y1 = chosen.box
         size = max(x1 - x0, y1 - y0)
@@ -206,7 +195,7 @@ class Studio:
         found = self.faces(image)
         if not found:
             return None
-        chosen = found[0] if which is None else _from_left(found)[which]
+        chosen = found[0] if which is None else from_left(found)[which]
         return torch.nn.functional.normalize(embed(self.judge, to_crops([image], [chosen.kps], JUDGE_CROP))[0], dim=0)
 
     def likeness(self, image: np.ndarray, reference: np.ndarray, *, which: int | None = None) -> float | None:
@@ -239,10 +228,7 @@ class Studio:
         Raises:
             InputError: the identity was made by another encoder.
         """
-        if identity.encoder != ENCODER_NAME:
-            raise InputError(f"the identity was made by encoder {identity.encoder!r}, this model needs {ENCODER_NAME!r}: make it anew from the photos")
-        rows = torch.from_numpy(identity.embeddings)
-        return (rows.mean(0, keepdim=True) if photos == "mean" else rows)[None].to(self.device)
+        return lent_embedding(identity, ENCODER_NAME, photos, self.device)
 
     def pose(self, identity: Identity) -> Kept:
         """Where the face stands in the identity's first photo."""
@@ -320,10 +306,6 @@ class Studio:
     def decode(self, latents: Tensor) -> list[np.ndarray]:
         """Latents b c h w to pictures h w 3 uint8."""
         return self.painter().decode(latents)
-
-
-def _from_left(found: Sequence[Found]) -> list[Found]:
-    return sorted(found, key=lambda f: float(f.box[0] + f.box[2]))
 
 
 def _on(model: Any, device: torch.device) -> Any:
