@@ -11,7 +11,7 @@ from PIL import Image
 
 from selfsame.cli.main import main
 from selfsame.data import pairs
-from selfsame.data.pairs import PairsJob, prepare_pairs, read_pairs, square_of
+from selfsame.data.pairs import PairsJob, prepare_pairs, read_pairs, square_of, video_frames
 from selfsame.images.files import InputError, read_image
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import draw
@@ -79,8 +79,10 @@ def test_stills_give_one_pair_a_thing(tmp_path: Path, frames: list[np.ndarray]):
     report = run(PairsJob(tmp_path / "out", stills=folder))
     assert report.pairs == 2
     assert sorted(p.rsplit(": ")[1].split(" ")[0] for p in report.problems) == ["128", "no"]
+    Image.fromarray(np.where(marks == 2, 1, 0).astype(np.uint8)).convert("P").save(folder / "a.mask.png")
+    assert run(PairsJob(tmp_path / "out", stills=folder)).pairs == 1  # the file has changed: its shard is made anew
     areas = sorted(int(record["mask"].sum()) for record in read_pairs(tmp_path / "out", "train"))
-    assert areas == [400, 900]
+    assert areas == [900]
 
 
 def test_the_world_gives_pairs_with_depth_and_stills_with_masks(tmp_path: Path):
@@ -107,6 +109,30 @@ def test_a_killed_run_goes_on_and_any_number_of_processes_writes_the_same(tmp_pa
     monkeypatch.setitem(pairs.SOURCES_PER_SHARD, "world", 1)
     run(cut, 2)
     assert shards(whole.folder) == shards(cut.folder)
+
+
+def test_another_job_is_not_taken_for_this_one(tmp_path: Path, videos: Path):
+    out = tmp_path / "out"
+    none = run(PairsJob(out, videos=videos, how=PairSamples(ssim_low=0.9999, ssim_high=1)))
+    assert none.pairs == 0
+    assert run(PairsJob(out, videos=videos, how=WIDE)).pairs == 2
+    run(PairsJob(out, "train_held", videos=videos, how=WIDE))
+    assert len(list(read_pairs(out, "train"))) == 2
+    (videos / "a.avi").rename(videos / "b.avi")
+    (videos / "one-frame.avi").unlink()
+    assert run(PairsJob(out, videos=videos, how=WIDE)).pairs == 2
+    assert len(list(read_pairs(out, "train"))) == 2  # the shard of the three sources is gone
+    with pytest.raises(InputError, match="letters, digits"):
+        PairsJob(out, "../up", videos=videos)
+
+
+def test_frames_are_spread_over_the_whole_video_whatever_the_container_says(tmp_path: Path):
+    frames = [np.full((32, 32, 3), 4 * i, np.uint8) for i in range(60)]
+    seen = [int(f.mean()) for f in video_frames(video(tmp_path / "long.avi", frames), 32)]
+    assert 8 <= len(seen) < 16
+    assert seen[0] < 8
+    assert seen[-1] > 200
+    assert np.ptp(np.diff(seen)) < 8
 
 
 def test_a_square_is_padded_in_the_middle():

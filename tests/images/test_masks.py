@@ -40,6 +40,19 @@ def test_a_painted_layer_is_read_by_its_alpha(tmp_path: Path):
     assert np.array_equal(read_mask(saved(tmp_path, layer), 40, 60)[0], drawn())
 
 
+def test_a_palette_with_a_transparent_colour_is_a_layer_too(tmp_path: Path):
+    layer = Image.fromarray(drawn() // 255).convert("P")
+    layer.putpalette([10, 20, 30, 200, 10, 10])
+    layer.save(tmp_path / "mask.png", transparency=0)
+    assert np.array_equal(read_mask(tmp_path / "mask.png", 40, 60)[0], drawn())
+
+
+def test_what_is_only_looked_at_may_be_everything(tmp_path: Path):
+    mask, notes = read_mask(saved(tmp_path, np.full((40, 60), 255, np.uint8)), 40, 60, to_paint=False)
+    assert mask.all()
+    assert not notes
+
+
 def test_soft_edges_are_cut_in_the_middle(tmp_path: Path):
     soft = drawn().copy()
     soft[9, 15:40], soft[20, 15:40] = 127, 128
@@ -75,6 +88,7 @@ def test_a_window_holds_its_mask_and_what_is_put_back_is_what_was_cropped(box: t
     window = window_around(mask, context)
     assert window.crop(mask, False).sum() == mask.sum()
     assert window.side <= max(h, w)
+    assert window_around(mask, 1.0, 32).side >= min(32, max(h, w))
     if window.side <= min(h, w):  # it fits: it lies inside
         assert window.y >= 0
         assert window.x >= 0

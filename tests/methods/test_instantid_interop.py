@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, EulerDiscreteScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selfsame.diffusion.sampling import guided_together, sample
@@ -19,6 +20,7 @@ from selfsame.images.files import InputError
 from selfsame.methods.instantid.checkpoint import adapter_to_official, instantid_from_official, instantid_to_official, looks_like, read_adapter
 from selfsame.methods.instantid.interop import face_in
 from selfsame.methods.instantid.method import InstantID, ResamplerSize, face_conditions, predict
+from selfsame.methods.instantid.modules import region_weights
 from selfsame.values.conditioning import Conditioning, stacked
 from tests.goldens import recipe
 from tests.methods.test_instantid_goldens import close
@@ -355,6 +357,47 @@ def test_another_file_is_named_for_what_it_looks_like(tmp_path: Path, values: An
     assert says in looks_like(values)
 
 
+def load_file_of(body: bytes, folder: Path) -> dict[str, Tensor]:
+    (folder / "whole.safetensors").write_bytes(body)
+    return load_file(folder / "whole.safetensors")
+
+
+@pytest.mark.parametrize(("body", "says"), [(b"version https://git-lfs.github.com/spec/v1", "git-lfs"), (b"<html>gone</html>", "a web page")])
+def test_what_came_instead_of_the_file_is_named(tmp_path: Path, body: bytes, says: str):
+    (tmp_path / "ip-adapter.bin").write_bytes(body)
+    with pytest.raises(InputError, match=says):
+        read_adapter(tmp_path / "ip-adapter.bin")
+
+
+def test_our_own_folder_is_read_too_and_two_adapters_are_ambiguous(tmp_path: Path):
+    unet = base()
+    method = filled(unet)
+    method.save_pretrained(tmp_path)
+    again = instantid_from_official(tmp_path, unet)
+    assert torch.equal(again.resampler.latents, method.resampler.latents)
+    instantid_to_official(method, tmp_path, form="safetensors")
+    with pytest.raises(InputError, match=r"adapter\.safetensors and adapter|and adapter\.safetensors"):
+        instantid_from_official(tmp_path, unet)
+
+
+def test_a_pipeline_with_another_controlnet_is_not_taken_silently():
+    pipe, method = sdxl()
+    pipe.controlnet = ControlNetModel.from_unet(pipe.unet)
+    with pytest.raises(ValueError, match=r"controlnet=method\.identity_net"), face_in(pipe, method, FACE):
+        pass
+    with face_in(pipe, method, FACE, adapter_only=True):
+        assert torch.isfinite(painted(pipe)).all()
+
+
+def test_regions_of_sides_that_are_no_multiple_of_32_fit_every_layer():
+    region = torch.rand(1, 1, 1016, 1280)
+    for k in range(3, 7):
+        places = -(-1016 // 2**k) * -(-1280 // 2**k)
+        assert region_weights(region, places).shape == (1, places, 1)
+    with pytest.raises(ValueError, match="does not belong"):
+        region_weights(region, 12345)
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return (Path.touch, (Path("executed"),))  # type: ignore[return-value]
@@ -370,7 +413,7 @@ def test_a_pickle_with_code_is_refused_and_nothing_runs(tmp_path: Path, monkeypa
 
 def test_missing_damaged_and_foreign_files_are_said(tmp_path: Path):
     unet = base()
-    with pytest.raises(InputError, match="holds none of"):
+    with pytest.raises(InputError, match="it holds none of them"):
         instantid_from_official(tmp_path, unet)
     path = instantid_to_official(filled(unet), tmp_path)
     whole = path.read_bytes()
@@ -384,6 +427,15 @@ def test_missing_damaged_and_foreign_files_are_said(tmp_path: Path):
     short = UNet2DConditionModel(**(recipe.UNET | {"transformer_layers_per_block": (1, 1, 1)}))
     with pytest.raises(ValueError, match="ip_adapter key 5"):
         instantid_from_official(tmp_path, short)
+    weights = tmp_path / "ControlNetModel/diffusion_pytorch_model.safetensors"
+    body = weights.read_bytes()
+    weights.write_bytes(body[: len(body) // 2])
+    with pytest.raises(InputError, match="IdentityNet cannot be loaded"):
+        instantid_from_official(tmp_path, unet)
+    values = load_file_of(body, tmp_path)
+    save_file({k: v for k, v in values.items() if k != "conv_in.bias"} | {"extra": torch.zeros(1)}, weights, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="2 keys are missing, extra"):
+        instantid_from_official(tmp_path, unet)
     (tmp_path / "ControlNetModel/config.json").unlink()
     with pytest.raises(InputError, match="must lie beside"):
         instantid_from_official(tmp_path, unet)

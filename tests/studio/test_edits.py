@@ -201,6 +201,22 @@ def test_bad_input_is_one_line(files: dict[str, str], change: dict[str, str], sa
     assert not Path(files["out"]).exists()
 
 
+@pytest.mark.parametrize(("height", "width"), [(600, 600), (128, 128)])
+def test_a_thin_line_is_painted_too(editor: Editor, pictures: list[np.ndarray], height: int, width: int):
+    source = np.array(Image.fromarray(pictures[0]).resize((width, height)))
+    line = box(height, width, height // 2, 20, 1, width - 60)
+    made = editor.edit(source, [Region(line, pictures[1])], EditRequest(num_steps=1, feather=0))[0]
+    assert not np.array_equal(made[line > 0], source[line > 0])
+    assert np.array_equal(made[line == 0], source[line == 0])
+    editor.put_person(source, line, editor.studio.identity(EXAMPLES / "ada.png"), Request(num_steps=1), EditRequest(num_steps=1))
+
+
+def test_a_mask_that_does_not_fit_is_refused(editor: Editor, pictures: list[np.ndarray]):
+    for mask in (box(64, 64, 3, 3, 9, 9), np.zeros((SIDE, SIDE), np.uint8)):
+        with pytest.raises(InputError, match="does not fit its picture"):
+            editor.edit(pictures[0], [Region(mask, pictures[1])], QUICK)
+
+
 def test_a_tiny_picture_and_no_region_are_refused(editor: Editor, pictures: list[np.ndarray]):
     with pytest.raises(InputError, match="at least 8 x 8"):
         editor.edit(pictures[0][:4], [Region(box(4, 128, 1, 1, 2, 2), pictures[1])], QUICK)

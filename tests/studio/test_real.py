@@ -105,11 +105,22 @@ def test_the_same_numbers_as_a_stock_pipeline(studio: RealStudio, photo: Path):
     assert np.abs(ours.astype(int) - (theirs * 255).round()).max() <= 1
 
 
-def test_without_a_size_the_picture_has_the_photos_shape(studio: RealStudio, photo: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(real, "LONGEST", {1024: 128})
-    made = studio.generate(Request(num_steps=1), studio.identity(photo))[0]
-    assert made.pixels.shape == (128, 64, 3)
-    assert (made.request.height, made.request.width) == (128, 64)
+def test_without_a_size_the_picture_has_the_photos_shape_and_like_repeats_it(
+    folders: Folders, studio: RealStudio, photo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(real, "LONGEST", {1024: 256})
+    out, again = tmp_path / "out.png", tmp_path / "again.png"
+    where = ["--base", str(folders.base), "--instantid", str(folders.instantid), "--face-models", str(folders.face_models)]
+    assert main(["generate", "--model", "instantid-sdxl", *where, "--face", str(photo), "--num-steps", "1", "--out", str(out)]) == 0
+    assert read_image(out).shape == (256, 192, 3)
+    assert main(["generate", "--like", str(out), "--out", str(again)]) == 0
+    assert np.array_equal(read_image(out), read_image(again))
+
+
+def test_a_face_is_read_from_the_photo_at_the_official_size(studio: RealStudio, photo: Path):
+    assert studio.identity(photo).sizes.tolist() == [[1280, 960]]
+    with pytest.raises(InputError, match="too long and thin"):
+        studio.shrunk(np.zeros((40, 2000, 3), np.uint8))
 
 
 def test_long_prompts_negatives_and_no_face_work(studio: RealStudio):
@@ -130,6 +141,7 @@ def test_stable_diffusion_15_takes_an_instantid_that_somebody_trained(tmp_path: 
     assert isinstance(unet, UNet2DConditionModel)
     saved_base(tmp_path / "sd15", unet, 1)
     instantid_to_official(filled(unet), tmp_path / "own")
+    (tmp_path / "own/selfsame.json").write_text('{"encoder": "antelopev2"}')
     studio = selfsame.load("instantid-sd15", base=tmp_path / "sd15", instantid=tmp_path / "own", face_models=folders.face_models)
     made = studio.generate(Request(prompt="a photo of a person", height=64, width=64, num_steps=1), studio.identity(photo))[0]
     assert made.pixels.shape == (64, 64, 3)
@@ -152,7 +164,12 @@ def test_what_is_missing_is_said_with_its_remedy(folders: Folders, tmp_path: Pat
     with pytest.raises(InputError, match="selfsame models fetch antelopev2"):
         selfsame.load("instantid-sdxl", base=folders.base, instantid=folders.instantid)
     with pytest.raises(InputError, match="was ever released"):
-        selfsame.load("instantid-sd15", base=folders.base)
+        _ = selfsame.load("instantid-sd15", base=folders.base, face_models=folders.face_models).instantid
+    with pytest.raises(InputError, match="learned words belong"):
+        studio.generate(Request(height=64, width=64, use="words"))
+    (tmp_path / "buffalo_l").symlink_to(folders.face_models)
+    with pytest.raises(InputError, match="read embeddings of antelopev2"):
+        RealStudio(Folders(folders.base, folders.instantid, tmp_path / "buffalo_l")).identity(photo)
     with pytest.raises(InputError, match="lacks unet"):
         RealStudio(Folders(tmp_path))
     with pytest.raises(InputError, match="the miniature brings its own"):

@@ -48,11 +48,15 @@ class Handler(BaseHTTPRequestHandler):
             return
         start = int(m[1]) if (m := re.match(r"bytes=(\d+)-", wanted)) else 0
         if start and start >= len(body):
-            self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(body)}")
+            self.end_headers()
             return
         part = body[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(part)))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.end_headers()
         if self.server.cut.get(self.path, 0) > 0:
             self.server.cut[self.path] -= 1
@@ -139,6 +143,8 @@ def test_what_is_there_stays_and_is_not_asked_for(server: Server, home: Path):
     (home / "toy" / "one.bin").write_bytes(b"changed")
     with pytest.raises(InputError, match="has changed since"):
         local(model)
+    with pytest.raises(InputError, match="is not what it was"):
+        fetch(model)  # a changed file is never approved
 
 
 def test_a_wrong_hash_is_deleted_and_a_right_one_stays(server: Server, home: Path):
@@ -176,7 +182,7 @@ def test_a_full_disk_and_no_network_are_said(server: Server, monkeypatch: pytest
     def unreachable(*args: object, **more: object) -> None:
         raise urllib.error.URLError("Name or service not known")
 
-    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(fetching._OPENER, "open", unreachable)
     with pytest.raises(InputError, match="no address gave"):
         fetch(toy("https://nowhere.invalid/one.bin", files=("one.bin",)))
 
@@ -187,22 +193,28 @@ def test_a_path_that_leaves_its_folder_is_refused():
             fetch(toy("https://nowhere.invalid/x.zip", files=(name,)))
 
 
-def test_the_hubs_client_is_asked_for_each_file(monkeypatch: pytest.MonkeyPatch, home: Path):
-    import huggingface_hub
+def test_files_of_the_hub_are_asked_for_by_their_addresses(server: Server, monkeypatch: pytest.MonkeyPatch, home: Path):
+    monkeypatch.setenv("HF_ENDPOINT", at(server, ""))
+    server.files["/owner/name/resolve/abc123/models/pack/det.onnx"] = BODY
+    server.cut["/owner/name/resolve/abc123/models/pack/det.onnx"] = 1
+    model = toy("hf:owner/name/models/pack@abc123", files=("det.onnx",))
+    with pytest.raises(InputError, match="goes on there"):
+        fetch(model)
+    fetch(model)
+    assert server.asked[-1][1].startswith("bytes=")
+    assert (home / "toy" / "det.onnx").read_bytes() == BODY
 
-    asked = []
 
-    def hub(repo: str, file: str, *, revision: str | None, local_dir: Path) -> str:
-        asked.append((repo, file, revision))
-        path = Path(local_dir) / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(file.encode())
-        return str(path)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub)
-    fetch(toy("hf:owner/name/models/pack@abc123", files=("det.onnx",)))
-    assert asked == [("owner/name", "models/pack/det.onnx", "abc123")]
-    assert {p.name for p in (home / "toy").iterdir()} == {"det.onnx", RECORD}
+def test_a_beginning_of_another_version_is_thrown_away(server: Server, tmp_path: Path):
+    server.files["/one.bin"] = BODY
+    path = tmp_path / "one.bin"
+    path.with_name("one.bin.part").write_bytes(BODY + b"more")
+    with pytest.raises(OSError, match="another version"):
+        download(at(server, "/one.bin"), path)
+    assert download(at(server, "/one.bin"), path).read_bytes() == BODY
+    path.with_name("one.bin.part").write_bytes(BODY)
+    path.unlink()
+    assert download(at(server, "/one.bin"), path).read_bytes() == BODY  # all of it was there
 
 
 # ------------------------------------------------------------------------------------------ the catalogue
@@ -238,7 +250,7 @@ def test_from_the_command_line(capsys: pytest.CaptureFixture[str], server: Serve
     assert "antelopev2" not in capsys.readouterr().out
     assert main(["models", "fetch"]) == 2
     assert main(["models", "fetch", "instantid", "--licence", "commercial"]) == 2
-    assert "train your own" in capsys.readouterr().err
+    assert "an adapter that you train" in capsys.readouterr().err
     server.files["/one.bin"] = BODY
     monkeypatch.setitem(CATALOGUE, "toy", replace(toy(at(server, "/one.bin"), files=("one.bin",)), needs=("sdxl",)))
     assert main(["models", "fetch", "toy"]) == 0
@@ -252,8 +264,8 @@ def test_the_doctor_says_what_is_wrong(capsys: pytest.CaptureFixture[str], home:
     folder.mkdir(parents=True)
     for part in CATALOGUE["yunet-sface"].parts:
         (folder / part.files[0]).write_bytes(b"x")
-    (folder / RECORD).write_text('{"sha256": {"face_detection_yunet_2023mar.onnx": "00"}}')
+    (folder / RECORD).write_text('{"files": {"face_detection_yunet_2023mar.onnx": {"sha256": "00", "stat": [1, 1]}}}')
     assert main(["doctor"]) == 1
     said = capsys.readouterr().out
     assert "FIX  yunet-sface" in said
-    assert "-> selfsame models fetch yunet-sface" in said
+    assert "-> delete the file, then: selfsame models fetch yunet-sface" in said

@@ -91,7 +91,7 @@ class Edit(EditRequest):
                 raise InputError(f"{path}: is the source itself; give another picture to imitate")
             part = None
             if self.reference_mask:
-                part, notes = read_mask(self.reference_mask[k], *image.shape[:2])
+                part, notes = read_mask(self.reference_mask[k], *image.shape[:2], to_paint=False)
                 for note in notes:
                     warn(note)
             looked.append((image, part))

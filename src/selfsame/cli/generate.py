@@ -82,6 +82,8 @@ class Generate(Request):
         if self.identity and self.face:
             raise InputError("give --face or --identity, not both")
         images = [read_image(p) for p in self.face]
+        if self.model != "mannequin" and self.use in ("words", "both"):
+            raise InputError(f"--use {self.use}: --model {self.model} paints a face from photos")
         if self.pose:
             read_image(self.pose)
         from selfsame.studio.studio import load
@@ -90,7 +92,7 @@ class Generate(Request):
         people = [read_identity(p) for p in self.identity]
         if images:
             for path, image in zip(self.face, images, strict=True):
-                _, notes = studio.face(image, which=self.which, name=str(path))
+                _, notes = studio.face(studio.shrunk(image) if self.model != "mannequin" else image, which=self.which, name=str(path))
                 for note in notes:
                     warn(note)
             people = [studio.identity(*self.face, which=self.which)]
@@ -99,7 +101,8 @@ class Generate(Request):
             _warn_if_changed(self.like, sources)
         pose = None
         if self.pose:
-            for note in studio.face(read_image(self.pose), name=str(self.pose))[1]:
+            pose_image = read_image(self.pose)
+            for note in studio.face(studio.shrunk(pose_image) if self.model != "mannequin" else pose_image, name=str(self.pose))[1]:
                 warn(note)
             pose = studio.pose_of(self.pose)
         about = {

@@ -70,9 +70,10 @@ class Prepare:
             warn(line)
         seen = f", SSIM of {total.looked_at} looked at {total.ssim_low:.2f} to {total.ssim_high:.2f}" if total.looked_at else ""
         if not total.pairs:
-            raise InputError(
-                f"{self.out}: no pair was kept of {total.sources} sources{seen}; widen --ssim-low {self.ssim_low:g} and --ssim-high {self.ssim_high:g}"
+            widen = (
+                f"widen --ssim-low {self.ssim_low:g} and --ssim-high {self.ssim_high:g}" if total.looked_at else "none of them could be used (see the warnings)"
             )
+            raise InputError(f"{self.out}: no pair was kept of {total.sources} sources{seen}; {widen}")
         print(f"{self.out}: {total.pairs} pairs of {total.sources} sources, {len(total.problems)} bad{seen}")
         if show:
             print(write_image(show, pairs_sheet(self.out, self.split, how)))

@@ -29,6 +29,7 @@ from selfsame.mannequins.world import WORLD_VERSION, draw_thing_view
 
 TRACKS = ("PartComp/CrossInstance", "PartComp/WithinInstance", "TextureTrans/CrossInstance", "TextureTrans/WithinInstance")
 ROUGH = 5  # pixels by which a mask is larger than its part, as if drawn by hand
+TINY = 8  # pixels: smaller pictures show nothing
 SMALLEST = 0.015  # of the picture: a part that shows less is not asked for
 
 
@@ -80,16 +81,28 @@ def read_track(folder: Path, track: str) -> Iterator[EditCase | InputError]:
 
         try:
             source, reference = read_image(path), read_image(beside("reference.png"))
+            small = next((n for n, image in (("source", source), ("reference", reference)) if min(image.shape[:2]) < TINY), None)
+            if small:
+                raise InputError(f"{beside(small + '.png')}: smaller than {TINY} x {TINY} pixels")
             mask, _ = read_mask(beside("source_mask.png"), *source.shape[:2])
             marked, text, truth = beside("reference_mask.png"), beside("prompt.txt"), beside("truth.png")
             yield EditCase(
                 name, source, mask, reference,
-                read_mask(marked, *reference.shape[:2])[0] if marked.exists() else None,
+                read_mask(marked, *reference.shape[:2], to_paint=False)[0] if marked.exists() else None,
                 text.read_text(encoding="utf-8").replace("#", "").strip() if text.exists() else "",
-                read_image(truth) if truth.exists() else source if is_inner(track) else None,
+                _of_size(truth, source) if truth.exists() else source if is_inner(track) else None,
             )  # fmt: skip
         except InputError as error:
             yield error
+        except UnicodeDecodeError:
+            yield InputError(f"{beside('prompt.txt')}: not UTF-8 text")
+
+
+def _of_size(path: Path, source: np.ndarray) -> np.ndarray:
+    truth = read_image(path)
+    if truth.shape != source.shape:
+        raise InputError(f"{path}: {truth.shape[1]} x {truth.shape[0]}, its source is {source.shape[1]} x {source.shape[0]}; make them of one size")
+    return truth
 
 
 def write_case(folder: Path, track: str, case: EditCase) -> None:
@@ -109,9 +122,10 @@ def _grey(mask: np.ndarray) -> np.ndarray:
 
 
 def repainted(thing: Thing, other: Thing, part: int | None) -> Thing:
-    """A thing with one part (None: all) painted like another thing's."""
-    parts = range(5) if part is None else (part,)
-    colours = tuple(other.colours[k] if k in parts else c for k, c in enumerate(thing.colours))
+    """A thing with one part (None: all) painted like another thing's, in colours that the other shows: its part of the same number, else counted round."""
+    shown = len(BUILDERS[other.kind][1])
+    parts = range(len(BUILDERS[thing.kind][1])) if part is None else (part,)
+    colours = tuple(other.colours[k % shown] if k in parts else c for k, c in enumerate(thing.colours))
     if 0 in parts:
         return replace(thing, colours=colours, texture=other.texture, second=other.second, repeat=other.repeat)
     return replace(thing, colours=colours)

@@ -8,9 +8,11 @@ finished work and still knows every bad source. The bytes are the same whatever 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -20,6 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from webdataset.writer import TarWriter
 
 from selfsame.data.shards import open_shard, png_of
@@ -32,9 +35,11 @@ from selfsame.methods.mimicbrush.samples import Pair, PairSamples, chosen_pairs,
 VIDEO_ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 STILL_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 MASK_ENDING = ".mask.png"
-FRAMES = 8  # of a video, evenly spread: what pairs are chosen from
+FRAMES = 8  # of a video, evenly spread, at least: what pairs are chosen from
 LONGEST = 1800  # frames of a video that are looked at
 WORLD_FRAMES = 5
+SMALLEST = 0.02  # of a picture: smaller things are no lesson
+NAME = re.compile(r"[A-Za-z0-9_]+")  # of a split: it stands in file names and before a dot
 SOURCES_PER_SHARD = {"world": 100, "videos": 32, "stills": 200}
 
 
@@ -54,6 +59,8 @@ class PairsJob:
     def __post_init__(self) -> None:
         if sum((self.videos is not None, self.stills is not None, self.world > 0)) != 1:
             raise InputError("give one of --videos FOLDER, --stills FOLDER or --world COUNT")
+        if not NAME.fullmatch(self.split):
+            raise InputError(f"split {self.split!r}: letters, digits and _ only")
         if not 32 <= self.size <= 1024:
             raise InputError(f"size {self.size}: give 32 to 1024 pixels")
         if not 1 <= self.pairs_per_source <= FRAMES * (FRAMES - 1):
@@ -90,11 +97,20 @@ class PairsJob:
     def path(self, first: int, sources: list[str]) -> Path:
         return self.folder / f"{self.split}-{self.kind}-{first:07d}-{len(sources):04d}.tar"
 
+    def digest(self, sources: list[str]) -> str:
+        """What a shard of these sources depends on: another job, other files or another world make another shard."""
+        folder = self.videos or self.stills
+        files = [f for s in sources for f in ((folder / s), (folder / s).with_name((folder / s).stem + MASK_ENDING))] if folder else []
+        stats = [(f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
+        about = (self.size, self.pairs_per_source, asdict(self.how), WORLD_VERSION, sources, stats)
+        return hashlib.sha256(repr(about).encode()).hexdigest()
+
 
 @dataclass
 class Report:
     """What a shard's sources gave."""
 
+    digest: str = ""  # of the job that made it
     sources: int = 0
     pairs: int = 0
     looked_at: int = 0  # pairs of frames whose SSIM was taken
@@ -120,7 +136,7 @@ def square_of(image: np.ndarray, size: int, around: int = 255) -> np.ndarray:
 
 
 def video_frames(path: Path, size: int) -> list[np.ndarray]:
-    """Up to FRAMES squares, evenly spread over the first LONGEST frames.
+    """FRAMES to 2 FRAMES - 1 frames (fewer of a shorter one), evenly spread over the first LONGEST, their longer side at most `size`, not padded.
 
     Raises:
         InputError: no video, or fewer than two frames.
@@ -130,21 +146,30 @@ def video_frames(path: Path, size: int) -> list[np.ndarray]:
         if not video.isOpened():
             raise InputError(f"{path}: not a video that OpenCV can read; convert it to MP4 (H.264)")
         kept: list[np.ndarray] = []
-        every = max(1, min(LONGEST, int(video.get(cv2.CAP_PROP_FRAME_COUNT))) // FRAMES)
+        stride = 1  # what a container says of its length is often wrong: frames are thinned out as more of them come
         for i in range(LONGEST):
             if not video.grab():
                 break
-            if i % every == 0 and len(kept) < FRAMES:
-                ok, bgr = video.retrieve()
-                if ok:
-                    kept.append(square_of(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), size))
-            if len(kept) == FRAMES:
-                break
+            if i % stride:
+                continue
+            ok, bgr = video.retrieve()
+            if ok:
+                kept.append(_at_most(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), size))
+            if len(kept) == 2 * FRAMES:
+                kept, stride = kept[::2], 2 * stride
     finally:
         video.release()
     if len(kept) < 2:
         raise InputError(f"{path}: {len(kept)} frame(s) could be read; a pair needs two")
     return kept
+
+
+def _at_most(image: np.ndarray, side: int) -> np.ndarray:
+    """A picture whose longer side is at most so long."""
+    zoom = side / max(image.shape[:2])
+    if zoom >= 1:
+        return image
+    return cv2.resize(image, (max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom))), interpolation=cv2.INTER_AREA)
 
 
 def _jpg(image: np.ndarray) -> bytes:
@@ -184,23 +209,38 @@ def _from_still(job: PairsJob, source: str, rng: np.random.Generator, report: Re
     beside = path.with_name(path.stem + MASK_ENDING)
     if not beside.exists():
         raise InputError(f"{path}: no {beside.name} beside it; stills need the mask of a thing")
-    marks = read_image(beside)[..., 0]
+    marks = read_marks(beside)
     if marks.shape != image.shape[:2]:
         raise InputError(f"{beside}: {marks.shape[1]} x {marks.shape[0]}, its picture is {image.shape[1]} x {image.shape[0]}; make them of one size")
-    things = [v for v in np.unique(marks) if v]
-    if not things:
-        raise InputError(f"{beside}: the mask is empty; mark a thing with any value above 0")
+    values, counts = np.unique(marks[marks > 0], return_counts=True)
+    things = values[counts >= SMALLEST * marks.size]
+    if not len(things):
+        raise InputError(f"{beside}: no thing in the mask covers {SMALLEST:.0%} of the picture; mark one with any value above 0")
     data = _jpg(square_of(image, job.size))
     for value in rng.permutation(things)[: job.pairs_per_source]:
         mask = square_of(np.where(marks == value, 255, 0).astype(np.uint8), job.size, 0)
         yield {"first.jpg": data, "mask.png": png_of(np.where(mask > 127, 255, 0).astype(np.uint8)), "json": {"kind": "still", "source": source}}
 
 
+def read_marks(path: Path) -> np.ndarray:
+    """A segmentation as h w numbers, 0 for nothing: a palette's indices, whole numbers, or one number a colour.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    rgb = read_image(path)
+    with Image.open(path) as image:
+        if image.mode in ("P", "L", "1") or image.mode.startswith("I"):
+            marks = np.asarray(image)
+            return marks.astype(np.int64) if marks.shape == rgb.shape[:2] else rgb[..., 0].astype(np.int64)
+    return (rgb.astype(np.int64) * [1 << 16, 1 << 8, 1]).sum(2)
+
+
 def part_masks(picture: Picture) -> list[np.ndarray]:
     """Things of a picture of the world and their named parts, h w bool, large enough to be painted."""
     masks = [picture.owner == k for k in range(1, int(picture.owner.max()) + 1)]
     masks += [whole & (picture.labels == v) for whole in list(masks) for v in np.unique(picture.labels[whole])]
-    return [m for m in masks if m.mean() > 0.02]
+    return [m for m in masks if m.mean() > SMALLEST]
 
 
 def _from_world(job: PairsJob, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
@@ -222,14 +262,22 @@ def _from_world(job: PairsJob, source: str, rng: np.random.Generator, report: Re
 _MAKERS = {"videos": _from_video, "stills": _from_still, "world": _from_world}
 
 
+def shards_of(folder: Path, split: str, kind: str = "world|videos|stills") -> list[Path]:
+    """The shards of a split, in order."""
+    form = re.compile(rf"{re.escape(split)}-({kind})-\d+-\d+\.tar")
+    return sorted(p for p in folder.glob("*.tar") if form.fullmatch(p.name))
+
+
 def prepare_shard(job: PairsJob, first: int, sources: list[str]) -> Report:
     """Make one shard and its report, atomically; when both are there the report is read."""
-    path = job.path(first, sources)
+    path, digest = job.path(first, sources), job.digest(sources)
     beside = path.with_suffix(".report.json")
     if path.exists() and beside.exists():
-        return Report(**json.loads(beside.read_text()))
+        known = json.loads(beside.read_text())
+        if known.get("digest") == digest:
+            return Report(**known)
     torch.set_num_threads(1)
-    report = Report(sources=len(sources))
+    report = Report(digest, len(sources))
     partial = path.with_suffix(f".tar.{os.getpid()}.part")
     try:
         with open(partial, "wb") as stream, TarWriter(stream, mtime=0, encoder=False) as tar:
@@ -241,6 +289,7 @@ def prepare_shard(job: PairsJob, first: int, sources: list[str]) -> Report:
                         report.pairs += 1
                 except InputError as error:
                     report.problems.append(str(error))
+        beside.unlink(missing_ok=True)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -258,6 +307,11 @@ def prepare_pairs(job: PairsJob, num_processes: int) -> Iterator[Report]:
     """Make all shards; yields each one's report, those found finished too."""
     job.folder.mkdir(parents=True, exist_ok=True)
     todo = [(job, first, sources) for first, sources in job.shards()]
+    ours = {job.path(first, sources).name for _, first, sources in todo}
+    for old in shards_of(job.folder, job.split, job.kind):
+        if old.name not in ours:  # of a smaller or another job: its pairs would come twice
+            old.unlink()
+            old.with_suffix(".report.json").unlink(missing_ok=True)
     if num_processes == 1:
         yield from map(_worker, todo)
         return
@@ -271,18 +325,24 @@ def _picture(raw: dict[str, Any], name: str) -> np.ndarray | None:
     return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def read_pairs(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+def read_pairs(folder: Path, split: str, *, pictures: bool = True) -> Iterator[dict[str, Any]]:
     """Samples in order: `first`, `second` (h w 3; of a still the same picture), `mask` (h w bool or None), `depth` (h w uint8 or None), the JSON's fields.
+
+    Args:
+        pictures: False: the JSON's fields alone.
 
     Raises:
         FileNotFoundError: there are no shards.
     """
-    paths = sorted(str(p) for p in folder.glob(f"{split}-*.tar"))
+    paths = [str(p) for p in shards_of(folder, split)]
     if not paths:
         raise FileNotFoundError(
             f"{folder} holds no pairs of split {split!r}: make them with `selfsame prepare pairs --out {folder} --split {split} --world 5000`"
         )
     for raw in (item for path in paths for item in open_shard(path)):
+        if not pictures:
+            yield json.loads(raw["json"])
+            continue
         first, second = _picture(raw, "first"), _picture(raw, "second")
         assert first is not None
         flat = {n: cv2.imdecode(np.frombuffer(raw[f"{n}.png"], np.uint8), cv2.IMREAD_GRAYSCALE) if f"{n}.png" in raw else None for n in ("mask", "depth")}

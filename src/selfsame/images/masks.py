@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from selfsame.images.files import InputError, read_image
 
@@ -15,17 +15,21 @@ HALF = 128
 NEARLY_ALL = 0.9  # of the picture: more was probably drawn the other way round
 
 
-def read_mask(path: str | Path, height: int, width: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """A mask file as h w uint8, 0 or 255 (255: paint here), and warnings. A layer with transparency is read by its alpha, else white means paint.
+def read_mask(path: str | Path, height: int, width: int, *, to_paint: bool = True) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A mask file as h w uint8, 0 or 255 (255: meant), and warnings. A layer with transparency is read by its alpha, else white is meant.
+
+    Args:
+        to_paint: what is marked is painted anew, so something must stay; False: it is only looked at, and may be everything.
 
     Raises:
-        InputError: unreadable, of another size than its picture, empty or full.
+        InputError: unreadable, of another size than its picture, empty or (to paint) full.
     """
     path = Path(path)
     grey = read_image(path).max(2)
     with Image.open(path) as image:
-        if "A" in image.getbands():
-            alpha = np.asarray(image.getchannel("A"))
+        upright = ImageOps.exif_transpose(image)
+        if "A" in upright.getbands() or "transparency" in upright.info:
+            alpha = np.asarray(upright.convert("RGBA").getchannel("A"))
             if alpha.min() != alpha.max():
                 grey = alpha
     if grey.shape != (height, width):
@@ -33,11 +37,11 @@ def read_mask(path: str | Path, height: int, width: int) -> tuple[np.ndarray, tu
     mask = np.where(grey >= HALF, np.uint8(255), np.uint8(0))
     share = float((mask > 0).mean())
     if share == 0:
-        raise InputError(f"{path}: the mask is empty; draw the region to paint in white (or as the opaque part of a layer)")
-    if share == 1:
+        raise InputError(f"{path}: the mask is empty; draw the region in white (or as the opaque part of a layer)")
+    if to_paint and share == 1:
         raise InputError(f"{path}: the mask covers the whole picture; leave black what shall stay")
-    notes = (f"{path}: the mask covers {share:.0%} of the picture; white is painted anew, black stays: is it inverted?",) if share > NEARLY_ALL else ()
-    return mask, notes
+    inverted = to_paint and share > NEARLY_ALL
+    return mask, (f"{path}: the mask covers {share:.0%} of the picture; white is painted anew, black stays: is it inverted?",) if inverted else ()
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,17 @@ class Window:
         return out
 
 
-def window_around(mask: np.ndarray, context: float) -> Window:
-    """The square around what a mask h w marks, `context` times as large but not larger than the picture's longer side, moved inside as far as that goes."""
+def window_around(mask: np.ndarray, context: float, at_least: int = 1) -> Window:
+    """The square around what a mask h w marks, `context` times as large but not larger than the picture's longer side, moved inside as far as that goes.
+
+    Args:
+        at_least: pixels of its side where the picture has them: enlarging a few pixels shows nothing.
+    """
     h, w = mask.shape
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     (y0, y1), (x0, x1) = (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)
     side = int(min(max(h, w), round(context * max(y1 - y0, x1 - x0))))
-    side = max(side, y1 - y0, x1 - x0)
+    side = max(side, y1 - y0, x1 - x0, min(at_least, max(h, w)))
 
     def start(low: int, high: int, size: int) -> int:
         at = round((low + high - side) / 2)
@@ -96,11 +104,25 @@ def soft(mask: np.ndarray, rounds: int = 10) -> np.ndarray:
     return mask / 255
 
 
+def cells_of(mask: np.ndarray, cell: int = 8) -> np.ndarray:
+    """A mask s s grown to whole cells: a cell that holds any of it is marked. Thin lines stay."""
+    side = mask.shape[0]
+    held = (mask > 0).reshape(side // cell, cell, side // cell, cell).any((1, 3))
+    return np.repeat(np.repeat(held, cell, 0), cell, 1)
+
+
 def laid_over(result: np.ndarray, source: np.ndarray, mask: np.ndarray, rounds: int) -> np.ndarray:
-    """The result inside a softened mask, h w 3 uint8; where the soft mask is 0 the source's pixels, bit for bit."""
-    alpha = soft(mask, rounds)[..., None]
-    mixed = (result * alpha + source * (1 - alpha)).round().clip(0, 255).astype(np.uint8)
-    return np.where(alpha > 0, mixed, source)
+    """The result inside a softened mask, h w 3 uint8; where the soft mask is 0 the source's pixels, bit for bit. Works in the mask's surroundings only."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return source.copy()
+    reach = rounds + 1
+    part = slice(max(0, rows[0] - reach), rows[-1] + reach + 1), slice(max(0, columns[0] - reach), columns[-1] + reach + 1)
+    alpha = soft(mask[part], rounds)[..., None]
+    mixed = (result[part] * alpha + source[part] * (1 - alpha)).round().clip(0, 255).astype(np.uint8)
+    out = source.copy()
+    out[part] = np.where(alpha > 0, mixed, source[part])
+    return out
 
 
 def colours_matched(result: np.ndarray, source: np.ndarray, keep: np.ndarray) -> np.ndarray:

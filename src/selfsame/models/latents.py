@@ -11,10 +11,22 @@ from torch import Tensor
 @torch.no_grad()
 def encode(vae: Any, pixels: Tensor) -> Tensor:
     """Posterior means, scaled: b 3 H W in [-1, 1] -> b c h w, on the VAE's device."""
-    return vae.encode(pixels.to(vae.device)).latent_dist.mean * vae.config.scaling_factor
+    latents = vae.encode(pixels.to(vae.device)).latent_dist.mean
+    mean, deviation = _statistics(vae, latents)
+    return (latents - mean) / deviation * vae.config.scaling_factor
 
 
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """b c h w, scaled -> b 3 H W in [-1, 1]."""
-    return vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
+    mean, deviation = _statistics(vae, latents)
+    return vae.decode(latents / vae.config.scaling_factor * deviation + mean).sample.clamp(-1, 1)
+
+
+def _statistics(vae: Any, latents: Tensor) -> tuple[Any, Any]:
+    """Mean and deviation of the latents a channel, where a VAE's config has them."""
+    mean, deviation = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
+    if mean is None or deviation is None:
+        return 0.0, 1.0
+    shaped = (torch.tensor(values).view(1, -1, 1, 1).to(latents) for values in (mean, deviation))
+    return next(shaped), next(shaped)

@@ -26,6 +26,7 @@ SIZES = (640, 320, 128)  # a face that fills the picture is only found small
 ARCFACE = 112  # pixels of the aligned face
 EMBEDDING = 512
 YUNET_LONGEST = 640  # YuNet knows faces of 10 to 300 pixels
+KNOWN_SPACES = ("antelopev2", "buffalo_l", "auraface")  # folders whose names say which recogniser they hold
 YUNET, SFACE = "face_detection_yunet_2023mar.onnx", "face_recognition_sface_2021dec.onnx"
 
 
@@ -100,7 +101,8 @@ class Scrfd:
     def __call__(self, image: np.ndarray, size: int = SIZES[0]) -> list[Found]:
         """Faces, best score first. The picture is fitted into the top left of a black square of `size` pixels."""
         h, w = image.shape[:2]
-        hh, ww = (size, int(size * w / h)) if h > w else (int(size * h / w), size)
+        ratio = h / w  # in insightface's order of operations: its rounding decides over a row of pixels
+        hh, ww = (size, int(size / ratio)) if ratio > 1 else (int(size * ratio), size)
         zoom = hh / h
         canvas = np.zeros((size, size, 3), np.uint8)
         canvas[:hh, :ww] = cv2.resize(image, (ww, hh))
@@ -140,7 +142,7 @@ def normalises_itself(path: Path) -> bool:
     try:
         import onnx
     except ImportError:
-        return False
+        raise InputError('a recogniser\'s graph is read with onnx: pip install "selfsame[faces]"') from None
     nodes = [node.name for node in onnx.load(str(path), load_external_data=False).graph.node[:8]]
     return any(n.startswith(("Sub", "_minus")) for n in nodes) and any(n.startswith(("Mul", "_mul")) for n in nodes)
 
@@ -153,11 +155,10 @@ class OnnxFaces:
         Raises:
             InputError: the folder is missing or lacks one of the two; the message says what was found.
         """
-        self.name = folder.name
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give the one that holds the detector's and the recogniser's .onnx files")
         detector = recogniser = None
-        seen = []
+        seen, spaces = [], []
         for path in sorted(folder.rglob("*.onnx")):
             session = session_of(path, providers)
             outputs, shape = session.get_outputs(), session.get_inputs()[0].shape
@@ -166,12 +167,17 @@ class OnnxFaces:
                 detector = Scrfd(session)
             elif len(outputs) == 1 and list(shape[-2:]) == [ARCFACE, ARCFACE] and outputs[0].shape[-1] == EMBEDDING:
                 recogniser = ArcFace(session, path)
+                spaces.append(next((n for n in reversed(path.parent.parts) if n in KNOWN_SPACES), folder.name))
         if detector is None or recogniser is None:
             lacks = " and ".join(
                 n for n, part in (("a detector with key points (SCRFD, 9 outputs)", detector), ("a recogniser (ArcFace, 512)", recogniser)) if part is None
             )
             raise InputError(f"{folder}: lacks {lacks}; it holds {', '.join(seen) or 'no .onnx file'}")
-        self.detector, self.recogniser = detector, recogniser
+        if len(spaces) > 1:
+            raise InputError(
+                f"{folder}: holds {len(spaces)} recognisers ({', '.join(spaces)}), and embeddings of different ones do not mix; give the folder of one"
+            )
+        self.detector, self.recogniser, self.name = detector, recogniser, spaces[0]
 
     def __call__(self, image: np.ndarray) -> list[RealFace]:
         for size in SIZES:

@@ -47,13 +47,12 @@ def cached(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def cached_many(folder: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Arrays by name in a folder of their own, made and written atomically when it is not there."""
+def cached_folder(folder: Path, fill: Callable[[Path], None]) -> dict[str, np.ndarray]:
+    """Arrays by name in a folder of their own, which `fill` fills when it is not there; atomically."""
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
         partial.mkdir(parents=True, exist_ok=True)
-        for name, value in make().items():
-            np.save(partial / f"{name}.npy", value)
+        fill(partial)
         os.replace(partial, folder)
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 

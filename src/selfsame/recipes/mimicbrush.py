@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from selfsame.data.pairs import read_pairs
+from selfsame.data.pairs import read_pairs, shards_of
 from selfsame.diffusion.schedule import add_noise, lognormal_timesteps, scaled_linear_alphas_cumprod, target
+from selfsame.methods.mimicbrush import samples
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.methods.mimicbrush.objective import MimicBrushTrainer, mimicbrush_loss
 from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.methods.mimicbrush.samples import Pair, PairSamples, training_sample
 from selfsame.models.latents import encode
 from selfsame.models.mannequin import SCHEDULE, image_states, load_image_encoder
-from selfsame.recipes.caches import as_tensor, cached_many, fingerprint_of
+from selfsame.recipes.caches import as_tensor, cached_folder, fingerprint_of
 from selfsame.recipes.common import Options, Trained, beside, compute_device, epoch_rows, finish, generator_at, save_grid, to_pixels, torch_generator
 from selfsame.studio.edits import SIDE, Editor, Square
 from selfsame.studio.request import EditRequest
@@ -28,6 +32,7 @@ from selfsame.weights.mannequin import checked_folder, load_unet, load_vae
 LORA_RANK = 16
 VARIATIONS = 2  # augmented samples that are made of each pair and kept
 HELD_OUT = 256
+SHOWN = 8  # samples to look at
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,8 @@ class Side:
     states: np.ndarray  # n t k float16, CLIP's of the reference
     mask: np.ndarray  # n 1 h w uint8
     depth: np.ndarray  # n H W uint8, of the source
-    pictures: np.ndarray  # n 2 H W 3 uint8: source, reference
-    hidden: np.ndarray  # n H W bool
     still: np.ndarray  # n bool
+    shown: np.ndarray  # 8 3 H W 3 uint8, source, reference and collage of the first, to look at
 
 
 def pairs_folder(data: Path) -> Path:
@@ -50,45 +54,65 @@ def pairs_folder(data: Path) -> Path:
     return data / "pairs"
 
 
+def _key(folder: Path, split: str, how: PairSamples, variations: int, modules: list[nn.Module]) -> str:
+    """What encoded samples depend on: the shards, how samples are drawn (also its code), the networks."""
+    drawn = replace(how, mask_weight=1.0, still_share=0.3, drop_reference=0.1, drop_depth=0.5)  # those act on batches
+    reports = [json.loads(path.with_suffix(".report.json").read_text())["digest"] for path in shards_of(folder, split)]
+    return fingerprint_of(modules, repr((drawn, variations, reports, Path(samples.__file__).read_text())))
+
+
 def prepared(options: Options, split: str, how: PairSamples, variations: int) -> Side:
-    """Samples of a split, augmented, masked and encoded.
+    """Samples of a split, augmented, masked and encoded, chunk by chunk into memory maps.
 
     Raises:
         FileNotFoundError: the pairs have not been prepared; the message says how.
     """
     vae, tower = load_vae().to(compute_device()), load_image_encoder().to(compute_device())  # type: ignore[arg-type]
     folder = pairs_folder(options.data)
-    records = list(read_pairs(folder, split))
+    count = sum(1 for _ in read_pairs(folder, split, pictures=False))
     assert vae.quant_conv is not None
 
-    def make() -> dict[str, np.ndarray]:
-        columns: dict[str, list[np.ndarray]] = {}
-        for start in range(0, len(records) * variations, 32):
-            made, stills = [], []
-            for k in range(start, min(start + 32, len(records) * variations)):
-                record = records[k % len(records)]
-                pair = Pair(record["first"], record["second"], record["mask"], record["depth"])
-                made.append(training_sample(pair, np.random.default_rng([0x3A3, k]), how))
-                stills.append(record["kind"] == "still")
-            sources, references = np.stack([m.source for m in made]), np.stack([m.reference for m in made])
-            masks = np.stack([m.mask for m in made])
-            seen = to_pixels(references)
-            part = {
-                "source": encode(vae, to_pixels(sources)),
-                "collage": encode(vae, to_pixels(np.where(masks[..., None], np.uint8(0), sources))),
-                "reference": encode(vae, seen),
-                "states": image_states(tower, seen),
-            }
-            arrays = {k: v.half().cpu().numpy() for k, v in part.items()}
-            arrays["mask"] = np.concatenate([latent_mask(m).numpy().astype(np.uint8) for m in masks])
-            arrays["depth"] = np.stack([np.zeros(masks[0].shape, np.uint8) if m.depth is None else m.depth for m in made])
-            arrays |= {"pictures": np.stack([sources, references], 1), "hidden": masks, "still": np.array(stills)}
-            for name, value in arrays.items():
-                columns.setdefault(name, []).append(value)
-        return {name: np.concatenate(parts) for name, parts in columns.items()}
+    def encoded(records: list[dict], first: int) -> dict[str, np.ndarray]:
+        made = [
+            training_sample(Pair(r["first"], r["second"], r["mask"], r["depth"]), np.random.default_rng([0x3A3, first + k]), how) for k, r in enumerate(records)
+        ]
+        sources, references = np.stack([m.source for m in made]), np.stack([m.reference for m in made])
+        masks = np.stack([m.mask for m in made])
+        collages, seen = np.where(masks[..., None], np.uint8(0), sources), to_pixels(references)
+        part = {"source": encode(vae, to_pixels(sources)), "collage": encode(vae, to_pixels(collages)), "reference": encode(vae, seen)}
+        arrays = {k: v.half().cpu().numpy() for k, v in (part | {"states": image_states(tower, seen)}).items()}
+        arrays["mask"] = np.concatenate([latent_mask(m).numpy().astype(np.uint8) for m in masks])
+        arrays["depth"] = np.stack([np.zeros(masks[0].shape, np.uint8) if m.depth is None else m.depth for m in made])
+        arrays["still"] = np.array([r["kind"] == "still" for r in records])
+        return arrays | {"shown": np.stack([sources, references, collages], 1)}
 
-    key = fingerprint_of([vae.encoder, vae.quant_conv, tower], repr((how, variations, [(r["kind"], r["source"], r.get("frames")) for r in records])))
-    return Side(**cached_many(options.runs / "cache" / f"pairs-{split}.{key}", make))
+    def fill(place: Path) -> None:
+        maps: dict[str, np.ndarray] = {}
+        at = 0
+        for _ in range(variations):
+            for records in batched(read_pairs(folder, split), 32):
+                for name, value in encoded(records, at).items():
+                    if name == "shown":
+                        if at == 0:
+                            np.save(place / "shown.npy", value[:SHOWN])
+                        continue
+                    if name not in maps:
+                        path = place / f"{name}.npy"
+                        maps[name] = np.lib.format.open_memmap(path, mode="w+", dtype=value.dtype, shape=(count * variations, *value.shape[1:]))
+                    maps[name][at : at + len(records)] = value
+                at += len(records)
+        for value in maps.values():
+            value.flush()  # type: ignore[attr-defined]
+
+    key = _key(folder, split, how, variations, [vae.encoder, vae.quant_conv, tower])
+    return Side(**cached_folder(options.runs / "cache" / f"pairs-{split}.{key}", fill))
+
+
+def batched(items: Iterable[dict], size: int) -> Iterator[list[dict]]:
+    """Runs of at most `size` items."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part
 
 
 def mimicbrush(options: Options, how: PairSamples = PairSamples()) -> Trained:
@@ -137,11 +161,11 @@ def mimicbrush(options: Options, how: PairSamples = PairSamples()) -> Trained:
     def look(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, MimicBrushTrainer)
         editor = Editor(Studio(str(model.empty_states.device)).with_parts(unet=unet), model.method)
-        shown = range(min(8, count))
-        squares = [Square(held.pictures[i, 0], held.hidden[i], held.pictures[i, 1]) for i in shown]
-        painted = editor.paint(squares, list(shown), EditRequest(num_steps=12))
-        collages = [np.where(s.mask[..., None], np.uint8(0), s.source) for s in squares]
-        save_grid(run, step, [collages, [held.pictures[i, 1] for i in shown], painted, [s.source for s in squares]])
+        sources, references, collages = (list(held.shown[:, k]) for k in range(3))
+        hidden = [np.kron(m[0], np.ones((8, 8), np.uint8)) > 0 for m in held.mask[: len(sources)]]
+        squares = [Square(*parts) for parts in zip(sources, hidden, references, strict=True)]
+        painted = editor.paint(squares, list(range(len(squares))), EditRequest(num_steps=12))
+        save_grid(run, step, [collages, references, painted, sources])
         figures: dict[str, float] = {}
         for name, reference in (("", True), ("_alone", False)):  # what a reference is worth: the same without one
             parts = [mimicbrush_loss(model, beside(model, b | {"with_reference": torch.full_like(b["with_reference"], reference)}))[1] for b in fixed]

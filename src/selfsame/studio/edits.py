@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from selfsame.diffusion.sampling import Step, guided_together, sample
 from selfsame.images.files import InputError
-from selfsame.images.masks import Window, colours_matched, laid_over, resized, window_around
+from selfsame.images.masks import Window, cells_of, colours_matched, laid_over, resized, window_around
 from selfsame.methods.mimicbrush.method import MimicBrush, Reference, inpaint_channels, merged, predict
 from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.models.latents import encode
@@ -63,12 +64,22 @@ class Editor:
         self.studio = studio
         if method is not None:
             self.__dict__["method"] = method
-        self.use_net = self.use_tokens = True  # off only to measure what each is worth
+        self.leave_out_net = self.leave_out_tokens = False  # only to measure what each is worth
         self._references: OrderedDict[str, Reference] = OrderedDict()
 
     @cached_property
     def method(self) -> MimicBrush:
         return MimicBrush.from_pretrained(mannequin.checked_folder("mimicbrush"), self.studio.unet).to(self.studio.device)
+
+    @property
+    def uses_net(self) -> bool:
+        """Whether the reference net is listened to: not when the weights were trained without it."""
+        return self.method.use_net and not self.leave_out_net
+
+    @property
+    def uses_tokens(self) -> bool:
+        """Whether CLIP's tokens of the reference are shown, to both nets."""
+        return self.method.use_tokens and not self.leave_out_tokens
 
     @cached_property
     def image_encoder(self) -> Any:
@@ -89,10 +100,10 @@ class Editor:
     @torch.no_grad()
     def reference(self, square: np.ndarray) -> Reference:
         """A reference picture s s 3 with whatever is already known of it."""
-        key = hashlib.sha256(square.tobytes()).hexdigest()
+        key = hashlib.sha256(square.tobytes()).hexdigest() + str(self.uses_tokens)
         if key not in self._references:
             pixels = torch.from_numpy(square.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-            tokens = self.method.image_projector(image_states(self.image_encoder, pixels))
+            tokens = self.method.image_projector(image_states(self.image_encoder, pixels)) if self.uses_tokens else self.no_tokens
             self._references[key] = Reference(self.method.reference_net, self.pixels_to_latents(square), tokens)
         self._references.move_to_end(key)
         while len(self._references) > KEPT_REFERENCES:
@@ -117,8 +128,8 @@ class Editor:
                 known[id(square.reference)] = len(references)
                 references.append(self.reference(square.reference))
             number = known[id(square.reference)]
-            picks.append(number if self.use_net else -1)
-            tokens.append(references[number].image_tokens if self.use_tokens else self.no_tokens)
+            picks.append(number if self.uses_net else -1)
+            tokens.append(references[number].image_tokens)
         told, nothing = torch.cat(tokens), self.no_tokens.expand(len(squares), -1, -1)
         rows = torch.tensor(picks, device=device)
         collage = torch.cat([self.pixels_to_latents(np.where(s.mask[..., None], np.uint8(0), s.source)) for s in squares])
@@ -130,7 +141,7 @@ class Editor:
         without = Conditioning(nothing, inpaint=channels)
 
         def with_at(t: Tensor) -> Conditioning:
-            return Conditioning(told, inpaint=channels, reference=merged(references, t, rows) if references and self.use_net else None)
+            return Conditioning(told, inpaint=channels, reference=merged(references, t, rows) if references and self.uses_net else None)
 
         def one(latents: Tensor, t: Tensor, index: int) -> Tensor:
             return predict(self.method.unet, latents, t, with_at(t))
@@ -171,9 +182,11 @@ class Editor:
         made = [source] * request.num_images
         seeds = [request.seed + i for i in range(request.num_images)]
         for region in regions:
-            window = window_around(region.mask > 0, request.context)
+            _must_fit(region, source)
             reference = resized(reference_square(region), SIDE)
-            squares = [self._square(picture, region.mask, window, reference, request.keep_shape) for picture in made]
+            framings = [framed(picture, region.mask, request.context) for picture in made]
+            window = framings[0][2]
+            squares = [Square(square, inside, reference, depth_of(self.depth_net, square) if request.keep_shape else None) for square, inside, _ in framings]
             painted = self.paint(squares, seeds, request, on_step=on_step)
             made = [put_back(picture, result, region.mask, window, request) for picture, result in zip(made, painted, strict=True)]
         return made
@@ -188,11 +201,10 @@ class Editor:
             request: prompt, strengths, steps, guidance, seed and number of pictures; its size is the model's.
             edit: context, feather and colours.
         """
-        window = window_around(mask > 0, edit.context)
-        square, inside = resized(window.crop(source, 255), SIDE), resized(window.crop(mask, 0), SIDE) > 127
+        square, inside, window = framed(source, mask, edit.context)
         kps, notes = self._pose_in(square, inside, identity)
         row = Row(request.full_prompt, request.negative_prompt, self.studio.embedding(identity, request.photos), kps)
-        cells = torch.from_numpy(inside.reshape(SIDE // 8, 8, SIDE // 8, 8).any((1, 3))).float()[None, None].to(self.studio.device)
+        cells = latent_mask(inside).to(self.studio.device)
         seeds, count = [request.seed + i for i in range(request.num_images)], request.num_images
         known = self.pixels_to_latents(square).expand(count, -1, -1, -1), cells.expand(count, -1, -1, -1)
         painted, more = self.studio.paint([row] * count, request, seeds, known=known, on_step=on_step)
@@ -211,12 +223,18 @@ class Editor:
         fitted = (own - own.mean(0)) / wide + [(x0 + x1) / 2, (y0 + y1) / 2]
         return fitted, ("no face was found under the mask: the photo's pose is used, fitted into the region",)
 
-    def _square(self, picture: np.ndarray, mask: np.ndarray, window: Window, reference: np.ndarray, keep_shape: bool) -> Square:
-        source = resized(window.crop(picture, 255), SIDE)
-        inside = resized(window.crop(mask, 0), SIDE) > 127
-        if not inside[::8, ::8].any():  # a thin mask must reach at least one cell of the latents
-            inside = np.repeat(np.repeat(inside.reshape(SIDE // 8, 8, SIDE // 8, 8).any((1, 3)), 8, 0), 8, 1)
-        return Square(source, inside, reference, depth_of(self.depth_net, source) if keep_shape else None)
+
+def framed(picture: np.ndarray, mask: np.ndarray, context: float) -> tuple[np.ndarray, np.ndarray, Window]:
+    """The square that is worked on, what of it is painted (whole cells of the latents, so that a thin line counts), and where it lies."""
+    window = window_around(mask > 0, context, SIDE)
+    enlarged = cv2.resize(window.crop(mask, 0), (SIDE, SIDE), interpolation=cv2.INTER_AREA if window.side > SIDE else cv2.INTER_LINEAR)
+    return resized(window.crop(picture, 255), SIDE), cells_of(enlarged), window
+
+
+def _must_fit(region: Region, source: np.ndarray) -> None:
+    for what, mask, image in (("mask", region.mask, source), ("reference mask", region.reference_mask, region.reference)):
+        if mask is not None and (mask.shape != image.shape[:2] or not mask.any()):
+            raise InputError(f"a {what} of {mask.shape[1]} x {mask.shape[0]} does not fit its picture of {image.shape[1]} x {image.shape[0]}, or is empty")
 
 
 def reference_square(region: Region) -> np.ndarray:

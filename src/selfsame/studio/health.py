@@ -99,7 +99,7 @@ def _weights() -> Iterator[Check]:
         if missing_of(model):
             continue
         try:
-            local(model)
+            local(model, thorough=True)
             yield Check(model.name, True, f"there; weights: {model.weights}")
         except ValueError as error:
-            yield Check(model.name, False, str(error), f"selfsame models fetch {model.name}")
+            yield Check(model.name, False, str(error), f"delete the file, then: selfsame models fetch {model.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,8 +17,6 @@ from selfsame.methods.instantid.method import InstantID, face_conditions, predic
 from selfsame.models.latents import decode
 from selfsame.studio.request import Made, Request
 from selfsame.values.conditioning import Conditioning, stacked
-
-SCHEDULE_FIELDS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
 
 
 @dataclass(frozen=True)
@@ -43,27 +42,38 @@ class Told:
         return Conditioning(self.states, self.pooled, self.time_ids)
 
 
+SOLVERS: dict[str, str] = {
+    "dpmpp-2m": "DPMSolverMultistepScheduler",
+    "dpmpp-2m-karras": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "heun": "HeunDiscreteScheduler",
+}
+
+
 def scheduler_of(config: Mapping[str, Any], solver: str, **more: Any) -> Any:
-    """A fresh diffusers solver with a base's noise schedule.
+    """A fresh diffusers solver with a base's noise schedule: of its config, every field that the solver knows.
 
     Args:
         config: the base's scheduler config.
-        more: fields that the solver also gets, such as timestep_spacing.
+        more: fields that the solver gets instead of the config's.
     """
     import diffusers
 
-    common: dict[str, Any] = {k: config[k] for k in SCHEDULE_FIELDS if k in config} | more
     if solver == "dpmpp-2m-karras":
-        return diffusers.DPMSolverMultistepScheduler(**common, use_karras_sigmas=True)
-    kinds = {
-        "dpmpp-2m": diffusers.DPMSolverMultistepScheduler,
-        "euler": diffusers.EulerDiscreteScheduler,
-        "ddim": diffusers.DDIMScheduler,
-        "unipc": diffusers.UniPCMultistepScheduler,
-        "heun": diffusers.HeunDiscreteScheduler,
-    }
-    extra = {"clip_sample": False} if solver == "ddim" else {}
-    return kinds[solver](**common, **extra)
+        more = {"use_karras_sigmas": True} | more
+    if solver == "ddim":
+        more = {"clip_sample": False} | more  # latents lie beyond [-1, 1]
+    kind: Any = getattr(diffusers, SOLVERS[solver])
+    known = set(inspect.signature(kind.__init__).parameters)
+    return kind(**{k: v for k, v in config.items() if k in known and not k.startswith("_")} | more)
+
+
+def calls_of(scheduler: Any, num_steps: int) -> int:
+    """How often the networks run with a solver."""
+    scheduler.set_timesteps(num_steps)
+    return len(scheduler.timesteps)
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,7 @@ class Painter:
 
     def num_calls(self, request: Request) -> int:
         """How often the networks run for a request: once a step, but a solver of second order calls twice."""
-        scheduler = self.scheduler(request.solver)
-        scheduler.set_timesteps(request.num_steps)
-        return len(scheduler.timesteps)
+        return calls_of(self.scheduler(request.solver), request.num_steps)
 
     @torch.no_grad()
     def paint(

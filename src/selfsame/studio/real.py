@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from selfsame.diffusion.sampling import Step
 from selfsame.images.draw import draw_kps
 from selfsame.images.files import InputError, read_image
-from selfsame.images.resize import official_size
-from selfsame.methods.instantid.checkpoint import instantid_from_official
+from selfsame.images.resize import official_size, resize_official
+from selfsame.methods.instantid.checkpoint import ABOUT, OFFICIAL_ENCODER, encoder_of, instantid_from_official
 from selfsame.methods.instantid.method import InstantID
 from selfsame.models.text import encode_prompts
 from selfsame.models.weighted import encode_weighted
 from selfsame.perception.real_faces import RealFace, reader_of
-from selfsame.studio.painting import Painter, Row, Told, scheduler_of
+from selfsame.studio.painting import Painter, Row, Told, calls_of, scheduler_of
 from selfsame.studio.people import chosen_face, lent_embedding
 from selfsame.studio.request import Limits, Made, Request
 from selfsame.studio.studio import Kept
@@ -31,8 +32,8 @@ from selfsame.weights.catalogue import CATALOGUE
 from selfsame.weights.fetch import local
 
 SD15, SDXL = Limits(512, 8, 1024), Limits(1024, 8, 2048)
-LONGEST = {512: 640, 1024: 1280}  # the longer side of a picture in the photo's own shape; officially 1280 for SDXL
-SPREAD = ("timestep_spacing", "steps_offset")
+LONGEST = {512: 640, 1024: 1280}  # the longer side of a photo before it is read, and of a picture in its shape; officially 1280 for SDXL
+SHORTEST = 64
 NEEDED = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
 ONE_BY_ONE = 1  # pictures denoised together: large ones fill a GPU alone
 
@@ -53,9 +54,9 @@ class Folders:
             InputError: one was neither given nor fetched; the message says how to fetch it.
         """
         kind = {"instantid-sdxl": "sdxl", "instantid-sd15": "sd15"}[model]
-        if instantid is None and kind == "sd15":
-            raise InputError("no InstantID for Stable Diffusion 1.5 was ever released: give --instantid the folder of one that you trained")
-        return cls(base or local(CATALOGUE[kind]), instantid or local(CATALOGUE["instantid"]), face_models or local(CATALOGUE["antelopev2"]))
+        base = base or local(CATALOGUE[kind])
+        instantid = instantid or (local(CATALOGUE["instantid"]) if kind == "sdxl" else None)
+        return cls(base, instantid, face_models or local(CATALOGUE["antelopev2"]))
 
 
 class RealStudio:
@@ -78,7 +79,10 @@ class RealStudio:
 
     def _part(self, cls: Any, name: str, dtype: torch.dtype | None = None) -> Any:
         variant = {"variant": "fp16"} if any((self.folders.base / name).glob("*.fp16.safetensors")) else {}
-        model = cls.from_pretrained(self.folders.base / name, torch_dtype=dtype or self.dtype, local_files_only=True, **variant)
+        try:
+            model = cls.from_pretrained(self.folders.base / name, torch_dtype=dtype or self.dtype, local_files_only=True, **variant)
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise InputError(f"{self.folders.base / name}: cannot be loaded ({' '.join(str(error).split())[:160]}); fetch it again") from None
         return model.to(self.device).eval().requires_grad_(False)
 
     @cached_property
@@ -108,7 +112,7 @@ class RealStudio:
     @cached_property
     def instantid(self) -> InstantID:
         if self.folders.instantid is None:
-            raise InputError("a face needs InstantID: give --instantid its folder")
+            raise InputError("no InstantID for Stable Diffusion 1.5 was ever released: give --instantid the folder of one that you trained")
         return instantid_from_official(self.folders.instantid, self.unet, dtype=self.dtype).to(self.device)
 
     @cached_property
@@ -116,8 +120,14 @@ class RealStudio:
         """Finds and reads faces; its folder's name is the embedding's space."""
         if self.folders.face_models is None:
             raise InputError("a photo needs a face reader: give --face-models a folder such as antelopev2's")
-        providers = ["CUDAExecutionProvider"] if self.device.type == "cuda" and _cuda_reader() else []
-        return reader_of(self.folders.face_models, providers)
+        reader = reader_of(self.folders.face_models)
+        needed = OFFICIAL_ENCODER if self.folders.instantid is None else encoder_of(self.folders.instantid)
+        if reader.name != needed:
+            raise InputError(
+                f"{self.folders.face_models}: holds {reader.name}, but these InstantID weights read embeddings of {needed}; give its folder, called so "
+                f"(weights of your own say what they read in {ABOUT})"
+            )
+        return reader
 
     @cached_property
     def _zero_negative(self) -> bool:
@@ -135,13 +145,26 @@ class RealStudio:
         """
         return chosen_face(self.reader(image), which, name)
 
+    def shrunk(self, image: np.ndarray) -> np.ndarray:
+        """A photo as it is read officially: its longer side 1280 pixels, both sides multiples of 64.
+
+        Raises:
+            InputError: it is so long and thin that nothing would be left.
+        """
+        longest = LONGEST[self.limits.side]
+        h, w = image.shape[:2]
+        width, height = official_size(w, h, max_side=longest, min_side=longest * 4 // 5)
+        if min(width, height) < SHORTEST:
+            raise InputError(f"a photo of {w} x {h} is too long and thin; cut out the part with the face")
+        return resize_official(image, max_side=longest, min_side=longest * 4 // 5)
+
     def identity(self, *photos: str | Path, which: int | None = None, consent: str = "") -> Identity:
         """One person from one or more photos; embeddings stay raw, as InstantID's weights expect."""
         if not photos:
             raise InputError("no photo given: give at least one")
         parts = []
         for photo in photos:
-            image = read_image(photo)
+            image = self.shrunk(read_image(photo))
             found, _ = self.face(image, which=which, name=str(photo))
             source = hashlib.sha256(image.tobytes()).hexdigest()
             kps, size = found.kps[None].astype(np.float32), np.array([image.shape[:2]])
@@ -150,7 +173,7 @@ class RealStudio:
 
     def pose_of(self, photo: str | Path) -> Kept:
         """Key points from another picture."""
-        image = read_image(photo)
+        image = self.shrunk(read_image(photo))
         return Kept(self.face(image, name=str(photo))[0].kps.astype(np.float64), *image.shape[:2])
 
     def likeness(self, image: np.ndarray, reference: np.ndarray, *, which: int | None = None) -> None:
@@ -160,8 +183,7 @@ class RealStudio:
 
     def scheduler(self, solver: str) -> Any:
         """A fresh solver with the base's noise schedule and its own way to spread the steps."""
-        config = json.loads((self.folders.base / "scheduler" / "scheduler_config.json").read_text())
-        return scheduler_of(config, solver, **{k: config[k] for k in SPREAD if k in config})
+        return scheduler_of(json.loads((self.folders.base / "scheduler" / "scheduler_config.json").read_text()), solver)
 
     def tell(self, prompts: Sequence[str], against: Sequence[str], request: Request) -> tuple[Told, Told]:
         """Prompts for this base; SDXL reads weights in brackets and any length.
@@ -185,8 +207,9 @@ class RealStudio:
         return Painter(self.unet, self.vae, lambda: self.instantid, self.tell, self.scheduler, draw_kps)
 
     def num_calls(self, request: Request) -> int:
-        """How often the networks run for a request."""
-        return self.painter().num_calls(request)
+        """How often the networks run for a request. Refuses a size before anything is loaded."""
+        request.sized(self.limits)
+        return calls_of(self.scheduler(request.solver), request.num_steps)
 
     def generate(
         self,
@@ -216,24 +239,19 @@ class RealStudio:
         people = () if identity is None else (identity,) if isinstance(identity, Identity) else tuple(identity)
         if len(people) > 1:
             raise InputError(f"{len(people)} identities: one face stands in a picture of this model")
+        if request.use in ("words", "both") or any(not who.num_photos for who in people):
+            raise InputError("this model paints a face from photos; learned words belong to the base they were learned for, in a pipeline with `words_added`")
         embedding = kps = None
         if people:
             embedding = lent_embedding(people[0], self.reader.name, request.photos, self.device)
             kept = pose or Kept(people[0].kps[0].astype(np.float64), *(int(v) for v in people[0].sizes[0]))
             if not request.height and not request.width:
-                longest = LONGEST[self.limits.side]
-                width, height = official_size(kept.width, kept.height, max_side=longest, min_side=longest * 4 // 5)
-                request = replace(request, height=height, width=width)
-                kps = kept.kps * [width / kept.width, height / kept.height]
-            else:
-                request = request.sized(self.limits)
-                kps = kept.in_picture(request.height, request.width)
+                request = replace(request, height=kept.height, width=kept.width)
+            kps = kept.in_picture(*_size(request.sized(self.limits)))
         request = request.sized(self.limits)
         row = Row(request.full_prompt, request.negative_prompt, embedding, kps)
         yield from self.painter().pictures(row, request, together=ONE_BY_ONE, on_step=on_step)
 
 
-def _cuda_reader() -> bool:
-    import onnxruntime
-
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+def _size(request: Request) -> tuple[int, int]:
+    return request.height, request.width

@@ -210,7 +210,8 @@ class Studio:
         import diffusers
 
         config: Any = diffusers.DPMSolverMultistepScheduler.load_config(str(mannequin.checked_folder("base/scheduler")))
-        return scheduler_of(config, solver, timestep_spacing="trailing")
+        common = {k: config[k] for k in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")}
+        return scheduler_of(common, solver, timestep_spacing="trailing")
 
     def num_calls(self, request: Request) -> int:
         """How often the networks run for a request."""

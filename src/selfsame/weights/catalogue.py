@@ -70,7 +70,7 @@ _ALL = (
     Model(
         "instantid", "InstantID for SDXL: Image Adapter and IdentityNet",
         (Part(("hf:InstantX/InstantID",), ("ip-adapter.bin", *_NET)),),
-        "Apache-2.0", NON_COMMERCIAL, False, 4200, "train your own adapter on an encoder that allows it (`selfsame train instantid`)", ("antelopev2", "sdxl"),
+        "Apache-2.0", NON_COMMERCIAL, False, 4200, "an adapter that you train on an encoder that allows it", ("antelopev2", "sdxl"),
     ),
     Model(
         "antelopev2", "insightface's SCRFD detector and ArcFace R100, what InstantID's weights were trained with",
@@ -85,7 +85,7 @@ _ALL = (
     Model(
         "auraface", "AuraFace: a recogniser of ArcFace's form, trained on data that allows commercial use",
         (Part(("hf:fal/AuraFace-v1",), (_GLINTR, _SCRFD)),),
-        "Apache-2.0", f"Apache-2.0; the detector beside it is insightface's, {NON_COMMERCIAL}", False, 280, "its recogniser with YuNet's boxes",
+        "Apache-2.0", f"Apache-2.0; the detector beside it is insightface's, {NON_COMMERCIAL}", False, 280, "yunet-sface",
     ),
     Model(
         "yunet-sface", "OpenCV's detector YuNet and recogniser SFace (128 numbers)",
@@ -129,7 +129,7 @@ _ALL = (
                 ),
             ),
         ),
-        "Apache-2.0", "not stated", False, 10500, "train your own (`selfsame train mimicbrush`)",
+        "Apache-2.0", "not stated", False, 10500, "one that you train",
     ),
     Model(
         "lcm-lora-sdxl", "a LoRA with which SDXL paints in 4 to 10 steps",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import http.client
 import json
 import os
 import shutil
@@ -9,16 +11,19 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from selfsame.images.files import InputError
-from selfsame.weights.catalogue import HUB, Model
+from selfsame.weights.catalogue import HUB, Model, Part
 from selfsame.weights.mannequin import sha256
 
 CACHE_VARIABLE = "SELFSAME_HOME"
 RECORD = "selfsame.json"  # hashes of what was fetched, beside it
 CHUNK = 1 << 20
+LARGEST = 20_000_000_000  # bytes of an unpacked archive: more is no model of ours
 SECONDS = 30  # without a byte after which an address is given up
 Tick = Callable[[int, str], None]  # bytes that came, of what
 
@@ -55,8 +60,11 @@ def _kept_as(name: str) -> str:
     return name
 
 
-def local(model: Model) -> Path:
-    """The folder of a model that has been fetched, its hashes unchanged since.
+def local(model: Model, *, thorough: bool = False) -> Path:
+    """The folder of a model that has been fetched, its files what they were.
+
+    Args:
+        thorough: hash every file again; else only those whose size or time has changed.
 
     Raises:
         InputError: files are missing, or are not what they were.
@@ -64,53 +72,73 @@ def local(model: Model) -> Path:
     absent = missing_of(model)
     if absent:
         raise InputError(f"{model.name}: {absent[0]} is not in {folder_of(model)}; fetch it with `selfsame models fetch {model.name}`")
-    for name, expected in _record(model).items():
-        if sha256(folder_of(model) / name) != expected:
-            raise InputError(f"{folder_of(model) / name}: has changed since it was fetched; delete it and fetch it again")
+    for name, known in _record(model).items():
+        path = folder_of(model) / name
+        if (thorough or _stat(path) != known["stat"]) and sha256(path) != known["sha256"]:
+            raise InputError(f"{path}: has changed since it was fetched; delete it and fetch it again (selfsame models fetch {model.name})")
     return folder_of(model)
 
 
-def _record(model: Model) -> dict[str, str]:
+def _stat(path: Path) -> list[int]:
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns]
+
+
+def _record(model: Model) -> dict[str, dict[str, Any]]:
+    """What is known of a model's files: sha256 and, to notice a change quickly, size and time."""
     path = folder_of(model) / RECORD
-    return json.loads(path.read_text())["sha256"] if path.exists() else {}
+    return json.loads(path.read_text())["files"] if path.exists() else {}
 
 
 def fetch(model: Model, tick: Tick = lambda count, name: None) -> Path:
-    """Bring what is missing of a model; files that are there stay.
+    """Bring what is missing of a model; files that are there stay, once they are seen to be the right ones.
 
     Args:
         tick: sees the bytes as they come.
 
     Raises:
-        InputError: no address gave a part, a hash is wrong, or the disk is full; the message names all that was tried.
+        InputError: no address gave a part, a hash is wrong, a file has changed, or the disk is full; the message names all that was tried.
     """
     folder = folder_of(model)
     folder.mkdir(parents=True, exist_ok=True)
+    known, files = _record(model), {}
     for part in model.parts:
         target = folder / part.into
         wanted = [f for f in part.files if not (target / _kept_as(f)).is_file()]
-        if not wanted:
-            continue
-        if is_offline():
-            raise InputError(f"{model.name}: {wanted[0]} is not in {target} and HF_HUB_OFFLINE forbids the network; unset it, or put the file there")
-        tried = []
-        for source in part.sources:
-            try:
-                (_from_hub if source.startswith(HUB) else _from_address)(source, wanted, target, tick)
-                break
-            except OSError as error:
-                if getattr(error, "errno", None) == 28:
-                    raise InputError(f"{target}: the disk is full; about {model.size_mb} MB are needed (${CACHE_VARIABLE} names another folder)") from None
-                tried.append(f"{source} ({' '.join(str(error).split())[:120]})")
-        else:
-            raise InputError(f"{model.name}: no address gave {', '.join(wanted[:3])}; tried {'; '.join(tried)}. Put the files into {target} by hand")
-        for name in wanted:
-            _check(target / name, part.sha256.get(name, ""))
-    made = {f"{p.into}/{f}".lstrip("/"): sha256(folder / p.into / f) for p in model.parts for f in p.files}
+        for name in part.files:
+            key, path = f"{part.into}/{name}".lstrip("/"), target / name
+            if name not in wanted:
+                expected = part.sha256.get(name) or known.get(key, {}).get("sha256", "")
+                if expected and sha256(path) != expected:
+                    raise InputError(f"{path}: is not what it was or should be; delete it and fetch it again")
+        if wanted:
+            _bring(model, part, wanted, target, tick)
+        for name in part.files:
+            path = target / name
+            files[f"{part.into}/{name}".lstrip("/")] = {"sha256": sha256(path), "stat": _stat(path)}
     partial = folder / f".{RECORD}.{os.getpid()}.part"
-    partial.write_text(json.dumps({"model": model.name, "licence": model.weights, "sha256": made}, indent=1) + "\n")
+    partial.write_text(json.dumps({"model": model.name, "licence": model.weights, "files": files}, indent=1) + "\n")
     os.replace(partial, folder / RECORD)
     return folder
+
+
+def _bring(model: Model, part: Part, wanted: list[str], target: Path, tick: Tick) -> None:
+    """A part's missing files from the first address that has them."""
+    if is_offline():
+        raise InputError(f"{model.name}: {wanted[0]} is not in {target} and HF_HUB_OFFLINE forbids the network; unset it, or put the file there")
+    tried = []
+    for source in part.sources:
+        try:
+            (_from_hub if source.startswith(HUB) else _from_address)(source, wanted, target, tick)
+            break
+        except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise InputError(f"{target}: the disk is full; about {model.size_mb} MB are needed (${CACHE_VARIABLE} names another folder)") from None
+            tried.append(f"{source} ({' '.join(str(error).split())[:120]})")
+    else:
+        raise InputError(f"{model.name}: no address gave {', '.join(wanted[:3])}; tried {'; '.join(tried)}. Put the files into {target} by hand")
+    for name in wanted:
+        _check(target / name, part.sha256.get(name, ""))
 
 
 def _check(path: Path, expected: str) -> None:
@@ -120,26 +148,14 @@ def _check(path: Path, expected: str) -> None:
 
 
 def _from_hub(source: str, wanted: list[str], target: Path, tick: Tick) -> None:
-    """Files of a repository of the hub; its own client resumes, checks and shows progress."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
+    """Files of a repository of the hub, by their plain addresses: a broken one goes on where it stopped, which the hub's own client does not."""
     address, _, revision = source.removeprefix(HUB).partition("@")
     owner, name, *inner = address.split("/")
-    below = "/".join(inner)
+    site = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     for file in wanted:
-        try:
-            got = hf_hub_download(f"{owner}/{name}", f"{below}/{file}" if below else file, revision=revision or None, local_dir=target)
-        except HfHubHTTPError as error:
-            raise OSError(str(error)) from None
-        except ValueError as error:  # a repository's name that cannot be one
-            raise OSError(str(error)) from None
-        if below:
-            (target / file).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(got, target / file)
-        tick((target / file).stat().st_size, file)
-    if below:
-        shutil.rmtree(target / below.split("/")[0], ignore_errors=True)
+        path = target / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download(f"{site}/{owner}/{name}/resolve/{revision or 'main'}/{'/'.join([*inner, file])}", path, tick)
 
 
 def _from_address(source: str, wanted: list[str], target: Path, tick: Tick) -> None:
@@ -161,6 +177,8 @@ def _unpack(archive: Path, wanted: list[str], target: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as z:
             members = {PurePosixPath(i.filename).name: i for i in z.infolist() if not i.is_dir()}
+            if sum(members[n].file_size for n in wanted if n in members) > LARGEST:
+                raise OSError(f"the archive unpacks to more than {LARGEST / 1e9:.0f} GB")
             for name in wanted:
                 if name not in members:
                     raise OSError(f"the archive lacks {name}, it holds {', '.join(sorted(members)[:5])}")
@@ -171,7 +189,7 @@ def _unpack(archive: Path, wanted: list[str], target: Path) -> None:
                     os.replace(partial, target / name)
                 finally:
                     partial.unlink(missing_ok=True)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, or packed in some other way
         raise OSError(f"a damaged archive: {error}") from None
 
 
@@ -183,10 +201,13 @@ def download(address: str, path: Path, tick: Tick = lambda count, name: None) ->
     """
     partial = path.with_name(f"{path.name}.part")
     have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(address, headers={"User-Agent": "selfsame", **({"Range": f"bytes={have}-"} if have else {})})
+    headers = {"User-Agent": "selfsame", **({"Range": f"bytes={have}-"} if have else {})}
+    token = os.environ.get("HF_TOKEN", "")
+    if token and urllib.parse.urlparse(address).hostname == "huggingface.co":
+        headers["Authorization"] = f"Bearer {token}"
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-            again = have > 0 and answer.status == 206
+        with _OPENER.open(urllib.request.Request(address, headers=headers), timeout=SECONDS) as answer:
+            again = have > 0 and answer.status == 206 and answer.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-")
             total = int(answer.headers.get("Content-Length") or -1)
             have = have if again else 0
             with open(partial, "ab" if again else "wb") as out:
@@ -198,11 +219,31 @@ def download(address: str, path: Path, tick: Tick = lambda count, name: None) ->
                     got += len(block)
                     tick(len(block), path.name)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is left to send
+        whole = error.headers.get("Content-Range", "").rpartition("/")[2]
+        if error.code == 416 and whole == str(have):  # nothing is left to send
             os.replace(partial, path)
             return path
+        if error.code == 416:  # what is here does not belong to what is there
+            partial.unlink()
+            raise OSError("the beginning that is here belongs to another version; it was deleted, try again") from None
         raise OSError(f"the server says {error.code} {error.reason}") from None
     if total >= 0 and got != total:
         raise OSError(f"the connection broke after {have + got} bytes; try again, it goes on there")
     os.replace(partial, path)
     return path
+
+
+class _NoWeaker(urllib.request.HTTPRedirectHandler):
+    """A redirect may not leave https, and takes no password to another site."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        old, new = urllib.parse.urlparse(req.full_url), urllib.parse.urlparse(newurl)
+        if old.scheme == "https" and new.scheme != "https":
+            raise OSError(f"redirected from https to {new.scheme}")
+        made = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if made is not None and old.hostname != new.hostname:
+            made.remove_header("Authorization")
+        return made
+
+
+_OPENER = urllib.request.build_opener(_NoWeaker)

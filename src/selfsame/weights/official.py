@@ -39,6 +39,12 @@ def read_official(path: str | Path, what: str = "weights", max_bytes: int = 0) -
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
+        with open(path, "rb") as f:
+            head = f.read(32).lstrip()
+        if head.startswith(b"version https://git-lfs"):
+            raise InputError(f"{path}: only a pointer of git-lfs; fetch the file itself (`git lfs pull`, or `selfsame models fetch`)") from None
+        if head.startswith(b"<"):
+            raise InputError(f"{path}: a web page, not {what}; the download went wrong, fetch it again") from None
         raise InputError(f"{path}: holds more than tensors, perhaps code, and is not opened; ask for a safetensors file") from None
     except Exception as error:  # torch's reader lets any error through on damaged bytes: struct.error, UnicodeDecodeError ...
         raise InputError(f"{path}: damaged, or no file of {what} ({type(error).__name__}); make or download it anew") from None
@@ -54,8 +60,11 @@ def tensors_under(values: Any, prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{prefix}."): v for k, v in values.items() if isinstance(k, str) and k.startswith(f"{prefix}.") and isinstance(v, Tensor)}
 
 
-def write_tensors(path: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> Path:
+def write_tensors(path: Path, parts: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, str] | None = None) -> Path:
     """Parts of a checkpoint: nested in a torch file (`.bin`, `.pt`), flattened with their names before the keys in `.safetensors`; atomically.
+
+    Args:
+        about: notes that a safetensors file carries.
 
     Raises:
         InputError: another ending.
@@ -64,7 +73,7 @@ def write_tensors(path: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> Path
     plain = {part: {k: v.detach().contiguous().cpu() for k, v in values.items()} for part, values in parts.items()}
     try:
         if path.suffix == ".safetensors":
-            save_file({f"{part}.{k}": v for part, values in plain.items() for k, v in values.items()}, partial, metadata={"format": "pt"})
+            save_file({f"{part}.{k}": v for part, values in plain.items() for k, v in values.items()}, partial, metadata={"format": "pt", **(about or {})})
         elif path.suffix in (".bin", ".pt"):
             torch.save(plain, partial)
         else:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from selfsame.images.files import InputError
@@ -19,7 +20,10 @@ from selfsame.methods.instantid.method import ImageAdapter, InstantID, Resampler
 from selfsame.methods.instantid.modules import Resampler
 from selfsame.weights.official import read_official, tensors_under, write_tensors
 
-ADAPTER_FILES = ("ip-adapter.bin", "ip-adapter.safetensors", "adapter.safetensors")
+ADAPTER_FILES = ("ip-adapter.bin", "ip-adapter.safetensors")
+OURS = "adapter.safetensors"  # what `InstantID.save_pretrained` writes
+ABOUT = "selfsame.json"  # beside one's own weights: which encoder's embeddings they read
+OFFICIAL_ENCODER = "antelopev2"
 NET_FOLDER = "ControlNetModel"
 DIM_HEAD = 64  # of the official Resampler; shapes do not tell it
 LOOKS = (  # the beginning or an inner part of a key that only such files have
@@ -110,6 +114,14 @@ def resampler_size(values: Mapping[str, Tensor], dim_head: int = DIM_HEAD) -> Re
     return ResamplerSize(dim, depth, dim_head, inner // dim_head, num_queries, embedding, output, values["layers.0.1.1.weight"].shape[0] // dim)
 
 
+def _dim_head_of(path: Path) -> int:
+    """The head width that a safetensors file notes; the official one of others."""
+    if path.suffix != ".safetensors":
+        return DIM_HEAD
+    with safe_open(path, "pt") as f:
+        return int((f.metadata() or {}).get("dim_head", DIM_HEAD))
+
+
 def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The halves `image_proj` and `ip_adapter` of InstantID's adapter file: the official torch file, or safetensors with prefixes (ComfyUI's form).
 
@@ -123,29 +135,56 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return halves
 
 
-def instantid_from_official(folder: str | Path, unet: UNet2DConditionModel, *, dtype: torch.dtype = torch.float32) -> InstantID:
-    """The released model, or any folder of its layout: `ip-adapter.bin` (or safetensors) and `ControlNetModel/`.
+def encoder_of(folder: Path) -> str:
+    """Which encoder's embeddings the weights in a folder read: antelopev2's, unless a `selfsame.json` there names another ({"encoder": NAME})."""
+    path = folder / ABOUT
+    return str(json.loads(path.read_text()).get("encoder", OFFICIAL_ENCODER)) if path.is_file() else OFFICIAL_ENCODER
+
+
+def identity_net_of(folder: Path, dtype: torch.dtype) -> ControlNetModel:
+    """IdentityNet from its diffusers folder, strictly.
+
+    Raises:
+        InputError: files are missing, damaged or hold other keys; the message names three.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no config.json there; IdentityNet's folder must lie beside the adapter's file")
+    try:
+        net, about = ControlNetModel.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder}: IdentityNet cannot be loaded ({' '.join(str(error).split())[:160]}); download it again") from None
+    wrong = [*about["missing_keys"], *about["unexpected_keys"], *(k[0] for k in about["mismatched_keys"])]
+    if wrong:
+        raise InputError(f"{folder}: not a whole IdentityNet, {len(wrong)} keys are missing, extra or of another shape: {', '.join(sorted(wrong)[:3])}")
+    return net
+
+
+def instantid_from_official(folder: str | Path, unet: UNet2DConditionModel, *, dtype: torch.dtype | None = None) -> InstantID:
+    """The released model, or any folder of its layout: `ip-adapter.bin` (or safetensors) and `ControlNetModel/`; also what `save_pretrained` wrote.
 
     Args:
         unet: the base it is for, SDXL for the released weights.
-        dtype: of all its weights.
+        dtype: of all its weights; by default the base's.
 
     Raises:
         InputError: a file is missing, unreadable or another one.
         ValueError: the weights are for another base; the message names shapes or keys.
     """
     folder = Path(folder)
-    path = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise InputError(f"{folder}: holds none of {', '.join(ADAPTER_FILES)}; give the folder of InstantX/InstantID")
-    if not (folder / NET_FOLDER / "config.json").is_file():
-        raise InputError(f"{folder / NET_FOLDER}: no config.json there; IdentityNet's folder must lie beside {path.name}")
+    dtype = dtype or unet.dtype
+    there = [folder / name for name in (*ADAPTER_FILES, OURS) if (folder / name).is_file()]
+    if len(there) != 1:
+        found = " and ".join(p.name for p in there) or "none of them"
+        raise InputError(f"{folder}: give a folder with one of {', '.join((*ADAPTER_FILES, OURS))}, such as InstantX/InstantID's; it holds {found}")
+    path = there[0]
+    if path.name == OURS:
+        return InstantID.from_pretrained(folder, unet, dtype)
     image_proj, ip_adapter = read_adapter(path)
-    size = resampler_size(image_proj)
+    size = resampler_size(image_proj, _dim_head_of(path))
     width = int(unet.config["cross_attention_dim"])
     if size.output_dim != width:
         raise ValueError(f"{path}: made for a base whose context is {size.output_dim} wide, this one's is {width}: SDXL has 2048, SD 2 1024, SD 1 768")
-    net = ControlNetModel.from_pretrained(folder / NET_FOLDER, torch_dtype=dtype, local_files_only=True)
+    net = identity_net_of(folder / NET_FOLDER, dtype)
     if int(net.config["cross_attention_dim"]) != width:
         raise ValueError(f"{folder / NET_FOLDER}: its context is {net.config['cross_attention_dim']} wide, this base's is {width}: it belongs to another base")
     method = InstantID(Resampler(**asdict(size)), ImageAdapter.of(unet, from_base=False), net, size)
@@ -161,12 +200,20 @@ def instantid_to_official(
 
     Args:
         dtype: of what is written; None: as it is.
+
+    Raises:
+        ValueError: a Resampler with other heads than the official file can say.
     """
+    if form == "official" and method.size.dim_head != DIM_HEAD:
+        raise ValueError(f"a Resampler with heads of {method.size.dim_head}: ip-adapter.bin cannot say so (officially {DIM_HEAD}); write form='safetensors'")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     halves = {"image_proj": method.resampler.state_dict(), "ip_adapter": adapter_to_official(method.adapter)}
     parts = {name: {k: v.to(dtype or v.dtype) for k, v in values.items()} for name, values in halves.items()}
-    path = write_tensors(folder / f"ip-adapter.{'bin' if form == 'official' else 'safetensors'}", parts)
+    path = write_tensors(folder / f"ip-adapter.{'bin' if form == 'official' else 'safetensors'}", parts, {"dim_head": str(method.size.dim_head)})
+    for other in ADAPTER_FILES:
+        if other != path.name:
+            (folder / other).unlink(missing_ok=True)  # an older one would be ambiguous
     net: Any = method.identity_net if dtype is None else copy.deepcopy(method.identity_net)
     net.to(dtype or net.dtype)
     net.save_pretrained(folder / NET_FOLDER)

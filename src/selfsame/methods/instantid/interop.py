@@ -63,24 +63,42 @@ class BoundFace:
         with torch.no_grad():
             self.k, self.v = projections.to_k_ip(tokens), projections.to_v_ip(tokens)  # type: ignore[operator]
 
-    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        scale: float = 1.0,
+        ip_adapter_masks: Any = None,
+    ) -> Tensor:
+        """Names what any processor may be given: diffusers hands on only what a processor names."""
         b = self.binding
+
+        def before() -> Tensor:
+            if isinstance(self.previous, nn.Module):  # an IP-Adapter's own layers, which offloading cannot see while they are put aside
+                self.previous.to(hidden_states.device)
+            named = {"temb": temb, "scale": scale, "ip_adapter_masks": ip_adapter_masks}
+            wanted = inspect.signature(getattr(self.previous, "forward", self.previous.__call__)).parameters
+            return self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, **{k: v for k, v in named.items() if k in wanted})
+
         if not b.scale:
-            return self.previous(attn, hidden_states, *args, **kwargs)
-        rows = b.pick(len(hidden_states)).to(self.k.device)
+            return before()
         q = attn.to_q(hidden_states)
-        k, v = (x[rows].to(q) for x in (self.k, self.v))
+        self.k, self.v = self.k.to(q), self.v.to(q)  # once: device and precision stay
+        rows = b.pick(len(hidden_states)).to(q.device)
+        k, v = self.k[rows], self.v[rows]
         weight: Any = b.scale
         if b.region is not None:
             weight = weight * region_weights(b.region.to(q), q.shape[1])
         face = weight * attend(q, k, v, attn.heads)
         to_out = attn.to_out[0]
-        if type(self.previous) in (AttnProcessor, AttnProcessor2_0) and kwargs.get("attention_mask") is None:
-            context = args[0] if args else kwargs.get("encoder_hidden_states")
-            context = hidden_states if context is None else context
+        if type(self.previous) in (AttnProcessor, AttnProcessor2_0) and attention_mask is None:
+            context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
             text = attend(q, attn.to_k(context), attn.to_v(context), attn.heads)
             return attn.to_out[1](to_out(text + face))
-        return self.previous(attn, hidden_states, *args, **kwargs) + to_out(face) - to_out(torch.zeros_like(face[:, :1]))
+        return before() + to_out(face) - to_out(torch.zeros_like(face[:, :1]))
 
 
 def _identity_nets(pipe: Any, method: InstantID) -> list[nn.Module]:
@@ -91,7 +109,7 @@ def _identity_nets(pipe: Any, method: InstantID) -> list[nn.Module]:
 
 
 @contextmanager
-def face_in(pipe: Any, method: InstantID, embedding: Any, *, ip_scale: float = 0.8, region: Tensor | None = None) -> Iterator[Any]:
+def face_in(pipe: Any, method: InstantID, embedding: Any, *, ip_scale: float = 0.8, region: Tensor | None = None, adapter_only: bool = False) -> Iterator[Any]:
     """A stock pipeline that paints a person, until the `with` is left.
 
     Args:
@@ -99,9 +117,10 @@ def face_in(pipe: Any, method: InstantID, embedding: Any, *, ip_scale: float = 0
         embedding: the recogniser's raw output, (512,); (k, 512): k photos of one person, jointly; (p, k, 512): a person for each of p prompts.
         ip_scale: strength of the Image Adapter; IdentityNet's is the call's `controlnet_conditioning_scale`.
         region: 1 1 H W in [0, 1], the picture's size: where the face may act.
+        adapter_only: the pipeline's ControlNets, if it has any, are not IdentityNet, and shall not be.
 
     Raises:
-        ValueError: the embedding has another width, or the strength is below 0.
+        ValueError: the embedding has another width, the strength is below 0, or the pipeline's ControlNets are none of `method.identity_net`.
     """
     rows = torch.as_tensor(embedding).detach().clone()
     rows = rows.reshape(1, -1, rows.shape[-1]) if rows.ndim < 3 else rows
@@ -111,6 +130,9 @@ def face_in(pipe: Any, method: InstantID, embedding: Any, *, ip_scale: float = 0
         )
     if ip_scale < 0:
         raise ValueError(f"ip_scale {ip_scale}: give 0 or more")
+    nets = _identity_nets(pipe, method)
+    if getattr(pipe, "controlnet", None) is not None and not nets and not adapter_only:
+        raise ValueError("the pipeline's ControlNet is not method.identity_net: build it with controlnet=method.identity_net, or say adapter_only=True")
     with torch.no_grad():
         binding = Binding(pipe, method.tokens(rows), method.no_face(1, rows.shape[1]), ip_scale, region)
     signature = inspect.signature(type(method.identity_net).forward)
@@ -127,7 +149,7 @@ def face_in(pipe: Any, method: InstantID, embedding: Any, *, ip_scale: float = 0
         return out if region is None else masked_residuals(out[0], out[1], region)
 
     with ExitStack() as stack:
-        for net in _identity_nets(pipe, method):
+        for net in nets:
             stack.callback(net.register_forward_pre_hook(see_the_face, with_kwargs=True).remove)
             stack.callback(net.register_forward_hook(inside_the_region, with_kwargs=True).remove)
         layers = {name.replace("/", "."): layer for name, layer in method.adapter.layers.items()}

@@ -86,8 +86,15 @@ class FaceProjections(nn.Module):
 
 def region_weights(region: Tensor, num_queries: int) -> Tensor:
     """A pixel mask b 1 H W becomes one weight a query, b n 1: nearest neighbour, row-major."""
-    ratio = math.sqrt(region.shape[-2] * region.shape[-1] / num_queries)
+    h, w = region.shape[-2:]
+    ratio = math.sqrt(h * w / num_queries)
     small = F.interpolate(region, scale_factor=1 / ratio, mode="nearest")
+    if small[0, 0].numel() != num_queries:  # sides that are no multiple of 32: each halving of the U-Net rounds up
+        sizes = ((math.ceil(h / 2**k), math.ceil(w / 2**k)) for k in range(3, 8))
+        size = next((s for s in sizes if s[0] * s[1] == num_queries), None)
+        if size is None:
+            raise ValueError(f"a region of {w} x {h} does not belong to {num_queries} places of a layer: give it the picture's size")
+        small = F.interpolate(region, size, mode="nearest")
     return rearrange(small, "b 1 h w -> b (h w) 1")
 
 

@@ -44,7 +44,8 @@ class MimicBrush(nn.Module):
         fusion: FUSIONS = "mean",
     ) -> None:
         super().__init__()
-        self.fusion: FUSIONS = fusion  # what the weights were trained with
+        self.fusion: FUSIONS = fusion  # what the weights were trained with, and what follows too
+        self.use_net = self.use_tokens = True
         self.unet, self.reference_net = unet, reference_net
         self.image_projector, self.depth_projector = image_projector, depth_projector
 
@@ -83,6 +84,7 @@ class MimicBrush(nn.Module):
         rank = next((v.shape[0] for k, v in lora.items() if ".lora_A." in k), 0)
         save_file(values, folder / FILE, metadata={"format": "pt"})
         about = {"image_width": self.image_projector.projector.in_features, "lora_rank": rank, "fusion": self.fusion}
+        about |= {"use_net": self.use_net, "use_tokens": self.use_tokens}
         (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
 
     @classmethod
@@ -99,6 +101,7 @@ class MimicBrush(nn.Module):
         folder = Path(folder)
         about = json.loads((folder / "config.json").read_text())
         method = cls.from_base(base, about["image_width"], lora_rank=about["lora_rank"], fusion=about["fusion"])
+        method.use_net, method.use_tokens = about.get("use_net", True), about.get("use_tokens", True)
         method.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
         values = load_file(folder / FILE)
         own = {"reference_net": method.reference_net.unet, "image_projector": method.image_projector, "depth_projector": method.depth_projector}

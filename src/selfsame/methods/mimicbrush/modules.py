@@ -95,8 +95,8 @@ class ReferenceNet(nn.Module):
         self.unet = trimmed(unet)
 
     def add_lora(self, rank: int) -> ReferenceNet:
-        """Freeze the net and let low-rank additions learn in every attention and feed-forward layer and every 3 x 3 convolution: a net that ships as a few
-        hundred thousand numbers beside the base that it came from.
+        """Freeze the net and let low-rank additions learn in every attention and feed-forward layer and in the residual blocks' convolutions: a net that
+        ships as an eighth of its numbers, beside the base that it came from.
         """
         config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=LORA_LAYERS)
         self.unet.requires_grad_(False)

@@ -33,7 +33,8 @@ class MimicBrushTrainer(nn.Module):
         """
         super().__init__()
         self.register_buffer("empty_states", empty_states, persistent=False)
-        self.method, self.use_net, self.use_tokens = method, use_net, use_tokens
+        self.method = method
+        method.use_net, method.use_tokens = use_net, use_tokens  # the saved weights say so
         self._attachment = ExitStack()
         self._attachment.enter_context(method.attached())
 
@@ -54,10 +55,10 @@ class MimicBrushTrainer(nn.Module):
             image_states: b t k, CLIP's second-to-last states of the reference.
             with_reference: b bool; rows without one get no reference net and the tokens of no picture.
         """
-        told = with_reference if self.use_tokens else torch.zeros_like(with_reference)
+        told = with_reference if self.method.use_tokens else torch.zeros_like(with_reference)
         tokens = self.method.image_projector(torch.where(told[:, None, None], image_states, self.empty_states))
         condition = None
-        if self.use_net:
+        if self.method.use_net:
             own = torch.arange(len(noisy), device=noisy.device)
             condition = ReferenceCondition(self.method.reference_net(reference, timesteps, tokens), torch.where(with_reference, own, -1))
         channels = inpaint_channels(mask, collage, self.method.depth_feature(depth, noisy))

@@ -40,7 +40,7 @@ class PairSamples:
     grid_high: int = 10
     match_rate: float = 0.75  # paper: cells that hold a matched point
     other_rate: float = 0.50  # paper: the others
-    box_side: float = 0.5  # of the picture, of the box mask that the paper's ablation compares with
+    box_share: float = 0.5  # of the picture's area, hidden by the box mask that the paper's ablation compares with
     drop_reference: float = 0.10  # paper
     drop_depth: float = 0.50  # paper
     mask_weight: float = 1.0  # loss weight where it paints; 1 is the usual loss over the whole picture
@@ -52,7 +52,7 @@ class PairSamples:
             raise ValueError(f"grid of {self.grid_low} to {self.grid_high} cells: give two rising numbers from 1")
         if not 0 < self.resize_low <= self.resize_high:
             raise ValueError(f"resize {self.resize_low} to {self.resize_high}: give two rising numbers above 0")
-        for name in ("still_share", "flip", "warp", "match_rate", "other_rate", "drop_reference", "drop_depth"):
+        for name in ("still_share", "box_share", "flip", "warp", "match_rate", "other_rate", "drop_reference", "drop_depth"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)}: give a share from 0 to 1")
 
@@ -164,7 +164,7 @@ def grid_mask(size: int, points: np.ndarray, rng: np.random.Generator, how: Pair
 
 def box_mask(size: int, rng: np.random.Generator, how: PairSamples) -> np.ndarray:
     """One square somewhere."""
-    side = max(1, round(how.box_side * size))
+    side = min(size, max(1, round(how.box_share**0.5 * size)))
     y, x = rng.integers(0, size - side + 1, 2)
     made = np.zeros((size, size), bool)
     made[y : y + side, x : x + side] = True

@@ -72,7 +72,7 @@ class Scorer:
     def clip_text(self, prompt: str) -> torch.Tensor:
         tokenizer, encoder = self.studio.text
         ids = tokenizer(prompt, padding="max_length", truncation=True, max_length=encoder.config.max_position_embeddings, return_tensors="pt").input_ids
-        return F.normalize(self.text_projection(encoder(ids).pooler_output), dim=-1)[0]
+        return F.normalize(self.text_projection(encoder(ids.to(encoder.device)).pooler_output.cpu()), dim=-1)[0]
 
     def scores(self, case: EditCase, result: np.ndarray) -> dict[str, float]:
         """All columns that the case allows; of a case without a truth, prompt or reference mask the others."""
@@ -104,11 +104,11 @@ def _square(image: np.ndarray) -> np.ndarray:
 @contextmanager
 def left_out(editor: Editor, *, net: bool, tokens: bool) -> Iterator[None]:
     """The editor without its reference net, or with the tokens of no picture: what each half is worth, untrained for it."""
-    editor.use_net, editor.use_tokens = not net, not tokens
+    editor.leave_out_net, editor.leave_out_tokens = net, tokens
     try:
         yield
     finally:
-        editor.use_net = editor.use_tokens = True
+        editor.leave_out_net = editor.leave_out_tokens = False
 
 
 def cut_and_paste(case: EditCase, request: EditRequest) -> np.ndarray:
@@ -133,8 +133,9 @@ def by_text(editor: Editor, case: EditCase, request: EditRequest, seed: int) -> 
     return put_back(case.source, painted[0], case.mask, window, request)
 
 
-def _made(name: str, editor: Editor, track: str, case: EditCase, request: EditRequest) -> np.ndarray:
-    """One row's answer to one case."""
+def _made(name: str, editors: Mapping[str, Editor], track: str, case: EditCase, request: EditRequest) -> np.ndarray:
+    """One row's answer to one case. A row that was trained by itself is whole, the others are our weights with something left out."""
+    editor = editors.get(name, editors[OURS])
     if name == "oracle":
         assert case.truth is not None
         with torch.no_grad():
@@ -147,7 +148,8 @@ def _made(name: str, editor: Editor, track: str, case: EditCase, request: EditRe
     if name == "inpainting by text":
         return by_text(editor, case, request, request.seed)
     shaped = replace(request, keep_shape=is_texture(track) and name != "MimicBrush, shape free")
-    with left_out(editor, net=name == "image tokens alone", tokens=name == "reference net alone"):
+    own = name in editors
+    with left_out(editor, net=not own and name == "image tokens alone", tokens=not own and name == "reference net alone"):
         return editor.edit(case.source, [Region(case.mask, case.reference)], shaped)[0]
 
 
@@ -177,7 +179,7 @@ def edits(
     p = protocol(EDITS)
     if folder is None and (p["world"] != WORLD_VERSION or p["asked_sha256"] != edits_digest(p)):
         raise ValueError(f"protocol {p['name']} was pinned for other pictures than this code draws (world {WORLD_VERSION}): pin a new protocol")
-    known = (OURS, *(methods or ()), *BASELINES, "oracle")
+    known = tuple(dict.fromkeys((OURS, *(methods or ()), *BASELINES, "oracle")))
     for name in only:
         if name not in known:
             raise InputError(f"row {name!r} is unknown: choose from {', '.join(known)}")
@@ -190,43 +192,46 @@ def edits(
         if folder is None:
             sets[track] = [world_case(track, p["split"], i) for i in range(count)]
             continue
-        found = list(read_track(folder, track))
+        found = list(read_track(folder, track))[: cases or None]
         notes += [f"left out: {case}" for case in found if isinstance(case, InputError)]
         sets[track] = [case for case in found if isinstance(case, EditCase)]
     if not any(sets.values()):
         names_of = ", ".join(f"ID_{part}.png" for part in ("source", "source_mask", "reference"))
         raise InputError(f"{folder}: holds no case that can be used; a case is {names_of} in one of {', '.join(TRACKS)}")
     studio = load(device=device)
-    editors = {name: Editor(studio, method) for name, method in (methods or {}).items()}
     editor = Editor(studio)
+    editors = {OURS: editor} | {name: Editor(studio, method) for name, method in (methods or {}).items()}
     scorer = Scorer(reader_net(), load_image_encoder(), load_text_projection(), studio, editor)
     names = tuple(only) or known
     total = len(names) * sum(map(len, sets.values()))
     request = EditRequest(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
     rows, strips = [], []
     for track, members in sets.items():
-        scores: dict[str, list[dict[str, float]]] = {}
+        scores: dict[str, dict[str, dict[str, float]]] = {}  # by row and case
         shown: dict[str, list[np.ndarray]] = {}
         for name in names:
             if (name == "MimicBrush, shape free" and not is_texture(track)) or not members:
                 continue
-            mine = [c for c in members if (c.truth is not None or name != "oracle") and (c.prompt or name != "inpainting by text")]
+            mine = [(k, c) for k, c in enumerate(members) if (c.truth is not None or name != "oracle") and (c.prompt or name != "inpainting by text")]
             began = time.monotonic()
             made = []
-            for k, case in enumerate(mine):
-                made.append(_made(name, editors.get(name, editor), track, case, replace(request, seed=p["seed"] + k)))
+            for k, case in mine:
+                made.append(_made(name, editors, track, case, replace(request, seed=p["seed"] + k)))
                 on_progress(1 / total, f"{track}: {name}")
             seconds = (time.monotonic() - began) / max(1, len(mine))
-            scores[name] = [scorer.scores(case, image) for case, image in zip(mine, made, strict=True)]
+            scores[name] = {case.name: scorer.scores(case, image) for (_, case), image in zip(mine, made, strict=True)}
             shown[name] = made[:8]
-            columns: dict[str, float | str] = {key: mean([s[key] for s in scores[name] if key in s]) for key in (*INNER, *INTER, "depth error")}
+            columns: dict[str, float | str] = {key: mean([s[key] for s in scores[name].values() if key in s]) for key in (*INNER, *INTER, "depth error")}
             key = "PSNR" if is_inner(track) else "CLIP-I"
-            low, high = bootstrap_interval([s[key] for s in scores[name] if key in s], num_draws=p["bootstrap"])
+            low, high = bootstrap_interval([s[key] for s in scores[name].values() if key in s], num_draws=p["bootstrap"])
             rows.append(Row(f"{track}: {name}", columns | {f"95 % of {key}": f"{low:.3f}..{high:.3f}", "s": seconds}))
         notes += _comparisons(track, scores)
         strips += [(f"{track}: {what}", [image(c) for c in members[:8]]) for what, image in (("source", _hidden), ("reference", lambda c: c.reference))]
         strips += [(f"{track}: {name}", images) for name, images in shown.items()]
-    notes.append("'image tokens alone' and 'reference net alone' are the same weights with one half left out, not trained for it")
+    untrained = [n for n in BASELINES[2:4] if n in names and n not in editors]
+    if untrained:
+        notes.append(f"the same weights with one half left out, not trained for it: {', '.join(untrained)}")
+    notes.append("'cut and paste' is told which part of the reference is meant, the others are not")
     notes += notes_on_weights()
     about = {
         **p,
@@ -243,17 +248,17 @@ def _hidden(case: EditCase) -> np.ndarray:
     return np.where(case.mask[..., None] > 0, np.uint8(0), case.source)
 
 
-def _comparisons(track: str, scores: Mapping[str, list[dict[str, float]]]) -> list[str]:
-    """Ours minus every baseline, paired over cases, for the columns that count on this track."""
+def _comparisons(track: str, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """Ours minus every baseline, paired over the cases that both answered, for the columns that count on this track."""
     lines = []
-    ours = scores.get(OURS, [])
+    ours = scores.get(OURS, {})
     for name, theirs in scores.items():
-        if name in (OURS, "oracle") or len(theirs) != len(ours):
+        if name in (OURS, "oracle"):
             continue
         for key in ("depth error",) if name == "MimicBrush, shape free" else INNER if is_inner(track) else INTER[:2]:
-            pairs = [(a[key], b[key]) for a, b in zip(ours, theirs, strict=True) if key in a and key in b]
+            pairs = [(a[key], theirs[case][key]) for case, a in ours.items() if case in theirs and key in a and key in theirs[case]]
             if pairs:
                 middle, low, high = paired_interval(*zip(*pairs, strict=True))
                 better = "less is better" if key in LESS_IS_BETTER else "more is better"
-                lines.append(f"{track}, {key} ({better}), {OURS} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap)")
+                lines.append(f"{track}, {key} ({better}), {OURS} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired over {len(pairs)} cases)")
     return lines
