@@ -150,9 +150,10 @@ def identity_net_of(folder: Path, dtype: torch.dtype) -> ControlNetModel:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json there; IdentityNet's folder must lie beside the adapter's file")
     try:
-        net, about = ControlNetModel.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
+        loaded: Any = ControlNetModel.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: IdentityNet cannot be loaded ({' '.join(str(error).split())[:160]}); download it again") from None
+    net, about = loaded
     wrong = [*about["missing_keys"], *about["unexpected_keys"], *(k[0] for k in about["mismatched_keys"])]
     if wrong:
         raise InputError(f"{folder}: not a whole IdentityNet, {len(wrong)} keys are missing, extra or of another shape: {', '.join(sorted(wrong)[:3])}")
