@@ -120,7 +120,7 @@ def test_without_a_size_the_picture_has_the_photos_shape_and_like_repeats_it(
 def test_a_face_is_read_from_the_photo_at_the_official_size(studio: RealStudio, photo: Path):
     assert studio.identity(photo).sizes.tolist() == [[1280, 960]]
     with pytest.raises(InputError, match="too long and thin"):
-        studio.shrunk(np.zeros((40, 2000, 3), np.uint8))
+        studio.as_read(np.zeros((40, 2000, 3), np.uint8))
 
 
 def test_long_prompts_negatives_and_no_face_work(studio: RealStudio):

@@ -16,8 +16,9 @@ from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import neutral_scene, sample
 from selfsame.models.text import tower_hash
 from selfsame.studio.painting import Row
+from selfsame.studio.people import Kept
 from selfsame.studio.request import Request
-from selfsame.studio.studio import Kept, Studio
+from selfsame.studio.studio import Studio
 from selfsame.values.identity import Identity, LearnedWords
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfsame.cli.say import bar, warn
-from selfsame.studio.request import MANNEQUIN, Request
+from selfsame.studio.request import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +77,21 @@ class Generate(Request):
         from selfsame.studio.people import read_identity
 
         began = time.monotonic()
-        request = self.request.sized(MANNEQUIN) if self.model == "mannequin" else self.request
+        request = self.request
         out = check_output(self.out)
         if self.identity and self.face:
             raise InputError("give --face or --identity, not both")
         images = [read_image(p) for p in self.face]
-        if self.model != "mannequin" and self.use in ("words", "both"):
-            raise InputError(f"--use {self.use}: --model {self.model} paints a face from photos")
         if self.pose:
             read_image(self.pose)
         from selfsame.studio.studio import load
 
         studio = load(self.model, device=self.device, base=self.base, instantid=self.instantid, face_models=self.face_models)
+        request.sized(studio.limits)  # refuses a size before any work
         people = [read_identity(p) for p in self.identity]
         if images:
             for path, image in zip(self.face, images, strict=True):
-                _, notes = studio.face(studio.shrunk(image) if self.model != "mannequin" else image, which=self.which, name=str(path))
+                _, notes = studio.face(studio.as_read(image), which=self.which, name=str(path))
                 for note in notes:
                     warn(note)
             people = [studio.identity(*self.face, which=self.which)]
@@ -101,8 +100,7 @@ class Generate(Request):
             _warn_if_changed(self.like, sources)
         pose = None
         if self.pose:
-            pose_image = read_image(self.pose)
-            for note in studio.face(studio.shrunk(pose_image) if self.model != "mannequin" else pose_image, name=str(self.pose))[1]:
+            for note in studio.face(studio.as_read(read_image(self.pose)), name=str(self.pose))[1]:
                 warn(note)
             pose = studio.pose_of(self.pose)
         about = {
@@ -114,15 +112,14 @@ class Generate(Request):
             "model": self.model,
             "folders": [str(p.resolve()) if p else None for p in (self.base, self.instantid, self.face_models)],
         }
-        together = 4 if self.model == "mannequin" else 1
-        with bar("painting", studio.num_calls(request) * -(-request.num_images // together)) as tick:
+        with bar("painting", studio.num_calls(request) * -(-request.num_images // studio.together)) as tick:
             for i, made in enumerate(studio.generate_each(request, people, pose=pose, on_step=lambda _: tick(1))):
                 path = out if request.num_images == 1 else out.with_name(f"{out.stem}-{i + 1}{out.suffix}")
                 write_image(path, made.pixels, {"request": made.request.to_json(), **about})
                 for note in made.notes if i == 0 else ():
                     warn(note)
                 line = f"{path}"
-                if self.score and images and self.model == "mannequin":
+                if self.score and images and studio.judges:
                     likeness = studio.likeness(made.pixels, images[0], which=self.which)
                     line += "  no face found in it" if likeness is None else f"  identity {likeness:.2f} (the judge's cosine)"
                 print(f"{line}  {time.monotonic() - began:.1f} s")

@@ -71,7 +71,7 @@ def scheduler_of(config: Mapping[str, Any], solver: str, **more: Any) -> Any:
 
 
 def calls_of(scheduler: Any, num_steps: int) -> int:
-    """How often the networks run with a solver."""
+    """How often the networks run: once a step, but a solver of second order calls twice."""
     scheduler.set_timesteps(num_steps)
     return len(scheduler.timesteps)
 
@@ -90,10 +90,6 @@ class Painter:
     @property
     def device(self) -> torch.device:
         return self.unet.device
-
-    def num_calls(self, request: Request) -> int:
-        """How often the networks run for a request: once a step, but a solver of second order calls twice."""
-        return calls_of(self.scheduler(request.solver), request.num_steps)
 
     @torch.no_grad()
     def paint(
@@ -124,7 +120,7 @@ class Painter:
             assert rows[0].embedding is not None
             # Guidance runs against zeros of the same shape: K photos given jointly, K embeddings of zeros.
             nobody = method.no_face(len(rows), rows[0].embedding.shape[1])
-        scheduler, calls = self.scheduler(r.solver), self.num_calls(r)
+        scheduler, calls = self.scheduler(r.solver), calls_of(self.scheduler(r.solver), r.num_steps)
 
         def condition(said: Told, face: Tensor | None, index: int) -> Conditioning:
             c = said.conditioning()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,41 @@ class Cast:
 
     face: Identity | None = None  # whose face tokens paint
     words: dict[str, Tensor] = field(default_factory=dict)  # learned words n d by placeholder
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a photo's face stands: key points 5 2 in the photo's pixels, and the photo's size."""
+
+    kps: np.ndarray
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, identity: Identity) -> Kept:
+        """Where the face stands in the identity's first photo."""
+        return cls(identity.kps[0].astype(np.float64), *(int(v) for v in identity.sizes[0]))
+
+    def in_picture(self, height: int, width: int) -> np.ndarray:
+        """The key points in a picture of another size: scaled to fit its height, centred across, and moved inside when they are not."""
+        zoom = height / self.height
+        points = (self.kps + 0.5) * zoom - 0.5
+        points[:, 0] += (width - self.width * zoom) / 2
+        low, high = points.min(0), points.max(0)
+        room = 0.6 * (high - low).max()  # cheeks and chin lie beyond the eyes and the mouth
+        for axis, size in ((0, width), (1, height)):
+            if low[axis] >= 0 and high[axis] <= size - 1:
+                continue
+            if high[axis] - low[axis] + 2 * room > size:
+                points[:, axis] += size / 2 - (low[axis] + high[axis]) / 2
+            else:
+                points[:, axis] += max(0.0, room - low[axis]) + min(0.0, size - room - high[axis])
+        return points
+
+
+def people_of(identity: Identity | Sequence[Identity] | None) -> tuple[Identity, ...]:
+    """Nobody, one or several as a tuple."""
+    return () if identity is None else (identity,) if isinstance(identity, Identity) else tuple(identity)
 
 
 def read_identity(path: Path) -> Identity:

@@ -24,9 +24,8 @@ from selfsame.models.text import encode_prompts
 from selfsame.models.weighted import encode_weighted
 from selfsame.perception.real_faces import RealFace, reader_of
 from selfsame.studio.painting import Painter, Row, Told, calls_of, scheduler_of
-from selfsame.studio.people import chosen_face, lent_embedding
+from selfsame.studio.people import Kept, chosen_face, lent_embedding, people_of
 from selfsame.studio.request import Limits, Made, Request
-from selfsame.studio.studio import Kept
 from selfsame.values.identity import Identity
 from selfsame.weights.catalogue import CATALOGUE
 from selfsame.weights.fetch import local
@@ -35,7 +34,6 @@ SD15, SDXL = Limits(512, 8, 1024), Limits(1024, 8, 2048)
 LONGEST = {512: 640, 1024: 1280}  # the longer side of a photo before it is read, and of a picture in its shape; officially 1280 for SDXL
 SHORTEST = 64
 NEEDED = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
-ONE_BY_ONE = 1  # pictures denoised together: large ones fill a GPU alone
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,8 @@ class Folders:
 
 class RealStudio:
     """Loaded when first needed; on a GPU in half precision, but for the VAE."""
+
+    together, judges = 1, False  # large pictures fill a GPU alone; the encoder that conditions must not judge
 
     def __init__(self, folders: Folders, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         """
@@ -145,7 +145,7 @@ class RealStudio:
         """
         return chosen_face(self.reader(image), which, name)
 
-    def shrunk(self, image: np.ndarray) -> np.ndarray:
+    def as_read(self, image: np.ndarray) -> np.ndarray:
         """A photo as it is read officially: its longer side 1280 pixels, both sides multiples of 64.
 
         Raises:
@@ -164,7 +164,7 @@ class RealStudio:
             raise InputError("no photo given: give at least one")
         parts = []
         for photo in photos:
-            image = self.shrunk(read_image(photo))
+            image = self.as_read(read_image(photo))
             found, _ = self.face(image, which=which, name=str(photo))
             source = hashlib.sha256(image.tobytes()).hexdigest()
             kps, size = found.kps[None].astype(np.float32), np.array([image.shape[:2]])
@@ -173,11 +173,8 @@ class RealStudio:
 
     def pose_of(self, photo: str | Path) -> Kept:
         """Key points from another picture."""
-        image = self.shrunk(read_image(photo))
+        image = self.as_read(read_image(photo))
         return Kept(self.face(image, name=str(photo))[0].kps.astype(np.float64), *image.shape[:2])
-
-    def likeness(self, image: np.ndarray, reference: np.ndarray, *, which: int | None = None) -> None:
-        """No second encoder judges photographs here, and the one that conditions must not."""
 
     # ------------------------------------------------------------------------------------------ pictures
 
@@ -236,7 +233,7 @@ class RealStudio:
             InputError: several people, or an identity of another encoder.
         """
         request = Request(prompt=request) if isinstance(request, str) else request
-        people = () if identity is None else (identity,) if isinstance(identity, Identity) else tuple(identity)
+        people = people_of(identity)
         if len(people) > 1:
             raise InputError(f"{len(people)} identities: one face stands in a picture of this model")
         if request.use in ("words", "both") or any(not who.num_photos for who in people):
@@ -244,14 +241,10 @@ class RealStudio:
         embedding = kps = None
         if people:
             embedding = lent_embedding(people[0], self.reader.name, request.photos, self.device)
-            kept = pose or Kept(people[0].kps[0].astype(np.float64), *(int(v) for v in people[0].sizes[0]))
+            kept = pose or Kept.of(people[0])
             if not request.height and not request.width:
                 request = replace(request, height=kept.height, width=kept.width)
-            kps = kept.in_picture(*_size(request.sized(self.limits)))
+            kps = kept.in_picture(*request.sized(self.limits).size)
         request = request.sized(self.limits)
         row = Row(request.full_prompt, request.negative_prompt, embedding, kps)
-        yield from self.painter().pictures(row, request, together=ONE_BY_ONE, on_step=on_step)
-
-
-def _size(request: Request) -> tuple[int, int]:
-    return request.height, request.width
+        yield from self.painter().pictures(row, request, together=self.together, on_step=on_step)

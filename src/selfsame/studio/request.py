@@ -119,6 +119,11 @@ class Request:
         nearest(self.solver, SOLVERS, "solver")
         nearest(self.style, STYLES, "style")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
     def sized(self, limits: Limits) -> Request:
         """This request with its size in numbers that a base can paint.
 

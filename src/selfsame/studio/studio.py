@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from selfsame.perception.detector import FaceDetector, Found, detect
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, FaceEncoder, JudgeNet, embed, to_crops
 from selfsame.perception.face_vit import FaceViT
 from selfsame.perception.parser import FaceParser
-from selfsame.studio.painting import Painter, Row, Told, scheduler_of
-from selfsame.studio.people import cast_of, chosen_face, from_left, lent_embedding
+from selfsame.studio.painting import Painter, Row, Told, calls_of, scheduler_of
+from selfsame.studio.people import Kept, cast_of, chosen_face, from_left, lent_embedding, people_of
 from selfsame.studio.request import MANNEQUIN, Made, Request, nearest
 from selfsame.values.identity import Identity
 from selfsame.weights import mannequin
@@ -31,31 +30,6 @@ from selfsame.weights import mannequin
 ENCODER_NAME = "mannequin-encoder-1"
 MODELS = ("mannequin", "instantid-sdxl", "instantid-sd15")
 ROWS = 4  # pictures denoised together
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Where a photo's face stands: key points 5 2 in the photo's pixels, and the photo's size."""
-
-    kps: np.ndarray
-    height: int
-    width: int
-
-    def in_picture(self, height: int, width: int) -> np.ndarray:
-        """The key points in a picture of another size: scaled to fit its height, centred across, and moved inside when they are not."""
-        zoom = height / self.height
-        points = (self.kps + 0.5) * zoom - 0.5
-        points[:, 0] += (width - self.width * zoom) / 2
-        low, high = points.min(0), points.max(0)
-        room = 0.6 * (high - low).max()  # cheeks and chin lie beyond the eyes and the mouth
-        for axis, size in ((0, width), (1, height)):
-            if low[axis] >= 0 and high[axis] <= size - 1:
-                continue
-            if high[axis] - low[axis] + 2 * room > size:
-                points[:, axis] += size / 2 - (low[axis] + high[axis]) / 2
-            else:
-                points[:, axis] += max(0.0, room - low[axis]) + min(0.0, size - room - high[axis])
-        return points
 
 
 def load(
@@ -99,6 +73,8 @@ def checked_device(name: str) -> torch.device:
 
 class Studio:
     """The miniature models behind one door. Networks load when first needed."""
+
+    limits, together, judges = MANNEQUIN, ROWS, True  # sizes; pictures denoised at a time; whether a second encoder can score a likeness
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -151,6 +127,10 @@ class Studio:
         return InstantID.from_pretrained(mannequin.checked_folder("instantid"), self.unet).to(self.device)
 
     # ------------------------------------------------------------------------------------------ faces
+
+    def as_read(self, image: np.ndarray) -> np.ndarray:
+        """A photo as faces are looked for in it."""
+        return image
 
     def faces(self, image: np.ndarray) -> list[Found]:
         """Faces of a picture, largest first."""
@@ -214,8 +194,9 @@ class Studio:
         return scheduler_of(common, solver, timestep_spacing="trailing")
 
     def num_calls(self, request: Request) -> int:
-        """How often the networks run for a request."""
-        return self.painter().num_calls(request)
+        """How often the networks run for a request. Refuses a size before anything is loaded."""
+        request.sized(self.limits)
+        return calls_of(self.scheduler(request.solver), request.num_steps)
 
     def text_states(self, prompts: Sequence[str], words: Mapping[str, Tensor] | None = None) -> tuple[Tensor, tuple[str, ...]]:
         """Text states b t c with learned words (n d) in place of their placeholders, and a warning for each prompt that was too long."""
@@ -233,7 +214,7 @@ class Studio:
 
     def pose(self, identity: Identity) -> Kept:
         """Where the face stands in the identity's first photo."""
-        return Kept(identity.kps[0].astype(np.float64), *(int(v) for v in identity.sizes[0]))
+        return Kept.of(identity)
 
     def pose_of(self, photo: str | Path) -> Kept:
         """Key points from another picture."""
@@ -268,14 +249,13 @@ class Studio:
             pose: key points; by default those of the identity's first photo.
             on_step: sees every step of every group.
         """
-        request = (Request(prompt=request) if isinstance(request, str) else request).sized(MANNEQUIN)
-        people = () if identity is None else (identity,) if isinstance(identity, Identity) else tuple(identity)
-        cast = cast_of(people, request, self.text[1])
+        request = (Request(prompt=request) if isinstance(request, str) else request).sized(self.limits)
+        cast = cast_of(people_of(identity), request, self.text[1])
         embedding = kps = None
         if cast.face is not None:
             embedding, kps = self.embedding(cast.face, request.photos), (pose or self.pose(cast.face)).in_picture(request.height, request.width)
         row = Row(request.full_prompt, request.negative_prompt, embedding, kps)
-        yield from self.painter(cast.words).pictures(row, request, together=ROWS, on_step=on_step)
+        yield from self.painter(cast.words).pictures(row, request, together=self.together, on_step=on_step)
 
     def paint(
         self,
@@ -293,7 +273,7 @@ class Studio:
             words: learned words n d of the placeholders that may stand in prompts.
             known: latents b c h w of a picture to paint into, and a mask b 1 h w of its cells, 1 where to paint.
         """
-        return self.painter(words).paint(rows, request.sized(MANNEQUIN), seeds, known=known, on_step=on_step)
+        return self.painter(words).paint(rows, request.sized(self.limits), seeds, known=known, on_step=on_step)
 
     def painter(self, words: Mapping[str, Tensor] | None = None) -> Painter:
         """The networks and rules that paint; `words` n d of each placeholder that may stand in prompts."""

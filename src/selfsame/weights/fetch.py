@@ -189,7 +189,7 @@ def _unpack(archive: Path, wanted: list[str], target: Path) -> None:
                     os.replace(partial, target / name)
                 finally:
                     partial.unlink(missing_ok=True)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, or packed in some other way
+    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # damaged, encrypted, or packed in a way that zipfile does not know
         raise OSError(f"a damaged archive: {error}") from None
 
 
