@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsame.diffusion.sampling import Step, guided_together, sample
+from selfsame.diffusion.sampling import Step, guided_together
 from selfsame.images.files import InputError
 from selfsame.images.masks import Window, cells_of, colours_matched, laid_over, resized, window_around
 from selfsame.methods.mimicbrush.method import MimicBrush, Reference, inpaint_channels, merged, predict
@@ -22,7 +22,7 @@ from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.models.latents import encode
 from selfsame.models.mannequin import image_states, load_image_encoder
 from selfsame.perception.depth import DepthNet, depth_of
-from selfsame.studio.painting import Row
+from selfsame.studio.painting import Row, last_of, noise_of
 from selfsame.studio.request import EditRequest, Request
 from selfsame.studio.studio import Studio
 from selfsame.values.conditioning import Conditioning, stacked
@@ -95,15 +95,14 @@ class Editor:
         return self.method.image_tokens(self.image_encoder, torch.zeros(1, 3, SIDE, SIDE, device=self.studio.device))
 
     def pixels_to_latents(self, square: np.ndarray) -> Tensor:
-        return encode(self.studio.vae, torch.from_numpy(square.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1)
+        return encode(self.studio.vae, pixels_of(square))
 
     @torch.no_grad()
     def reference(self, square: np.ndarray) -> Reference:
         """A reference picture s s 3 with whatever is already known of it."""
         key = hashlib.sha256(square.tobytes()).hexdigest() + str(self.uses_tokens)
         if key not in self._references:
-            pixels = torch.from_numpy(square.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-            tokens = self.method.image_projector(image_states(self.image_encoder, pixels)) if self.uses_tokens else self.no_tokens
+            tokens = self.method.image_projector(image_states(self.image_encoder, pixels_of(square))) if self.uses_tokens else self.no_tokens
             self._references[key] = Reference(self.method.reference_net, self.pixels_to_latents(square), tokens)
         self._references.move_to_end(key)
         while len(self._references) > KEPT_REFERENCES:
@@ -137,7 +136,7 @@ class Editor:
         depth = np.stack([np.zeros(s.mask.shape, np.float32) if s.depth is None else s.depth for s in squares])
         feature = self.method.depth_feature(torch.from_numpy(depth)[:, None].float().to(device), collage)
         channels = inpaint_channels(mask, collage, feature)
-        noise = torch.stack([torch.randn(collage.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
+        noise = noise_of(seeds, tuple(collage.shape[1:])).to(device)
         without = Conditioning(nothing, inpaint=channels)
 
         def with_at(t: Tensor) -> Conditioning:
@@ -149,14 +148,9 @@ class Editor:
         def both(latents: Tensor, t: Tensor, index: int) -> Tensor:
             return predict(self.method.unet, latents, t, stacked(without, with_at(t)))
 
-        latents = noise
-        with self.method.attached(self.method.fusion):
+        with self.method.attached():
             step = guided_together(both, request.guidance_scale) if request.guidance_scale > 1 else one
-            generator = torch.Generator().manual_seed(seeds[0])
-            for state in sample(step, noise, self.studio.scheduler(request.solver), request.num_steps, generator=generator):
-                latents = state.latents
-                if on_step:
-                    on_step(state)
+            latents = last_of(step, noise, self.studio.scheduler(request.solver), request.num_steps, seeds[0], on_step)
         return self.studio.decode(latents)
 
     def edit(
@@ -222,6 +216,11 @@ class Editor:
         wide = (own[:, 0].max() - own[:, 0].min()) / (FACE_SHARE * max(1, min(x1 - x0, y1 - y0)))
         fitted = (own - own.mean(0)) / wide + [(x0 + x1) / 2, (y0 + y1) / 2]
         return fitted, ("no face was found under the mask: the photo's pose is used, fitted into the region",)
+
+
+def pixels_of(square: np.ndarray) -> Tensor:
+    """h w 3 uint8 -> 1 3 h w in [-1, 1]."""
+    return torch.from_numpy(square.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def framed(picture: np.ndarray, mask: np.ndarray, context: float) -> tuple[np.ndarray, np.ndarray, Window]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsame.diffusion.sampling import Step, guided_together, holding, in_window, sample
+from selfsame.diffusion.sampling import Predict, Step, guided_together, holding, in_window, sample
 from selfsame.methods.instantid.method import InstantID, face_conditions, predict
 from selfsame.models.latents import decode
 from selfsame.studio.request import Made, Request
@@ -76,6 +76,21 @@ def calls_of(scheduler: Any, num_steps: int) -> int:
     return len(scheduler.timesteps)
 
 
+def noise_of(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal latents b c h w, each of its own seed."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def last_of(step: Predict, noise: Tensor, scheduler: Any, num_steps: int, seed: int, on_step: Callable[[Step], None] | None) -> Tensor:
+    """The latents at the end of the sampling loop; `on_step` sees every step."""
+    latents = noise
+    for state in sample(step, noise, scheduler, num_steps, generator=torch.Generator().manual_seed(seed)):
+        latents = state.latents
+        if on_step:
+            on_step(state)
+    return latents
+
+
 @dataclass(frozen=True)
 class Painter:
     """The networks and rules of one base."""
@@ -112,7 +127,7 @@ class Painter:
         """
         told, against = self.tell([row.prompt for row in rows], [row.negative_prompt for row in rows], r)
         shape = (self.vae.config.latent_channels, r.height // 8, r.width // 8)
-        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(self.device, self.unet.dtype)
+        noise = noise_of(seeds, shape).to(self.device, self.unet.dtype)
         method = self.instantid() if rows[0].embedding is not None else None
         tokens = nobody = drawings = None
         if method is not None:
@@ -139,18 +154,13 @@ class Painter:
         def one(latents: Tensor, t: Tensor, index: int) -> Tensor:
             return predict(self.unet, net, latents, t, condition(told, tokens, index))
 
-        latents = noise
         with ExitStack() as stack:
             if method is not None:
                 stack.enter_context(method.attached(self.unet))
             step = guided_together(both, r.guidance_scale) if r.guidance_scale > 1 else one
             if known is not None:
                 step = holding(step, *known, noise, scheduler.alphas_cumprod)
-            generator = torch.Generator().manual_seed(seeds[0])
-            for state in sample(step, noise, scheduler, r.num_steps, generator=generator):
-                latents = state.latents
-                if on_step:
-                    on_step(state)
+            latents = last_of(step, noise, scheduler, r.num_steps, seeds[0], on_step)
         return self.decode(latents), told.notes + against.notes
 
     def pictures(self, row: Row, request: Request, *, together: int, on_step: Callable[[Step], None] | None = None) -> Iterator[Made]:

@@ -159,6 +159,8 @@ class Reference:
 
 def merged(references: Sequence[Reference], timestep: Tensor | int, rows: Tensor) -> ReferenceCondition:
     """Several references side by side: rows b borrow from references[rows[i]], or from none where it is -1."""
+    if len(references) == 1:  # the usual case: nothing is copied
+        return references[0].condition(timestep, rows)
     seen = [r.at(timestep) for r in references]
     return ReferenceCondition({path: torch.cat([s[path] for s in seen]) for path in seen[0]}, rows)
 
