@@ -189,7 +189,7 @@ def test_render_draws_people_and_refuses_strangers(tmp_path: Path, capsys: pytes
         (["generate", "--num-steps", "abc"], "--num-steps"),
         (["generate", "--nosuch", "3"], "--nosuch"),
         (["edit", "--source", "x.png"], "--mask"),
-        (["paint"], "generate, edit, learn"),
+        (["paint"], "generate, edit, batch"),
         (["evaluate", "nothing"], "identity"),
     ],
 )

@@ -9,8 +9,9 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from selfsame.diffusion.sampling import guided, guided_together, in_window, sample
+from selfsame.diffusion.sampling import guided_together, rescaled, sample
 from selfsame.diffusion.schedule import add_noise, denoised_of, lognormal_timesteps, scaled_linear_alphas_cumprod, target, velocity
+from selfsame.diffusion.windows import in_window
 
 ABAR = scaled_linear_alphas_cumprod()
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
@@ -92,21 +93,24 @@ def test_sigmas_fall_and_denoised_is_the_clean_estimate():
     assert all(s.denoised.abs().max() < 0.05 for s in steps)
 
 
-def test_guidance_one_is_the_conditional_model_and_both_forms_agree():
-    def c(x: Tensor, t: Tensor, i: int) -> Tensor:
-        return 2 * x
-
-    def u(x: Tensor, t: Tensor, i: int) -> Tensor:
-        return x
-
+def test_guidance_goes_from_the_rows_without_through_those_with():
     def both(x: Tensor, t: Tensor, i: int) -> Tensor:
         a, b = x.chunk(2)
-        return torch.cat([u(a, t, i), c(b, t, i)])
+        return torch.cat([a, 2 * b])
 
     x, t = torch.randn(2, 1, 2, 2), torch.tensor(1)
-    assert guided(c, u, 1.0) is c
-    assert torch.allclose(guided(c, u, 4.0)(x, t, 0), guided_together(both, 4.0)(x, t, 0))
-    assert torch.allclose(guided(c, u, 4.0)(x, t, 0), 5 * x)
+    assert torch.allclose(guided_together(both, 4.0)(x, t, 0), 5 * x)
+    assert torch.allclose(guided_together(both, 1.0)(x, t, 0), 2 * x)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_rescaled_guidance_has_the_spread_of_the_conditional_prediction(share: float):
+    c, g = torch.randn(2, 4, 8, 8), 3 * torch.randn(2, 4, 8, 8)
+    out = rescaled(g, c, share)
+    wanted = share * c.std((1, 2, 3)) + (1 - share) * g.std((1, 2, 3))
+    assert torch.allclose(out.std((1, 2, 3)), wanted)
+    if not share:
+        assert out is g
 
 
 @pytest.mark.parametrize(("steps", "kept"), [(5, [1, 2, 3]), (4, [1, 2]), (30, list(range(6, 24)))])

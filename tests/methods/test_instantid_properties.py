@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from selfsame.adapters.keeping import DeepReuse, Kept
 from selfsame.adapters.processors import cross_attention_paths
 from selfsame.methods.instantid.checkpoint import adapter_from_official, adapter_to_official, resampler_from_official
-from selfsame.methods.instantid.method import InstantID, ResamplerSize, face_conditions, predict
+from selfsame.methods.instantid.method import InstantID, ResamplerSize, face_conditions, predict, residuals_of
 from selfsame.methods.instantid.objective import InstantIDTrainer, instantid_loss
 from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, drop, face_weights, lend_faces
 from selfsame.training.loop import checkpoint_activations
@@ -192,11 +194,136 @@ def test_gradient_checkpointing_gives_the_same_gradients(unet, method):
         checkpoint_activations(torch.nn.Linear(1, 1))
 
 
-def test_conditions_only_stack_with_their_like(method):
-    _, text, embedding, kps = inputs()
+def crowded(method: InstantID, rows: list[int], regions: Tensor | None = None) -> tuple[FaceCondition, SpatialCondition]:
+    """Faces of different people in these rows."""
+    g = torch.Generator().manual_seed(1)
+    tokens = method.tokens(torch.randn(len(rows), 1, 512, generator=g))
+    kps, scale = torch.rand(len(rows), 3, 64, 64, generator=g), torch.ones(len(rows))
+    at = torch.tensor(rows)
+    return FaceCondition(tokens, scale, regions, at), SpatialCondition(kps, tokens, scale, regions, at)
+
+
+def one_row(c: Conditioning, which: list[int]) -> Conditioning:
+    """The condition of faces `which` alone, in one row."""
+    assert c.face is not None
+    assert c.spatial is not None
+    f, s = c.face, c.spatial
+    at = torch.zeros(len(which), dtype=torch.int64)
+    face = FaceCondition(f.ip_tokens[which], f.scale[which], None if f.region is None else f.region[which], at)
+    spatial = SpatialCondition(s.image[which], s.encoder_hidden_states[which], s.scale[which], None if s.region is None else s.region[which], at)
+    return Conditioning(c.encoder_hidden_states[:1], face=face, spatial=spatial)
+
+
+@torch.no_grad()
+def predicted(unet, method: InstantID, x: Tensor, c: Conditioning, keeps: bool = False) -> Tensor:
+    with method.attached(unet, keeps=keeps):
+        return predict(unet, method.identity_net, x, torch.tensor(500), c)
+
+
+def test_rows_of_none_one_and_two_people_share_a_batch_and_are_what_they_are_alone(unet, method):
+    x, text, _, _ = (v.repeat(3, *[1] * (v.ndim - 1)) for v in inputs())
+    left = torch.zeros(3, 1, 64, 64)
+    left[0], left[1, ..., :32], left[2, ..., 32:] = 1, 1, 1
+    c = Conditioning(text, face=(crowd := crowded(method, [1, 2, 2], left))[0], spatial=crowd[1])
+    out = predicted(unet, method, x, c)
+    assert torch.allclose(out[:1], base(unet), atol=1e-5)
+    assert torch.allclose(out[1:2], predicted(unet, method, x[:1], one_row(c, [0])), atol=1e-5)
+    assert torch.allclose(out[2:], predicted(unet, method, x[:1], one_row(c, [1, 2])), atol=1e-5)
+
+
+def test_a_face_acts_in_its_region_only(unet, method):
+    """The Image Adapter's share, one layer deep, and IdentityNet's residuals are zero outside."""
+    region = torch.zeros(1, 1, 64, 64)
+    region[..., :32] = 1
+    c = Conditioning(inputs()[1], face=(crowd := crowded(method, [0], region))[0], spatial=crowd[1])
+    with torch.no_grad(), method.attached(unet):
+        residuals = residuals_of(method.identity_net, inputs()[0], torch.tensor(500), c)
+        assert residuals is not None
+        first = residuals.down[0]
+        path = cross_attention_paths(unet)[0]
+        attn, hidden = unet.get_submodule(path), torch.randn(1, 64, unet.get_submodule(path).to_q.in_features)
+        text = c.encoder_hidden_states
+        share = attn(hidden, encoder_hidden_states=text, ip_hidden_states=c.face) - attn(hidden, encoder_hidden_states=text)
+    assert first[..., 4:].abs().max() == 0
+    assert first[..., :3].abs().max() > 0
+    share = share.view(1, 8, 8, -1)
+    assert share[:, :, 4:].abs().max() == 0
+    assert share[:, :, :4].abs().max() > 0
+
+
+def test_stacked_rows_keep_their_faces_whoever_has_some(unet, method):
+    """Nobody beside somebody, a region beside none: rows of a stack are what they were."""
+    x, text, embedding, kps = inputs()
     face, spatial = face_conditions(method.tokens(embedding), kps, 1.0, 1.0)
-    with pytest.raises(ValueError, match="cannot share a batch"):
-        stacked(Conditioning(text), Conditioning(text, face=face, spatial=spatial))
+    region = torch.zeros(1, 1, 64, 64)
+    region[..., :32] = 1
+    nobody, everywhere = Conditioning(text), Conditioning(text, face=face, spatial=spatial)
+    there = Conditioning(text, face=replace(face, region=region), spatial=replace(spatial, region=region))
+    alone = [predicted(unet, method, x, c) for c in (nobody, everywhere, there)]
+    for i, a in enumerate((nobody, everywhere, there)):
+        for j, b in enumerate((nobody, everywhere, there)):
+            out = predicted(unet, method, torch.cat([x, x]), stacked(a, b))
+            assert torch.allclose(out, torch.cat([alone[i], alone[j]]), atol=1e-5), (i, j)
+    assert stacked(everywhere, everywhere).face.rows is None  # the usual case takes the short way
+
+
+def test_what_is_kept_changes_nothing_and_is_made_once(unet, method):
+    x, text, embedding, kps = inputs()
+    face, spatial = face_conditions(method.tokens(embedding), kps, 1.0, 1.0)
+    c = Conditioning(text, face=face, spatial=spatial)
+    calls = {"text": 0, "face": 0, "net": 0, "drawing": 0}
+
+    def counted(name: str):
+        def hook(*_: object) -> None:
+            calls[name] += 1
+
+        return hook
+
+    path = cross_attention_paths(unet)[0]
+    layer = method.adapter.layers[path.replace(".", "/")]
+    net = method.identity_net
+    own, nets = unet.get_submodule(path), net.get_submodule(path)
+    modules = {"text": own.to_k, "face": layer.to_k_ip, "net": nets.to_k, "drawing": net.controlnet_cond_embedding.conv_in}
+    hooks = [m.register_forward_hook(counted(n)) for n, m in modules.items()]
+    before = {k: id(v) for k, v in net.attn_processors.items()}
+    try:
+        with torch.no_grad(), method.attached(unet, keeps=True):
+            kept = [predict(unet, net, x * k, torch.tensor(500 // k), c) for k in (1, 2, 3)]
+        assert set(calls.values()) == {1}
+        with torch.no_grad(), method.attached(unet):
+            plain = [predict(unet, net, x * k, torch.tensor(500 // k), c) for k in (1, 2, 3)]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert all(torch.equal(a, b) for a, b in zip(kept, plain, strict=True))
+    assert {k: id(v) for k, v in net.attn_processors.items()} == before
+    assert "forward" not in net.controlnet_cond_embedding.__dict__
+
+
+def test_a_tensor_that_was_written_to_is_not_taken_for_the_old_one():
+    kept, x = Kept(), torch.ones(2)
+    with torch.no_grad():
+        assert kept("double", x, lambda v: v * 2).tolist() == [2, 2]
+        x += 1
+        assert kept("double", x, lambda v: v * 2).tolist() == [4, 4]
+    y = torch.ones(2, requires_grad=True)
+    assert kept("double", y, lambda v: v * 2).requires_grad
+
+
+def test_reused_deep_features_leave_no_trace(unet):
+    before, reuse = base(unet), DeepReuse(unet)
+    x, text, _, _ = inputs()
+    with torch.no_grad(), reuse.attached():
+        assert torch.equal(unet(x, torch.tensor(500), text).sample, before)
+        reuse.is_fresh = False
+        assert torch.equal(unet(x, torch.tensor(500), text).sample, before)  # nothing changed, so old features are right
+        other = unet(x + 1, torch.tensor(400), text).sample
+        reuse.is_fresh = True
+        whole = unet(x + 1, torch.tensor(400), text).sample
+    assert not torch.allclose(other, before, atol=1e-4)
+    assert not torch.allclose(other, whole, atol=1e-4)
+    assert torch.equal(base(unet), before)
+    assert not any("forward" in m.__dict__ for m in unet.modules())
 
 
 def test_the_lent_photo_is_never_the_painted_one():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from selfsame.models.weighted import encode_weighted
 from selfsame.perception import real_faces
 from selfsame.studio import real
 from selfsame.studio.people import lent_embedding
+from selfsame.studio.places import Person
 from selfsame.studio.real import Folders, RealStudio
-from selfsame.studio.request import Request
+from selfsame.studio.request import Request, Strengths
 from selfsame.weights.mannequin import checked_folder
 from tests.goldens import recipe
 from tests.methods.test_instantid_interop import SD15, filled
@@ -179,8 +181,21 @@ def test_what_is_missing_is_said_with_its_remedy(folders: Folders, tmp_path: Pat
     with pytest.raises(InputError, match="multiple of 8"):
         studio.generate(Request(height=100, width=64))
     who = studio.identity(photo)
-    with pytest.raises(InputError, match="one face stands"):
-        studio.generate(Request(height=64, width=64), [who, who])
     monkeypatch.setattr(studio.reader, "name", "buffalo_l")
     with pytest.raises(InputError, match="make it anew"):
         studio.generate(Request(height=64, width=64), who)
+
+
+def test_several_people_views_and_starts_work_at_this_size_too(studio: RealStudio, photo: Path, monkeypatch: pytest.MonkeyPatch):
+    who = studio.identity(photo)
+    request = Request(prompt=PROMPT, height=64, width=128, num_steps=2)
+    one, two = studio.generate(request, who)[0], studio.generate(request, [who, Person(who, strengths=Strengths(adapter_scale=0.1))])[0]
+    assert one.matches == ()
+    assert [m.person for m in two.matches] == [0, 1]
+    assert not np.array_equal(one.pixels, two.pixels)
+    turned = studio.generate(request, who, pose=studio.view(30))[0].pixels
+    assert not np.array_equal(one.pixels, turned)
+    start = np.full((100, 200, 3), 80, np.uint8)
+    assert studio.generate(request, who, start=start)[0].pixels.shape == (64, 128, 3)
+    fast = studio.generate(replace(request, num_steps=8, speed="fast"), who)[0].pixels
+    assert fast.shape == (64, 128, 3)

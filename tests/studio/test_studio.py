@@ -15,8 +15,9 @@ from selfsame.mannequins.people import person_of
 from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import neutral_scene, sample
 from selfsame.models.text import tower_hash
+from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
-from selfsame.studio.people import Kept
+from selfsame.studio.places import Pose
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Studio
 from selfsame.values.identity import Identity, LearnedWords
@@ -57,8 +58,8 @@ def test_the_same_person_is_more_alike_than_another(studio: Studio):
 def test_rows_do_not_depend_on_their_neighbours(studio: Studio):
     request = Request(num_steps=2)
     ada, bo = (studio.embedding(studio.identity(EXAMPLES / f"{n}.png"), "mean") for n in ("ada", "bo"))
-    kps = studio.pose(studio.identity(EXAMPLES / "ada.png")).in_picture(128, 128)
-    rows = [Row("a photo of a person", "", ada, kps), Row("a comic of a person on a beach", "", bo, kps)]
+    kps = Pose.of(studio.identity(EXAMPLES / "ada.png")).in_picture(128, 128)
+    rows = [Row("a photo of a person", faces=(Shown(ada, kps),)), Row("a comic of a person on a beach", faces=(Shown(bo, kps),))]
     together, _ = studio.paint(rows, request, [1, 2])
     alone, _ = studio.paint(rows[1:], request, [2])
     assert np.abs(together[1].astype(int) - alone[0].astype(int)).max() <= 2
@@ -72,7 +73,7 @@ def test_mean_and_joint_photos_differ_and_one_photo_does_not_care(studio: Studio
 
 
 def test_key_points_follow_the_picture_they_are_put_into():
-    kept = Kept(np.array([[10.0, 10], [20, 10], [15, 15], [11, 20], [19, 20]]), 64, 64)
+    kept = Pose(np.array([[10.0, 10], [20, 10], [15, 15], [11, 20], [19, 20]]), 64, 64)
     wide = kept.in_picture(128, 192)
     assert np.allclose(np.diff(wide, axis=0), 2 * np.diff(kept.kps, axis=0))
     assert wide[:, 0].mean() == pytest.approx(2 * (15 + 0.5) - 0.5 + 32)
@@ -105,12 +106,12 @@ def test_a_studio_takes_other_parts_by_name_and_refuses_unknown_ones():
 def test_key_points_off_the_canvas_are_moved_onto_it(left: bool):
     """The face of a wide photo's side must not fall off a square picture."""
     points = np.array([[30, 50], [50, 50], [40, 60], [32, 70], [48, 70]], float) + (0 if left else 180)
-    moved = Kept(points, 128, 256).in_picture(128, 128)
+    moved = Pose(points, 128, 256).in_picture(128, 128)
     assert moved.min() >= 5
     assert moved.max() <= 122
     assert np.allclose(moved - moved[0], points - points[0])
     inside = np.array([[50, 50], [70, 50], [60, 60], [52, 70], [68, 70]], float)
-    assert np.array_equal(Kept(inside, 128, 128).in_picture(128, 128), inside)
+    assert np.array_equal(Pose(inside, 128, 128).in_picture(128, 128), inside)
 
 
 def test_a_window_covers_all_calls_of_a_solver_of_second_order(studio: Studio):
@@ -194,7 +195,7 @@ def test_words_that_cannot_be_used_are_refused(studio: Studio, ada_fox: LearnedW
     photo = studio.identity(EXAMPLES / "ada.png")
     bare = Identity.of_words(ada_fox)
 
-    def refused(request: Request, who: Identity, match: str) -> None:
+    def refused(request: Request, who: Identity | list[Identity], match: str) -> None:
         with pytest.raises(InputError, match=match):
             studio.generate(request, who)
 
@@ -205,7 +206,6 @@ def test_words_that_cannot_be_used_are_refused(studio: Studio, ada_fox: LearnedW
     refused(Request(prompt="<x>"), replace(bare, words=replace(ada_fox, text_encoder="other")), "another text encoder")
     wide = LearnedWords((np.zeros((2, 1024), np.float32),), "<x>", "")
     refused(Request(prompt="<x>"), replace(bare, words=wide), "words of 1024 numbers, this model's have 128")
-    refused(Request(prompt="<x> in space"), [bare, bare], "share the placeholder <x>")  # type: ignore[arg-type]
-    refused(Request(prompt="a person"), [photo, photo], "2 people would be painted by their faces")  # type: ignore[arg-type]
+    refused(Request(prompt="<x> in space"), [bare, bare], "share the placeholder <x>")
     with pytest.raises(InputError, match="use 'mouth'"):
         Request(use="mouth")  # type: ignore[arg-type]

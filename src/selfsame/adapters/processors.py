@@ -10,11 +10,40 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from selfsame.adapters.keeping import Kept
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V with heads split and merged. b n c, b m c, b m c -> b n c."""
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+
+
+class CrossAttention:
+    """diffusers' own attention; with `keeps`, over a context that stays the same from step to step: its keys and values are made once."""
+
+    def __init__(self, keeps: bool = False) -> None:
+        self.kept = Kept(keeps)
+
+    def attended(self, attn: Any, hidden_states: Tensor, context: Tensor | None, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Queries b n c and what they gather from the context (from themselves where there is none), before the layer's last linear."""
+        q = attn.to_q(hidden_states)  # b n c
+        if context is None:
+            context = hidden_states
+            k, v = attn.to_k(context), attn.to_v(context)
+        else:
+            k, v = self.kept("text", context, lambda x: (attn.to_k(x), attn.to_v(x)))
+        if attention_mask is None:
+            return q, attend(q, k, v, attn.heads)
+        mask = attn.prepare_attention_mask(attention_mask, context.shape[1], len(q))
+        mask = rearrange(mask, "(b h) n t -> b h n t", h=attn.heads)
+        q4, k4, v4 = (rearrange(x, "b n (h d) -> b h n d", h=attn.heads) for x in (q, k, v))
+        return q, rearrange(F.scaled_dot_product_attention(q4, k4, v4, mask), "b h n d -> b n (h d)")
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None, temb: Tensor | None = None
+    ) -> Tensor:
+        return attn.to_out[1](attn.to_out[0](self.attended(attn, hidden_states, encoder_hidden_states, attention_mask)[1]))
 
 
 def cross_attention_paths(unet: nn.Module) -> list[str]:

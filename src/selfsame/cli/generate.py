@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfsame.cli.say import bar, warn
-from selfsame.studio.request import Request
+from selfsame.studio.orders import Order
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(Request):
-    """Paint the person of a photo anew.
+class Generate(Order):
+    """Paint the person of a photo anew; or several people, somebody between two others, a view, a picture changed.
 
-    Example: selfsame generate --face ada.png --prompt "a watercolour of a person laughing on a beach" --out out.png
+    Examples:
+      selfsame generate --face ada.png --prompt "a watercolour of a person laughing on a beach" --out out.png
+      selfsame generate --face ada.png --view right --keep glasses --prompt "a comic of a person in a city"
+      selfsame generate --people ada.png ben.png --width 192 --prompt "a photo of two people in a garden" --retries 3
+      selfsame generate --mix ada.png:0.3 ben.png:0.7 --prompt "a photo of a person"          --mix ada.png ben.png --mix-steps 5: a strip
+      selfsame generate --face ada.png --start room.png --start-strength 0.7 --prompt "a photo of a person"
     """
 
-    face: tuple[Path, ...] = ()
-    """Photos of one person, one or more. Without any the base model paints somebody."""
-    identity: tuple[Path, ...] = ()
-    """Identity files instead of photos, or learned words (textual inversions, StableIdentity's .pt), each named in the prompt by its placeholder."""
     out: Path = Path("out.png")
     """The PNG to write; several pictures get -1, -2 ... before the ending."""
-    pose: Path | None = None
-    """Another picture whose face lends the key points."""
-    which: int | None = None
-    """Which face of a photo with several, counted from the left, from 0; default: the largest."""
     like: Path | None = None
     """Repeat the picture in this PNG; other flags change it."""
     model: str = "mannequin"
@@ -43,18 +40,11 @@ class Generate(Request):
     score: bool = True
     """Print how alike the judge finds the result and the photo."""
 
-    def check(self) -> None:
-        """Flags are checked when the command runs, so that errors read as ours and not as the parser's."""
-
-    @property
-    def request(self) -> Request:
-        """What is asked of the picture, checked."""
-        return Request(**{f.name: getattr(self, f.name) for f in fields(Request)})
-
     @staticmethod
     def like_defaults(args: list[str]) -> Generate:
         """Defaults from the picture given with --like, before the other flags are read."""
         from selfsame.images.files import InputError, read_metadata
+        from selfsame.studio.request import Request
 
         value = ""
         for a, b in zip(args, [*args[1:], ""], strict=True):
@@ -66,64 +56,56 @@ class Generate(Request):
             raise InputError("--like needs the path of a PNG that selfsame wrote")
         content = read_metadata(value)
         request = Request.from_json(content.get("request", {}))
-        known: dict[str, Any] = {"which": content.get("which"), "pose": Path(content["pose"]) if content.get("pose") else None}
-        known["model"] = content.get("model", "mannequin")
-        known |= {n: Path(p) for n, p in zip(("base", "instantid", "face_models"), content.get("folders") or (), strict=False) if p}
-        known["identity"] = tuple(Path(p) for p in content.get("identity") or ())
-        return Generate(face=tuple(Path(p) for p in content.get("faces", ())), like=Path(value), **request.to_json(), **known)
+        order = Order.of(request.to_json() | content.get("order", {}))
+        folders = {n: Path(p) for n, p in zip(("base", "instantid", "face_models"), content.get("folders") or (), strict=False) if p}
+        return Generate(like=Path(value), model=content.get("model", "mannequin"), **vars(order), **folders)
 
     def run(self) -> int:
-        from selfsame.images.files import InputError, check_output, read_image, write_image
-        from selfsame.studio.people import read_identity
-
-        began = time.monotonic()
-        request = self.request
-        out = check_output(self.out)
-        if self.identity and self.face:
-            raise InputError("give --face or --identity, not both")
-        images = [read_image(p) for p in self.face]
-        if self.pose:
-            read_image(self.pose)
+        from selfsame.images.draw import beside
+        from selfsame.images.files import check_output, write_image
+        from selfsame.studio.ready import jobs_of
         from selfsame.studio.studio import load
 
+        began = time.monotonic()
+        _ = self.request  # checks itself
+        out = check_output(self.out)
         studio = load(self.model, device=self.device, base=self.base, instantid=self.instantid, face_models=self.face_models)
-        request.sized(studio.limits)  # refuses a size before any work
-        people = [read_identity(p) for p in self.identity]
-        if images:
-            for path, image in zip(self.face, images, strict=True):
-                _, notes = studio.face(studio.as_read(image), which=self.which, name=str(path))
-                for note in notes:
-                    warn(note)
-            people = [studio.identity(*self.face, which=self.which)]
-        sources = [s for who in people for s in who.sources]
-        if self.like and people:
+        jobs, notes, photos = jobs_of(self, studio)
+        for note in notes:
+            warn(note)
+        sources = [s for p in jobs[0].people for s in p.identity.sources]
+        if self.like:
             _warn_if_changed(self.like, sources)
-        pose = None
-        if self.pose:
-            for note in studio.face(studio.as_read(read_image(self.pose)), name=str(self.pose))[1]:
-                warn(note)
-            pose = studio.pose_of(self.pose)
-        about = {
-            "faces": [str(p.resolve()) for p in self.face],
-            "sources": sources,
-            "identity": [str(p.resolve()) for p in self.identity],
-            "pose": str(self.pose.resolve()) if self.pose else None,
-            "which": self.which,
-            "model": self.model,
-            "folders": [str(p.resolve()) if p else None for p in (self.base, self.instantid, self.face_models)],
-        }
-        with bar("painting", studio.num_calls(request) * -(-request.num_images // studio.together)) as tick:
-            for i, made in enumerate(studio.generate_each(request, people, pose=pose, on_step=lambda _: tick(1))):
-                path = out if request.num_images == 1 else out.with_name(f"{out.stem}-{i + 1}{out.suffix}")
+        folders = [str(p.resolve()) if p else None for p in (self.base, self.instantid, self.face_models)]
+        extras = {k: v for k, v in self.extras.items() if k != "keep"}  # by now the prompt says it
+        about = {"order": extras, "sources": sources, "model": self.model, "folders": folders}
+        calls = studio.num_calls(self.request, has_start=self.start is not None) * -(-len(jobs) // studio.together)
+        with bar("painting", calls) as tick:
+            strip: dict[int, Any] = {}
+            for i, made in studio.paint_jobs(jobs, retries=self.retries, on_step=lambda _: tick(1)):
+                if self.mix_steps:
+                    strip[i] = made.pixels
+                path = out if len(jobs) == 1 else out.with_name(f"{out.stem}-{i + 1}{out.suffix}")
                 write_image(path, made.pixels, {"request": made.request.to_json(), **about})
                 for note in made.notes if i == 0 else ():
                     warn(note)
-                line = f"{path}"
-                if self.score and images and studio.judges:
-                    likeness = studio.likeness(made.pixels, images[0], which=self.which)
-                    line += "  no face found in it" if likeness is None else f"  identity {likeness:.2f} (the judge's cosine)"
-                print(f"{line}  {time.monotonic() - began:.1f} s")
+                print("  ".join([str(path), *self._found(studio, made, photos), f"{time.monotonic() - began:.1f} s"]))
+            if strip:
+                print(write_image(out, beside([strip[i] for i in sorted(strip)]), {"request": self.request.to_json(), **about}))
         return 0
+
+    def _found(self, studio: Any, made: Any, photos: list[Any]) -> list[str]:
+        """What is said of who is in a picture."""
+        if made.matches:
+            return [match.told(_short(path)) for match, path in zip(made.matches, self.people or self.face, strict=False)]
+        if not (self.score and photos and studio.judges):
+            return []
+        likeness = studio.likeness(made.pixels, photos[0], which=self.which)
+        return ["no face found in it" if likeness is None else f"identity {likeness:.2f} (the judge's cosine)"]
+
+
+def _short(path: Path) -> str:
+    return path.stem
 
 
 def _warn_if_changed(like: Path, sources: list[str]) -> None:

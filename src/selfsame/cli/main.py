@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
+from selfsame.cli.batch import Batch
 from selfsame.cli.edit import Edit
 from selfsame.cli.generate import Generate
 from selfsame.cli.learn import Learn
@@ -24,6 +25,7 @@ from selfsame.cli.train import Evaluate, Train
 Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Edit, tyro.conf.subcommand("edit")]
+    | Annotated[Batch, tyro.conf.subcommand("batch")]
     | Annotated[Learn, tyro.conf.subcommand("learn")]
     | Annotated[Faces, tyro.conf.subcommand("faces")]
     | Annotated[Render, tyro.conf.subcommand("render")]

@@ -25,24 +25,29 @@ class Step:
     denoised: Tensor  # b c h w, the clean estimate of this step
 
 
-def guided(with_: Predict, without: Predict, guidance_scale: float) -> Predict:
-    """Classifier-free guidance: u + g (c - u) (arXiv:2207.12598, Eq. 6 in its usual form). g <= 1 runs `with_` alone."""
-    if guidance_scale <= 1:
-        return with_
+def rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
+    """Take back a share of the spread that guidance adds, which burns colours (arXiv:2305.08891, Eqs. 15 and 16).
 
-    def predict(latents: Tensor, t: Tensor, index: int) -> Tensor:
-        u, c = without(latents, t, index), with_(latents, t, index)
-        return u + guidance_scale * (c - u)
+    Args:
+        guided, conditional: b c h w, the prediction with guidance and the one under the condition alone.
+    """
+    if share == 0:
+        return guided
+    axes = list(range(1, guided.ndim))
+    return guided * (share * conditional.std(axes, keepdim=True) / guided.std(axes, keepdim=True) + 1 - share)
 
-    return predict
 
+def guided_together(both: Predict, guidance_scale: float, rescale: float = 0.0) -> Predict:
+    """Classifier-free guidance: u + g (c - u) (arXiv:2207.12598, Eq. 6 in its usual form).
 
-def guided_together(both: Predict, guidance_scale: float) -> Predict:
-    """The same, for a predictor that takes twice the rows: first without, then with."""
+    Args:
+        both: takes twice the rows, first without, then with.
+        rescale: see `rescaled`.
+    """
 
     def predict(latents: Tensor, t: Tensor, index: int) -> Tensor:
         u, c = both(torch.cat([latents, latents]), t, index).chunk(2)
-        return u + guidance_scale * (c - u)
+        return rescaled(u + guidance_scale * (c - u), c, rescale)
 
     return predict
 
@@ -61,11 +66,6 @@ def holding(predict: Predict, known: Tensor, mask: Tensor, noise: Tensor, alphas
         return predict(torch.where(mask > 0, latents, add_noise(known, noise, timesteps, alphas_cumprod)), t, index)
 
     return held
-
-
-def in_window(index: int, num_steps: int, start: float, end: float) -> bool:
-    """Whether a condition with a start/end window (shares of the run) acts in a step: i / N >= start and (i + 1) / N <= end."""
-    return not (index / num_steps < start or (index + 1) / num_steps > end)
 
 
 @torch.no_grad()

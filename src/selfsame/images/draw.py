@@ -55,3 +55,9 @@ def draw_faces(image: np.ndarray, faces: Sequence[tuple[np.ndarray, np.ndarray]]
             cv2.circle(drawn, (round(float(x)), round(float(y))), thick, point, -1)
         cv2.putText(drawn, str(i), (x0 + 2 * thick, y0 + 12 * thick), cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thick, colour, thick)
     return drawn
+
+
+def beside(pictures: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
+    """Pictures h w 3 uint8 of one height in a row, with white between."""
+    between = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
+    return np.concatenate([part for picture in pictures for part in (between, picture)][1:], 1)

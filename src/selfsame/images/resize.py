@@ -1,9 +1,9 @@
-"""The official InstantID resize rule, quirks included."""
+"""Pictures of other sizes: the official InstantID rule, quirks included, and filling a frame."""
 
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def _sizes(width: int, height: int, max_side: int, min_side: int, multiple: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -31,3 +31,8 @@ def resize_official(image: np.ndarray, *, max_side: int = 1280, min_side: int = 
     top, left = (max_side - final[1]) // 2, (max_side - final[0]) // 2
     canvas[top : top + final[1], left : left + final[0]] = small
     return canvas
+
+
+def resize_to_fill(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A picture scaled to fill a frame; what is too much on two sides is cut off evenly. h w 3 uint8."""
+    return np.asarray(ImageOps.fit(Image.fromarray(image), (width, height), Image.Resampling.LANCZOS))

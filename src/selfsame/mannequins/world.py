@@ -25,8 +25,8 @@ from selfsame.mannequins.attributes import (
     turn_of,
 )
 from selfsame.mannequins.captions import caption_group, caption_person, caption_thing
-from selfsame.mannequins.people import SPLITS, Person, celebrities, person_named, person_of, split_person
-from selfsame.mannequins.render import PersonIn, Scene, ThingIn
+from selfsame.mannequins.people import SPLITS, FirstHalf, LastHalf, Person, celebrities, person_named, person_of, split_person
+from selfsame.mannequins.render import PersonIn, Scene, ThingIn, faces_of
 from selfsame.mannequins.scenes import draw_light
 from selfsame.mannequins.things import thing_of
 
@@ -188,3 +188,16 @@ CANONICAL_VIEWS = (
     View(yaw_deg=27, pitch_deg=0, roll_deg=0, scale=0.70, x=0.02, y=0.18),
     View(yaw_deg=-27, pitch_deg=0, roll_deg=0, scale=0.70, x=-0.02, y=0.18),
 )
+
+
+def average_person() -> Person:
+    """Nobody: every number at its middle."""
+    first = FirstHalf(0.5, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    last = LastHalf(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    return Person(first, last)
+
+
+def average_kps(view: View) -> tuple[np.ndarray, float]:
+    """Key points (5 2 pixels at 128) and face width of the average face in a view."""
+    kps, boxes = faces_of(Scene((PersonIn(average_person(), Look(), view),)))
+    return kps[0].astype(np.float64), float(boxes[0][2] - boxes[0][0])

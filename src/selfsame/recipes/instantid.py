@@ -21,6 +21,7 @@ from selfsame.perception.embedders import FaceEncoder
 from selfsame.recipes.caches import as_tensor, cached, face_shares_of, faces_of, latents_of, text_of
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
+from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Studio
@@ -110,7 +111,8 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
         assert isinstance(model, InstantIDTrainer)
         studio = Studio(str(model.unet.device)).with_parts(unet=model.unet, instantid=model.method)
         request = Request(num_steps=12)
-        rows = [Row(p, "", as_tensor(held.faces[i])[None, None], held.table.kps[j].astype(np.float64)) for (i, j), p in zip(shown, PROMPTS, strict=False)]
+        faces = [Shown(as_tensor(held.faces[i])[None, None], held.table.kps[j].astype(np.float64)) for i, j in shown]
+        rows = [Row(prompt, faces=(face,)) for prompt, face in zip(PROMPTS, faces, strict=False)]
         painted, _ = studio.paint(rows, request, list(range(len(rows))))
         save_grid(run, step, [[held.table.images[i] for i, _ in shown], painted])
         parts = [instantid_loss(model, beside(model, b))[1] for b in fixed]

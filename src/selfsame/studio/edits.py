@@ -19,9 +19,10 @@ from selfsame.images.files import InputError
 from selfsame.images.masks import Window, cells_of, colours_matched, laid_over, resized, window_around
 from selfsame.methods.mimicbrush.method import MimicBrush, Reference, inpaint_channels, merged, predict
 from selfsame.methods.mimicbrush.pictures import latent_mask
-from selfsame.models.latents import encode
+from selfsame.models.latents import encode, pixels_of
 from selfsame.models.mannequin import image_states, load_image_encoder
 from selfsame.perception.depth import DepthNet, depth_of
+from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row, last_of, noise_of
 from selfsame.studio.request import EditRequest, Request
 from selfsame.studio.studio import Studio
@@ -197,7 +198,8 @@ class Editor:
         """
         square, inside, window = framed(source, mask, edit.context)
         kps, notes = self._pose_in(square, inside, identity)
-        row = Row(request.full_prompt, request.negative_prompt, self.studio.embedding(identity, request.photos), kps)
+        face = Shown(self.studio.embedding(identity, request.photos), kps, strengths=request.strengths)
+        row = Row(request.full_prompt, request.negative_prompt, (face,))
         cells = latent_mask(inside).to(self.studio.device)
         seeds, count = [request.seed + i for i in range(request.num_images)], request.num_images
         known = self.pixels_to_latents(square).expand(count, -1, -1, -1), cells.expand(count, -1, -1, -1)
@@ -216,11 +218,6 @@ class Editor:
         wide = (own[:, 0].max() - own[:, 0].min()) / (FACE_SHARE * max(1, min(x1 - x0, y1 - y0)))
         fitted = (own - own.mean(0)) / wide + [(x0 + x1) / 2, (y0 + y1) / 2]
         return fitted, ("no face was found under the mask: the photo's pose is used, fitted into the region",)
-
-
-def pixels_of(square: np.ndarray) -> Tensor:
-    """h w 3 uint8 -> 1 3 h w in [-1, 1]."""
-    return torch.from_numpy(square.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def framed(picture: np.ndarray, mask: np.ndarray, context: float) -> tuple[np.ndarray, np.ndarray, Window]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from selfsame.diffusion.sampling import Predict, Step, guided_together, holding, in_window, sample
-from selfsame.methods.instantid.method import InstantID, face_conditions, predict
+from selfsame.adapters.keeping import DeepReuse
+from selfsame.diffusion.sampling import Predict, Step, guided_together, holding, sample
+from selfsame.diffusion.windows import in_window
+from selfsame.methods.instantid.method import InstantID, Residuals, predict, residuals_of
 from selfsame.models.latents import decode
-from selfsame.studio.request import Made, Request
+from selfsame.studio.crowd import Act, Crowd, DrawKps, Shown
+from selfsame.studio.request import Request
 from selfsame.values.conditioning import Conditioning, stacked
 
 
@@ -25,8 +28,23 @@ class Row:
 
     prompt: str
     negative_prompt: str = ""
-    embedding: Tensor | None = None  # 1 k 512
-    kps: np.ndarray | None = None  # 5 2 pixels of the picture to be
+    faces: tuple[Shown, ...] = ()
+    start: Tensor | None = None  # 1 c h w latents of a picture to change; None: from noise alone
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Which work is left out. The first and the last step are always whole."""
+
+    net_every: int = 1  # steps between two runs of IdentityNet, whose residuals serve in between
+    deep_every: int = 1  # the same of the U-Net's deep features
+    guidance_end: float = 1.0  # guidance ends no later
+
+    def is_due(self, index: int, num_steps: int, every: int) -> bool:
+        return index % every == 0 or index in (0, num_steps - 1)
+
+
+PACES = {"exact": Pace(), "fast": Pace(net_every=3, deep_every=3, guidance_end=0.8)}
 
 
 @dataclass(frozen=True)
@@ -81,14 +99,77 @@ def noise_of(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def last_of(step: Predict, noise: Tensor, scheduler: Any, num_steps: int, seed: int, on_step: Callable[[Step], None] | None) -> Tensor:
-    """The latents at the end of the sampling loop; `on_step` sees every step."""
+def last_of(
+    step: Predict, noise: Tensor, scheduler: Any, num_steps: int, seed: int, on_step: Callable[[Step], None] | None, timesteps: Tensor | None = None
+) -> Tensor:
+    """The latents at the end of the sampling loop; `on_step` sees every step. `timesteps` as of `sample`."""
     latents = noise
-    for state in sample(step, noise, scheduler, num_steps, generator=torch.Generator().manual_seed(seed)):
+    for state in sample(step, noise, scheduler, num_steps, generator=torch.Generator().manual_seed(seed), timesteps=timesteps):
         latents = state.latents
         if on_step:
             on_step(state)
     return latents
+
+
+def begun(start: Tensor, noise: Tensor, scheduler: Any, num_steps: int, strength: float) -> tuple[Tensor, Tensor]:
+    """A picture noised to where the last part of a schedule begins, and that part's timesteps: image to image (SDEdit, arXiv:2108.01073).
+
+    Args:
+        start, noise: b c h w.
+        strength: share of the steps that are run, rounded down as diffusers does, but never none.
+    """
+    scheduler.set_timesteps(num_steps, device=noise.device)
+    first = (num_steps - run_steps(num_steps, strength)) * scheduler.order
+    timesteps = scheduler.timesteps[first:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return scheduler.add_noise(start, noise, timesteps[:1].repeat(len(start))), timesteps
+
+
+def run_steps(num_steps: int, strength: float) -> int:
+    """Steps of a schedule that image to image runs."""
+    return max(1, min(int(num_steps * strength), num_steps))
+
+
+class _Run:
+    """One guided run: what each step is told, and what of an earlier step serves again. Tensors that do not change are the same objects
+    throughout, by which the layers know that their keys and values can stay."""
+
+    def __init__(
+        self, unet: Any, net: Any, crowd: Crowd | None, told: Conditioning, against: Conditioning, request: Request, calls: int, pace: Pace
+    ) -> None:  # fmt: skip
+        self.unet, self.net, self.crowd, self.request, self.calls, self.pace = unet, net, crowd, request, calls, pace
+        self.told, self.both = told, stacked(against, told) if request.guidance_scale > 1 else told
+        self.deep = DeepReuse(unet)
+        self._conditions: dict[tuple[bool, Act | None], Conditioning] = {}
+        self._before: tuple[bool, Act | None] | None = None
+        self._residuals: Residuals | None = None
+
+    def _condition(self, guided: bool, act: Act | None) -> Conditioning:
+        """What a step is told; with guidance the rows against come first."""
+        if (guided, act) not in self._conditions:
+            c = self.both if guided else self.told
+            if self.crowd is not None and act is not None:
+                c = self.crowd.joined(c, act, guided=guided)
+            self._conditions[guided, act] = c
+        return self._conditions[guided, act]
+
+    def predict(self, latents: Tensor, t: Tensor, index: int) -> Tensor:
+        """The guided prediction of one step."""
+        r, pace = self.request, self.pace
+        guided = r.guidance_scale > 1 and in_window(index, self.calls, r.guidance_start, min(r.guidance_end, pace.guidance_end))
+        act = None if self.crowd is None else self.crowd.act(index, self.calls)
+        c = self._condition(guided, act)
+        changed = (guided, act) != self._before  # other rows or other people: nothing of before fits
+        self._before = guided, act
+        self.deep.is_fresh = changed or pace.is_due(index, self.calls, pace.deep_every)
+
+        def raw(latents: Tensor, t: Tensor, index: int) -> Tensor:
+            if changed or pace.is_due(index, self.calls, pace.net_every):
+                self._residuals = None if self.net is None else residuals_of(self.net, latents, t, c)
+            return predict(self.unet, self.net, latents, t, c, self._residuals)
+
+        return (guided_together(raw, r.guidance_scale, r.guidance_rescale) if guided else raw)(latents, t, index)
 
 
 @dataclass(frozen=True)
@@ -100,7 +181,7 @@ class Painter:
     instantid: Callable[[], InstantID]  # loaded when a row has a face
     tell: Callable[[Sequence[str], Sequence[str], Request], tuple[Told, Told]]  # prompts and negative prompts, of equal length in tokens
     scheduler: Callable[[str], Any]
-    draw_kps: Callable[[int, int, np.ndarray], np.ndarray]
+    draw_kps: DrawKps
 
     @property
     def device(self) -> torch.device:
@@ -116,72 +197,32 @@ class Painter:
         known: tuple[Tensor, Tensor] | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> tuple[list[np.ndarray], tuple[str, ...]]:
-        """Denoise rows of different prompts and people together.
+        """Denoise rows of different prompts and people together; all have a start, or none has.
 
         Args:
-            r: size, steps, solver, strengths and windows.
+            r: size, steps, solver, guidance, speed and how far starts are changed; strengths come with the faces.
             known: latents b c h w of a picture to paint into, and a mask b 1 h w of its cells, 1 where to paint.
-
-        Raises:
-            ValueError: some rows have a face and some have none.
         """
         told, against = self.tell([row.prompt for row in rows], [row.negative_prompt for row in rows], r)
         shape = (self.vae.config.latent_channels, r.height // 8, r.width // 8)
         noise = noise_of(seeds, shape).to(self.device, self.unet.dtype)
-        method = self.instantid() if rows[0].embedding is not None else None
-        tokens = nobody = drawings = None
-        if method is not None:
-            tokens, drawings = self._faces(rows, r, method)
-            assert rows[0].embedding is not None
-            # Guidance runs against zeros of the same shape: K photos given jointly, K embeddings of zeros.
-            nobody = method.no_face(len(rows), rows[0].embedding.shape[1])
-        scheduler, calls = self.scheduler(r.solver), calls_of(self.scheduler(r.solver), r.num_steps)
-
-        def condition(said: Told, face: Tensor | None, index: int) -> Conditioning:
-            c = said.conditioning()
-            if face is None or drawings is None:
-                return c
-            adapter = r.adapter_scale * in_window(index, calls, r.adapter_start, r.adapter_end)
-            control = r.controlnet_scale * in_window(index, calls, r.controlnet_start, r.controlnet_end)
-            f, s = face_conditions(face, drawings, adapter, control)
-            return Conditioning(c.encoder_hidden_states, c.pooled, c.time_ids, f, s)
-
-        net = method.identity_net if method else None
-
-        def both(latents: Tensor, t: Tensor, index: int) -> Tensor:
-            return predict(self.unet, net, latents, t, stacked(condition(against, nobody, index), condition(told, tokens, index)))
-
-        def one(latents: Tensor, t: Tensor, index: int) -> Tensor:
-            return predict(self.unet, net, latents, t, condition(told, tokens, index))
-
+        method = self.instantid() if any(row.faces for row in rows) else None
+        crowd = None if method is None else Crowd.of([row.faces for row in rows], r.size, method, self.draw_kps, self.unet.dtype)
+        scheduler, timesteps, first = self.scheduler(r.solver), None, noise
+        calls = calls_of(self.scheduler(r.solver), r.num_steps)
+        if rows[0].start is not None:
+            starts = torch.cat([row.start for row in rows if row.start is not None]).to(noise)
+            first, timesteps = begun(starts, noise, scheduler, r.num_steps, r.start_strength)
+            calls = len(timesteps)
         with ExitStack() as stack:
             if method is not None:
-                stack.enter_context(method.attached(self.unet))
-            step = guided_together(both, r.guidance_scale) if r.guidance_scale > 1 else one
-            if known is not None:
-                step = holding(step, *known, noise, scheduler.alphas_cumprod)
-            latents = last_of(step, noise, scheduler, r.num_steps, seeds[0], on_step)
+                stack.enter_context(method.attached(self.unet, keeps=True))
+            run = _Run(self.unet, method.identity_net if method else None, crowd, told.conditioning(), against.conditioning(), r, calls, PACES[r.speed])
+            if run.pace.deep_every > 1:
+                stack.enter_context(run.deep.attached())
+            step = run.predict if known is None else holding(run.predict, *known, noise, scheduler.alphas_cumprod)
+            latents = last_of(step, first, scheduler, r.num_steps, seeds[0], on_step, timesteps)
         return self.decode(latents), told.notes + against.notes
-
-    def pictures(self, row: Row, request: Request, *, together: int, on_step: Callable[[Step], None] | None = None) -> Iterator[Made]:
-        """Pictures of one row, `together` at a time; picture i has seed + i, whatever it is made together with."""
-        seeds = [request.seed + i for i in range(request.num_images)]
-        for start in range(0, len(seeds), together):
-            group = seeds[start : start + together]
-            pixels, notes = self.paint([row] * len(group), request, group, on_step=on_step)
-            for image, seed in zip(pixels, group, strict=True):
-                yield Made(image, replace(request, seed=seed, num_images=1), seed, notes)
-
-    def _faces(self, rows: Sequence[Row], r: Request, method: InstantID) -> tuple[Tensor, Tensor]:
-        """Face tokens and key-point drawings of rows."""
-        tokens, drawings = [], []
-        for row in rows:
-            if row.embedding is None or row.kps is None:
-                raise ValueError("rows with and without a face cannot share a batch")
-            tokens.append(method.tokens(row.embedding.to(self.device)))
-            drawings.append(self.draw_kps(r.height, r.width, row.kps))
-        images = torch.from_numpy(np.stack(drawings)).permute(0, 3, 1, 2).float() / 255
-        return torch.cat(tokens), images.to(self.device, self.unet.dtype)
 
     def decode(self, latents: Tensor) -> list[np.ndarray]:
         """Latents b c h w to pictures h w 3 uint8."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from selfsame.images.files import InputError
 from selfsame.methods.stableidentity.checkpoint import read_words
 from selfsame.models.text import tower_hash
 from selfsame.perception.detector import Found
+from selfsame.studio.places import Person, Pose
 from selfsame.studio.request import Request
 from selfsame.values.identity import Identity, LearnedWords, is_identity
 
@@ -25,43 +25,26 @@ F = TypeVar("F", bound=Found)
 class Cast:
     """The people of one request."""
 
-    face: Identity | None = None  # whose face tokens paint
+    faces: tuple[Person, ...] = ()  # whose face tokens paint
     words: dict[str, Tensor] = field(default_factory=dict)  # learned words n d by placeholder
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Where a photo's face stands: key points 5 2 in the photo's pixels, and the photo's size."""
-
-    kps: np.ndarray
-    height: int
-    width: int
-
-    @classmethod
-    def of(cls, identity: Identity) -> Kept:
-        """Where the face stands in the identity's first photo."""
-        return cls(identity.kps[0].astype(np.float64), *(int(v) for v in identity.sizes[0]))
-
-    def in_picture(self, height: int, width: int) -> np.ndarray:
-        """The key points in a picture of another size: scaled to fit its height, centred across, and moved inside when they are not."""
-        zoom = height / self.height
-        points = (self.kps + 0.5) * zoom - 0.5
-        points[:, 0] += (width - self.width * zoom) / 2
-        low, high = points.min(0), points.max(0)
-        room = 0.6 * (high - low).max()  # cheeks and chin lie beyond the eyes and the mouth
-        for axis, size in ((0, width), (1, height)):
-            if low[axis] >= 0 and high[axis] <= size - 1:
-                continue
-            if high[axis] - low[axis] + 2 * room > size:
-                points[:, axis] += size / 2 - (low[axis] + high[axis]) / 2
-            else:
-                points[:, axis] += max(0.0, room - low[axis]) + min(0.0, size - room - high[axis])
-        return points
+Who = Identity | Person
 
 
-def people_of(identity: Identity | Sequence[Identity] | None) -> tuple[Identity, ...]:
-    """Nobody, one or several as a tuple."""
-    return () if identity is None else (identity,) if isinstance(identity, Identity) else tuple(identity)
+def people_of(who: Who | Sequence[Who] | None, pose: Pose | None = None) -> tuple[Person, ...]:
+    """Nobody, one or several; `pose` is for one alone.
+
+    Raises:
+        InputError: a pose for several.
+    """
+    everyone = () if who is None else (who,) if isinstance(who, Who) else tuple(who)
+    people = tuple(Person(x) if isinstance(x, Identity) else x for x in everyone)
+    if pose is None:
+        return people
+    if len(people) != 1:
+        raise InputError(f"one pose for {len(people)} people: give each person their own")
+    return (replace(people[0], pose=pose),)
 
 
 def read_identity(path: Path) -> Identity:
@@ -118,16 +101,16 @@ def lent_embedding(identity: Identity, encoder: str, photos: str, device: torch.
     return (rows.mean(0, keepdim=True) if photos == "mean" else rows)[None].to(device)
 
 
-def cast_of(people: Sequence[Identity], request: Request, text_encoder: Any) -> Cast:
+def cast_of(people: Sequence[Person], request: Request, text_encoder: Any) -> Cast:
     """Sort people by what paints them; `request.use` decides, `auto` takes the words of whoever the prompt names.
 
     Raises:
-        InputError: what is asked for is not in an identity, the prompt does not name somebody exactly once, two people share a
-            placeholder, or two would have to be painted by their faces.
+        InputError: what is asked for is not in an identity, the prompt does not name somebody exactly once, or two people share a placeholder.
     """
-    faces: list[Identity] = []
+    faces: list[Person] = []
     words: dict[str, Tensor] = {}
-    for who in people:
+    for person in people:
+        who = person.identity
         named = request.full_prompt.count(who.words.placeholder) if who.words else 0
         by_words = request.use in ("words", "both") or (request.use == "auto" and (named > 0 or not who.num_photos))
         if by_words:
@@ -136,12 +119,10 @@ def cast_of(people: Sequence[Identity], request: Request, text_encoder: Any) -> 
                 raise InputError(f"two people share the placeholder {learned.placeholder}: give one of them another with `selfsame learn --name`")
             words[learned.placeholder] = torch.from_numpy(learned.vectors[0])
         if request.use in ("face", "both") or (request.use == "auto" and not by_words):
-            faces.append(who)
-    if any(not who.num_photos for who in faces):
+            faces.append(person)
+    if any(not person.identity.num_photos for person in faces):
         raise InputError("an identity has learned words but no photo; use --use words, or make it anew from a photo")
-    if len(faces) > 1:
-        raise InputError(f"{len(faces)} people would be painted by their faces, which works for one: name the others in the prompt by their learned words")
-    return Cast(faces[0] if faces else None, words)
+    return Cast(tuple(faces), words)
 
 
 def _usable(who: Identity, named: int, text_encoder: Any) -> LearnedWords:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,19 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
-from selfsame.diffusion.sampling import Step
 from selfsame.images.draw import draw_kps
 from selfsame.images.files import InputError, read_image
+from selfsame.images.head import head_kps
 from selfsame.images.resize import official_size, resize_official
 from selfsame.methods.instantid.checkpoint import ABOUT, OFFICIAL_ENCODER, encoder_of, instantid_from_official
 from selfsame.methods.instantid.method import InstantID
 from selfsame.models.text import encode_prompts
 from selfsame.models.weighted import encode_weighted
+from selfsame.perception.detector import Found
 from selfsame.perception.real_faces import RealFace, reader_of
-from selfsame.studio.painting import Painter, Row, Told, calls_of, scheduler_of
-from selfsame.studio.people import Kept, chosen_face, lent_embedding, people_of
-from selfsame.studio.request import Limits, Made, Request
+from selfsame.studio.family import Family
+from selfsame.studio.painting import Painter, Told, scheduler_of
+from selfsame.studio.people import Cast, chosen_face, lent_embedding
+from selfsame.studio.places import Person, Pose
+from selfsame.studio.request import Limits, Request
 from selfsame.values.identity import Identity
 from selfsame.weights.catalogue import CATALOGUE
 from selfsame.weights.fetch import local
@@ -57,7 +61,7 @@ class Folders:
         return cls(base, instantid, face_models or local(CATALOGUE["antelopev2"]))
 
 
-class RealStudio:
+class RealStudio(Family):
     """Loaded when first needed; on a GPU in half precision, but for the VAE."""
 
     together, judges = 1, False  # large pictures fill a GPU alone; the encoder that conditions must not judge
@@ -171,10 +175,10 @@ class RealStudio:
             parts.append(Identity(found.embedding[None].astype(np.float32), self.reader.name, kps, size, (source,), consent))
         return parts[0].joined(*parts[1:])
 
-    def pose_of(self, photo: str | Path) -> Kept:
+    def pose_of(self, photo: str | Path) -> Pose:
         """Key points from another picture."""
         image = self.as_read(read_image(photo))
-        return Kept(self.face(image, name=str(photo))[0].kps.astype(np.float64), *image.shape[:2])
+        return Pose(self.face(image, name=str(photo))[0].kps.astype(np.float64), *image.shape[:2])
 
     # ------------------------------------------------------------------------------------------ pictures
 
@@ -200,51 +204,45 @@ class RealStudio:
             not_told = torch.zeros_like(not_told[0]), torch.zeros_like(not_told[1])
         return Told(*told, ids), Told(*not_told, ids)
 
-    def painter(self) -> Painter:
+    def painter(self, words: Mapping[str, Tensor] | None = None) -> Painter:
+        """
+        Raises:
+            InputError: learned words, which this studio's text side does not read.
+        """
+        if words:
+            raise InputError("learned words belong to the base they were learned for: put them into its own pipeline with `words_added`")
         return Painter(self.unet, self.vae, lambda: self.instantid, self.tell, self.scheduler, draw_kps)
 
-    def num_calls(self, request: Request) -> int:
-        """How often the networks run for a request. Refuses a size before anything is loaded."""
-        request.sized(self.limits)
-        return calls_of(self.scheduler(request.solver), request.num_steps)
-
-    def generate(
-        self,
-        request: Request | str,
-        identity: Identity | Sequence[Identity] | None = None,
-        *,
-        pose: Kept | None = None,
-        on_step: Callable[[Step], None] | None = None,
-    ) -> list[Made]:
-        """Pictures of a request; `generate_each` yields them as they come."""
-        return list(self.generate_each(request, identity, pose=pose, on_step=on_step))
-
-    def generate_each(
-        self,
-        request: Request | str,
-        identity: Identity | Sequence[Identity] | None = None,
-        *,
-        pose: Kept | None = None,
-        on_step: Callable[[Step], None] | None = None,
-    ) -> Iterator[Made]:
-        """Pictures of a request, one after the other. Without a size they have the shape of the photo that lends the key points, as officially.
+    def embedding(self, identity: Identity, photos: str) -> Tensor:
+        """What the Resampler gets: 1 1 512 (mean of the photos) or 1 k 512 (jointly).
 
         Raises:
-            InputError: several people, or an identity of another encoder.
+            InputError: the identity was made by another encoder.
         """
-        request = Request(prompt=request) if isinstance(request, str) else request
-        people = people_of(identity)
-        if len(people) > 1:
-            raise InputError(f"{len(people)} identities: one face stands in a picture of this model")
-        if request.use in ("words", "both") or any(not who.num_photos for who in people):
+        return lent_embedding(identity, self.reader.name, photos, self.device)
+
+    def cast(self, people: Sequence[Person], request: Request) -> Cast:
+        """Everybody by face tokens.
+
+        Raises:
+            InputError: somebody would have to be painted by learned words.
+        """
+        if request.use in ("words", "both") or any(not p.identity.num_photos for p in people):
             raise InputError("this model paints a face from photos; learned words belong to the base they were learned for, in a pipeline with `words_added`")
-        embedding = kps = None
-        if people:
-            embedding = lent_embedding(people[0], self.reader.name, request.photos, self.device)
-            kept = pose or Kept.of(people[0])
-            if not request.height and not request.width:
-                request = replace(request, height=kept.height, width=kept.width)
-            kps = kept.in_picture(*request.sized(self.limits).size)
-        request = request.sized(self.limits)
-        row = Row(request.full_prompt, request.negative_prompt, embedding, kps)
-        yield from self.painter().pictures(row, request, together=self.together, on_step=on_step)
+        return Cast(tuple(people))
+
+    def known_faces(self, image: np.ndarray) -> tuple[list[Found], Tensor]:
+        """Faces of a picture and their embeddings, n 512."""
+        found = self.reader(image)
+        return list(found), torch.from_numpy(np.stack([f.embedding for f in found])) if found else torch.zeros(0, 512)
+
+    def view(self, yaw_deg: float, pitch_deg: float = 0.0, roll_deg: float = 0.0) -> Pose:
+        """Key points of an average human head in a view: yaw to image right, pitch up, roll with the image-right side up."""
+        return Pose(head_kps(yaw_deg, pitch_deg, roll_deg, self.limits.side), self.limits.side, self.limits.side)
+
+    def sized(self, request: Request, people: Sequence[Person]) -> Request:
+        """Without a size pictures have the shape of the photo that lends the first key points, as officially."""
+        if people and people[0].identity.num_photos and not request.height and not request.width:
+            pose = people[0].pose or Pose.of(people[0].identity)
+            request = replace(request, height=pose.height, width=pose.width)
+        return request.sized(self.limits)

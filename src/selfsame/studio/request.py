@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from selfsame.diffusion.windows import in_window
 from selfsame.images.files import InputError
 from selfsame.mannequins.captions import STYLE_PHRASES
 
+SPEEDS = ("exact", "fast")
 SOLVERS = ("dpmpp-2m", "dpmpp-2m-karras", "euler", "ddim", "unipc", "heun")
 STYLES = ("none", *STYLE_PHRASES)
 
@@ -36,6 +38,14 @@ def between(value: float, low: float, high: float, what: str) -> None:
         raise InputError(f"{what} {value}: give a number from {low:g} to {high:g}")
 
 
+def window(start: float, end: float, who: str) -> None:
+    """Raise InputError when a start and an end are no shares of a run in this order."""
+    between(start, 0, 1, f"{who} start")
+    between(end, 0, 1, f"{who} end")
+    if start >= end:
+        raise InputError(f"{who} window {start:g} to {end:g}: the start must come before the end")
+
+
 def _counts(num_images: int, num_steps: int, seed: int) -> None:
     if not 1 <= num_images <= 64:
         raise InputError(f"{num_images} pictures: give 1 to 64")
@@ -55,6 +65,29 @@ class Limits:
 
 
 MANNEQUIN = Limits(128, 32, 512)  # 8 pixels a latent, two halvings in the U-Net
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strengths:
+    """How strongly a face acts, and in which part of the run."""
+
+    adapter_scale: float = 1.0
+    adapter_start: float = 0.0
+    adapter_end: float = 1.0
+    controlnet_scale: float = 1.0
+    controlnet_start: float = 0.0
+    controlnet_end: float = 1.0
+
+    def __post_init__(self) -> None:
+        between(self.adapter_scale, 0, 2, "the Image Adapter's strength")
+        between(self.controlnet_scale, 0, 2, "IdentityNet's strength")
+        for who in ("adapter", "controlnet"):
+            window(getattr(self, f"{who}_start"), getattr(self, f"{who}_end"), who)
+
+    def at(self, index: int, num_steps: int) -> tuple[float, float]:
+        """Strength of the Image Adapter and of IdentityNet in a step."""
+        adapter = self.adapter_scale * in_window(index, num_steps, self.adapter_start, self.adapter_end)
+        return adapter, self.controlnet_scale * in_window(index, num_steps, self.controlnet_start, self.controlnet_end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,21 +128,34 @@ class Request:
     """Denoising steps."""
     guidance_scale: float = 3.0
     """How strongly the prompt and the face are followed; 1 and below: no guidance."""
+    guidance_start: float = 0.0
+    """Share of the run at which guidance starts."""
+    guidance_end: float = 1.0
+    """Share of the run at which guidance ends: a late end costs detail, an early one saves time and burnt colours."""
+    guidance_rescale: float = 0.0
+    """0 to 1: how far the spread that guidance adds is taken back; 0.7 against burnt colours."""
     solver: str = "dpmpp-2m"
     """dpmpp-2m, dpmpp-2m-karras, euler, ddim, unipc or heun."""
+    start_strength: float = 0.6
+    """With a start picture: the share of the steps that are run; 0 leaves it almost as it is, 1 paints it anew."""
+    speed: str = "exact"
+    """exact: nothing is left out; fast: IdentityNet and deep features are reused between steps, and the last steps are not guided."""
 
     def __post_init__(self) -> None:
         self.check()
 
+    @property
+    def strengths(self) -> Strengths:
+        """How strongly faces act that say nothing else."""
+        return Strengths(**{f.name: getattr(self, f.name) for f in fields(Strengths)})
+
     def check(self) -> None:
         """Raise InputError at the first field that cannot be used."""
-        between(self.adapter_scale, 0, 2, "the Image Adapter's strength")
-        between(self.controlnet_scale, 0, 2, "IdentityNet's strength")
-        for start, end, who in ((self.adapter_start, self.adapter_end, "adapter"), (self.controlnet_start, self.controlnet_end, "controlnet")):
-            between(start, 0, 1, f"{who} start")
-            between(end, 0, 1, f"{who} end")
-            if start >= end:
-                raise InputError(f"{who} window {start:g} to {end:g}: the start must come before the end")
+        _ = self.strengths  # checks itself
+        window(self.guidance_start, self.guidance_end, "guidance")
+        between(self.guidance_rescale, 0, 1, "guidance rescale")
+        between(self.start_strength, 0, 1, "start strength")
+        nearest(self.speed, SPEEDS, "speed")
         if self.use not in ("auto", "face", "words", "both"):
             raise InputError(f"use {self.use!r}: choose auto, face, words or both")
         if self.photos not in ("mean", "joint"):
@@ -172,6 +218,16 @@ class Made:
     request: Request
     seed: int  # of this picture
     notes: tuple[str, ...] = ()
+    matches: tuple[Any, ...] = ()  # `places.Match` of each person, when there are several
+
+    @property
+    def places_filled(self) -> int:
+        """How many people were found where they were asked for."""
+        return sum(m.ok for m in self.matches)
+
+    @property
+    def everybody(self) -> bool:
+        return self.places_filled == len(self.matches)
 
 
 @dataclass(frozen=True, kw_only=True)

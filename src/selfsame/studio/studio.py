@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,21 @@ from torch import Tensor, nn
 from selfsame.diffusion.sampling import Step
 from selfsame.images.draw import draw_kps_small
 from selfsame.images.files import InputError, read_image
+from selfsame.images.masks import Window, resized
+from selfsame.mannequins.captions import caption_person
+from selfsame.mannequins.world import CANONICAL_VIEWS, average_kps
 from selfsame.methods.instantid.method import InstantID
 from selfsame.models.text import encode_prompts
 from selfsame.perception.detector import FaceDetector, Found, detect
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, FaceEncoder, JudgeNet, embed, to_crops
 from selfsame.perception.face_vit import FaceViT
 from selfsame.perception.parser import FaceParser
-from selfsame.studio.painting import Painter, Row, Told, calls_of, scheduler_of
-from selfsame.studio.people import Kept, cast_of, chosen_face, from_left, lent_embedding, people_of
-from selfsame.studio.request import MANNEQUIN, Made, Request, nearest
+from selfsame.perception.reader import AttributeReader, read
+from selfsame.studio.family import Family
+from selfsame.studio.painting import Painter, Row, Told, scheduler_of
+from selfsame.studio.people import Cast, cast_of, chosen_face, from_left, lent_embedding
+from selfsame.studio.places import Person, Pose
+from selfsame.studio.request import MANNEQUIN, Request, nearest
 from selfsame.values.identity import Identity
 from selfsame.weights import mannequin
 
@@ -71,7 +78,7 @@ def checked_device(name: str) -> torch.device:
     return device
 
 
-class Studio:
+class Studio(Family):
     """The miniature models behind one door. Networks load when first needed."""
 
     limits, together, judges = MANNEQUIN, ROWS, True  # sizes; pictures denoised at a time; whether a second encoder can score a likeness
@@ -100,6 +107,10 @@ class Studio:
     @cached_property
     def judge(self) -> nn.Module:
         return mannequin.load_into(JudgeNet(), "judge.safetensors")
+
+    @cached_property
+    def reader(self) -> nn.Module:
+        return mannequin.load_into(AttributeReader(), "reader.safetensors")
 
     @cached_property
     def parser(self) -> nn.Module:
@@ -193,11 +204,6 @@ class Studio:
         common = {k: config[k] for k in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")}
         return scheduler_of(common, solver, timestep_spacing="trailing")
 
-    def num_calls(self, request: Request) -> int:
-        """How often the networks run for a request. Refuses a size before anything is loaded."""
-        request.sized(self.limits)
-        return calls_of(self.scheduler(request.solver), request.num_steps)
-
     def text_states(self, prompts: Sequence[str], words: Mapping[str, Tensor] | None = None) -> tuple[Tensor, tuple[str, ...]]:
         """Text states b t c with learned words (n d) in place of their placeholders, and a warning for each prompt that was too long."""
         prompted = encode_prompts(*self.text, prompts, words)
@@ -212,50 +218,34 @@ class Studio:
         """
         return lent_embedding(identity, ENCODER_NAME, photos, self.device)
 
-    def pose(self, identity: Identity) -> Kept:
-        """Where the face stands in the identity's first photo."""
-        return Kept.of(identity)
+    def cast(self, people: Sequence[Person], request: Request) -> Cast:
+        """Who is painted by face tokens and who by learned words."""
+        return cast_of(people, request, self.text[1])
 
-    def pose_of(self, photo: str | Path) -> Kept:
+    def known_faces(self, image: np.ndarray) -> tuple[list[Found], Tensor]:
+        """Faces of a picture and the conditioning encoder's embeddings of them, n 512."""
+        found = self.faces(image)
+        return found, embed(self.encoder, to_crops([image] * len(found), [f.kps for f in found], ENCODER_CROP)) if found else torch.zeros(0, 512)
+
+    def described(self, image: np.ndarray, what: Sequence[str], *, which: int | None = None) -> str:
+        """What a photo shows, as the attribute reader sees it, in the words of a prompt."""
+        x0, y0, x1, y1 = self.face(image, which=which)[0].box
+        side = 1.9 * max(x1 - x0, y1 - y0)  # as much around a face as pictures of the world have
+        around = Window(round((y0 + y1 - side) / 2 + 0.05 * side), round((x0 + x1 - side) / 2), max(1, round(side)))
+        seen = read(self.reader, [resized(around.crop(image, 255), self.limits.side)])[0]
+        wanted = {k: v for k, v in seen.items() if k.partition("_")[0] in what}
+        return caption_person(wanted, None, None).removeprefix("a person").strip()
+
+    def view(self, yaw_deg: float, pitch_deg: float = 0.0, roll_deg: float = 0.0) -> Pose:
+        """Key points of the world's average head in a view: yaw to image right, pitch up, roll with the image-right side up."""
+        frontal = CANONICAL_VIEWS[0]
+        return Pose(average_kps(replace(frontal, yaw_deg=yaw_deg, pitch_deg=pitch_deg, roll_deg=roll_deg))[0], self.limits.side, self.limits.side)
+
+    def pose_of(self, photo: str | Path) -> Pose:
         """Key points from another picture."""
         image = read_image(photo)
         found, _ = self.face(image, name=str(photo))
-        return Kept(found.kps.astype(np.float64), *image.shape[:2])
-
-    def generate(
-        self,
-        request: Request | str,
-        identity: Identity | Sequence[Identity] | None = None,
-        *,
-        pose: Kept | None = None,
-        on_step: Callable[[Step], None] | None = None,
-    ) -> list[Made]:
-        """Pictures of a request; `generate_each` yields them as they come."""
-        return list(self.generate_each(request, identity, pose=pose, on_step=on_step))
-
-    def generate_each(
-        self,
-        request: Request | str,
-        identity: Identity | Sequence[Identity] | None = None,
-        *,
-        pose: Kept | None = None,
-        on_step: Callable[[Step], None] | None = None,
-    ) -> Iterator[Made]:
-        """Pictures of a request, a few at a time; picture i has seed + i, whatever it is made together with.
-
-        Args:
-            request: or just a prompt.
-            identity: who, one or several: several are told apart by their learned words. None paints with the base model alone.
-            pose: key points; by default those of the identity's first photo.
-            on_step: sees every step of every group.
-        """
-        request = (Request(prompt=request) if isinstance(request, str) else request).sized(self.limits)
-        cast = cast_of(people_of(identity), request, self.text[1])
-        embedding = kps = None
-        if cast.face is not None:
-            embedding, kps = self.embedding(cast.face, request.photos), (pose or self.pose(cast.face)).in_picture(request.height, request.width)
-        row = Row(request.full_prompt, request.negative_prompt, embedding, kps)
-        yield from self.painter(cast.words).pictures(row, request, together=self.together, on_step=on_step)
+        return Pose(found.kps.astype(np.float64), *image.shape[:2])
 
     def paint(
         self,

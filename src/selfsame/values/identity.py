@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,3 +156,42 @@ def is_identity(path: str | Path) -> bool:
             return (f.metadata() or {}).get("format") == FORMAT
     except (SafetensorError, OSError):
         return False
+
+
+def mixed(people: Sequence[Identity], shares: Sequence[float], how: str = "linear") -> Identity:
+    """Somebody between others: their mean embeddings, weighed.
+
+    linear:     sum of w_i e_i, w normalised to 1
+    spherical:  along the great circle between two unit embeddings, with the length going linearly from one to the other
+
+    Key points are the first person's; the source is a hash of everybody's.
+
+    Raises:
+        ValueError: people of different encoders or without photos, shares that are negative or all zero, another way, or a spherical mix of
+            more or fewer than two.
+    """
+    if not people or len(people) != len(shares):
+        raise ValueError(f"{len(people)} people and {len(shares)} shares: give each person a share")
+    if any(not who.num_photos for who in people):
+        raise ValueError("somebody without a photo cannot be mixed")
+    if len({who.encoder for who in people}) > 1:
+        raise ValueError(f"identities of different encoders cannot be mixed: {', '.join(sorted({w.encoder for w in people}))}; embed all photos with one")
+    if not np.isfinite(shares).all() or min(shares) < 0 or sum(shares) == 0:
+        raise ValueError(f"shares {', '.join(f'{s:g}' for s in shares)}: give numbers from 0, at least one above")
+    weights = np.asarray(shares, np.float64) / sum(shares)
+    rows = np.stack([who.embeddings.mean(0) for who in people]).astype(np.float64)
+    if how == "linear":
+        row = weights @ rows
+    elif how == "spherical":
+        if len(people) != 2:
+            raise ValueError(f"a spherical mix goes from one person to another, not among {len(people)}")
+        lengths = np.linalg.norm(rows, axis=1)
+        a, b = rows / lengths[:, None]
+        angle = np.arccos(np.clip(a @ b, -1, 1))
+        unit = a if angle < 1e-6 else (np.sin(weights[0] * angle) * a + np.sin(weights[1] * angle) * b) / np.sin(angle)
+        row = unit * (weights @ lengths)
+    else:
+        raise ValueError(f"mix {how!r}: choose linear or spherical")
+    first = people[0]
+    sources = (hashlib.sha256("".join(s for who in people for s in who.sources).encode()).hexdigest(),)
+    return Identity(row[None].astype(np.float32), first.encoder, first.kps[:1], first.sizes[:1], sources)

@@ -6,18 +6,21 @@ import copy
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from selfsame.adapters.processors import cross_attention_paths, processors_replaced
+from selfsame.adapters.keeping import Kept, forwards_replaced
+from selfsame.adapters.processors import CrossAttention, cross_attention_paths, processors_replaced
 from selfsame.methods.instantid.modules import DecoupledCrossAttention, FaceProjections, Resampler
 from selfsame.values.conditioning import Conditioning, FaceCondition, SpatialCondition
 
@@ -58,8 +61,8 @@ class ImageAdapter(nn.Module):
             layers[path] = layer
         return cls(layers)
 
-    def processors(self) -> dict[str, DecoupledCrossAttention]:
-        return {name.replace("/", "."): DecoupledCrossAttention(layer) for name, layer in self.layers.items()}  # type: ignore[arg-type]
+    def processors(self, keeps: bool = False) -> dict[str, DecoupledCrossAttention]:
+        return {name.replace("/", "."): DecoupledCrossAttention(layer, keeps) for name, layer in self.layers.items()}  # type: ignore[arg-type]
 
 
 class InstantID(nn.Module):
@@ -76,10 +79,29 @@ class InstantID(nn.Module):
         return cls(Resampler(**asdict(size)), ImageAdapter.of(unet), net.requires_grad_(True), size)
 
     @contextmanager
-    def attached(self, unet: UNet2DConditionModel) -> Iterator[UNet2DConditionModel]:
-        """The U-Net with decoupled cross-attention; detached it is bit-identical to what it was."""
-        with processors_replaced(unet, self.adapter.processors()):
+    def attached(self, unet: UNet2DConditionModel, *, keeps: bool = False) -> Iterator[UNet2DConditionModel]:
+        """The U-Net with decoupled cross-attention; detached it is bit-identical to what it was.
+
+        Args:
+            keeps: weights stay as they are meanwhile, so what depends on text, faces and drawings alone is computed once for each tensor,
+                here and in IdentityNet.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(processors_replaced(unet, self.adapter.processors(keeps)))
+            if keeps:
+                stack.enter_context(self._net_keeping())
             yield unet
+
+    @contextmanager
+    def _net_keeping(self) -> Iterator[None]:
+        net: Any = self.identity_net
+        paths = [path for path in cross_attention_paths(net) if type(net.get_submodule(path).processor) in (AttnProcessor, AttnProcessor2_0)]
+        kept, draw = Kept(), net.controlnet_cond_embedding.forward
+        with (
+            processors_replaced(net, {path: CrossAttention(keeps=True) for path in paths}),
+            forwards_replaced({net.controlnet_cond_embedding: lambda conditioning: kept("drawing", conditioning, draw)}),
+        ):
+            yield
 
     def tokens(self, face_embedding: Tensor) -> Tensor:
         """Raw embeddings b k 512 (k photos of one person jointly) -> ip_tokens b 16 c."""
@@ -136,7 +158,47 @@ def masked_residuals(down: Sequence[Tensor], mid: Tensor, region: Tensor) -> tup
     return [at(d) for d in down], at(mid)
 
 
-def predict(unet: UNet2DConditionModel, net: ControlNetModel | None, noisy: Tensor, timesteps: Tensor, c: Conditioning) -> Tensor:
+@dataclass(frozen=True)
+class Residuals:
+    """What IdentityNet adds to a U-Net's skip connections and to its middle, b c h w each."""
+
+    down: list[Tensor]
+    mid: Tensor
+
+
+def residuals_of(net: ControlNetModel, noisy: Tensor, timesteps: Tensor, c: Conditioning) -> Residuals | None:
+    """What IdentityNet says of the rows' drawings, weighed and summed; None when no row has one.
+
+    Args: as of `predict`.
+    """
+    s = c.spatial
+    if s is None:
+        return None
+    added, seen, times = c.added, noisy, timesteps
+    if s.rows is not None:
+        seen, times = noisy[s.rows], timesteps if timesteps.ndim == 0 else timesteps[s.rows]
+        added = None if added is None else {k: v[s.rows] for k, v in added.items()}
+    down, mid = net(
+        seen,
+        times,
+        encoder_hidden_states=s.encoder_hidden_states,
+        controlnet_cond=s.image,
+        added_cond_kwargs=added,
+        return_dict=False,
+    )
+    if s.region is not None:
+        down, mid = masked_residuals(down, mid, s.region)
+    scale = s.scale.to(noisy).view(-1, 1, 1, 1)
+
+    def summed(x: Tensor) -> Tensor:
+        return x * scale if s.rows is None else x.new_zeros(len(noisy), *x.shape[1:]).index_add(0, s.rows, x * scale)
+
+    return Residuals([summed(d) for d in down], summed(mid))
+
+
+def predict(
+    unet: UNet2DConditionModel, net: ControlNetModel | None, noisy: Tensor, timesteps: Tensor, c: Conditioning, residuals: Residuals | None = None
+) -> Tensor:
     """One raw prediction under per-row conditions; parts whose condition is None are not run.
 
     Args:
@@ -144,32 +206,19 @@ def predict(unet: UNet2DConditionModel, net: ControlNetModel | None, noisy: Tens
         net: IdentityNet; needed when `c.spatial` is given.
         noisy: b c h w, VP scaling.
         timesteps: b or scalar.
+        residuals: IdentityNet's, when they are known already; it is then not run.
     """
-    added = c.added
-    down: list[Tensor] | None = None
-    mid: Tensor | None = None
-    if c.spatial is not None:
+    if residuals is None and c.spatial is not None:
         assert net is not None, "a spatial condition needs IdentityNet"
-        down_out, mid_out = net(
-            noisy,
-            timesteps,
-            encoder_hidden_states=c.spatial.encoder_hidden_states,
-            controlnet_cond=c.spatial.image,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )
-        scale = c.spatial.scale.to(noisy).view(-1, 1, 1, 1)
-        if c.spatial.region is not None:
-            down_out, mid_out = masked_residuals(down_out, mid_out, c.spatial.region)
-        down, mid = [d * scale for d in down_out], mid_out * scale
+        residuals = residuals_of(net, noisy, timesteps, c)
     return unet(
         noisy,
         timesteps,
         encoder_hidden_states=c.encoder_hidden_states,
         cross_attention_kwargs=None if c.face is None else {"ip_hidden_states": c.face},
-        added_cond_kwargs=added,
-        down_block_additional_residuals=down,
-        mid_block_additional_residual=mid,
+        added_cond_kwargs=c.added,
+        down_block_additional_residuals=residuals and residuals.down,
+        mid_block_additional_residual=residuals and residuals.mid,
         return_dict=False,
     )[0]
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from selfsame.adapters.processors import attend
+from selfsame.adapters.processors import CrossAttention, attend
 from selfsame.values.conditioning import FaceCondition
 
 
@@ -98,14 +98,15 @@ def region_weights(region: Tensor, num_queries: int) -> Tensor:
     return rearrange(small, "b 1 h w -> b (h w) 1")
 
 
-class DecoupledCrossAttention:
+class DecoupledCrossAttention(CrossAttention):
     """Z = Attention(Q, K, V) + ip_scale * Attention(Q, K', V')    IP-Adapter (arXiv:2308.06721), Eq. 5
 
-    A diffusers attention processor. Two softmaxes share Q; the layer keeps its own weights and names. The request's face
-    arrives as `ip_hidden_states` with the call; without one the layer is the base model's.
+    A diffusers attention processor. Two softmaxes share Q; the layer keeps its own weights and names. The request's faces
+    arrive as `ip_hidden_states` with the call, none, one or several a row; without any the layer is the base model's.
     """
 
-    def __init__(self, projections: FaceProjections) -> None:
+    def __init__(self, projections: FaceProjections, keeps: bool = False) -> None:
+        super().__init__(keeps)
         self.projections = projections
 
     def __call__(
@@ -118,21 +119,12 @@ class DecoupledCrossAttention:
         *,
         ip_hidden_states: FaceCondition | None = None,
     ) -> Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q = attn.to_q(hidden_states)  # b n c
-        k, v = attn.to_k(context), attn.to_v(context)
-        if attention_mask is None:
-            z = attend(q, k, v, attn.heads)
-        else:
-            mask = attn.prepare_attention_mask(attention_mask, context.shape[1], len(q))
-            mask = rearrange(mask, "(b h) n t -> b h n t", h=attn.heads)
-            q4, k4, v4 = (rearrange(x, "b n (h d) -> b h n d", h=attn.heads) for x in (q, k, v))
-            z = rearrange(F.scaled_dot_product_attention(q4, k4, v4, mask), "b h n d -> b n (h d)")
-        face = ip_hidden_states
+        q, z = self.attended(attn, hidden_states, encoder_hidden_states, attention_mask)
+        face, p = ip_hidden_states, self.projections
         if face is not None:
-            p = self.projections
             weight = face.scale.to(q).view(-1, 1, 1)
             if face.region is not None:
                 weight = weight * region_weights(face.region.to(q), q.shape[1])
-            z = z + weight * attend(q, p.to_k_ip(face.ip_tokens), p.to_v_ip(face.ip_tokens), attn.heads)
+            k, v = self.kept("face", face.ip_tokens, lambda x: (p.to_k_ip(x), p.to_v_ip(x)))
+            z = z + face.summed(weight * attend(face.told(q), k, v, attn.heads), q)
         return attn.to_out[1](attn.to_out[0](z))

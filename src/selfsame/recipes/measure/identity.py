@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,9 @@ from selfsame.mannequins.render import Picture
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.measure.judging import Judges, columns_of, notes_on_weights, oracle_pictures, rows_by_style
 from selfsame.recipes.measure.protocols import IDENTITY, Task, asked, canonical_kps, checked_protocol, extent, reference_photo, tasks_of
+from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
-from selfsame.studio.request import Request
+from selfsame.studio.request import Request, Strengths
 from selfsame.studio.studio import Studio, load
 from selfsame.weights import mannequin
 
@@ -30,21 +30,21 @@ def _paint_row(studio: Studio, name: str, tasks: Sequence[Task], split: str, req
     if name == "oracle":
         return oracle_pictures(studio, split, tasks, tick)
     scales = {"Image Adapter alone": (1.0, 0.0), "IdentityNet alone": (0.0, 1.0)}.get(name, (1.0, 1.0))
-    request = replace(request, adapter_scale=scales[0], controlnet_scale=scales[1])
+    strengths = Strengths(adapter_scale=scales[0], controlnet_scale=scales[1])
     images: list[np.ndarray] = []
     embeddings: dict[int, torch.Tensor] = {}
     for start in range(0, len(tasks), BATCH):
         chunk = tasks[start : start + BATCH]
         rows = []
         for t in chunk:
-            embedding = kps = None
+            faces: tuple[Shown, ...] = ()
             if name != "base without a face":
                 if t.person not in embeddings:
                     photos = [reference_photo(split, t.person, k) for k in range(4 if name.endswith("4 photos") else 1)]
                     crops = to_crops([p.image for p in photos], [_seen_kps(studio, p) for p in photos], ENCODER_CROP)
                     embeddings[t.person] = embed(studio.encoder, crops).mean(0, keepdim=True)[None]
-                embedding, kps = embeddings[t.person], canonical_kps(t.view)[0]
-            rows.append(PaintRow(t.prompt, "", embedding, kps))
+                faces = (Shown(embeddings[t.person], canonical_kps(t.view)[0], strengths=strengths),)
+            rows.append(PaintRow(t.prompt, faces=faces))
         images += studio.paint(rows, request, [t.seed for t in chunk])[0]
         tick(len(chunk))
     return images

@@ -13,10 +13,10 @@ import numpy as np
 
 from selfsame.mannequins.attributes import CLOTHES, COLOUR_NAMES, EXPRESSIONS, SCENES, STYLES, Look
 from selfsame.mannequins.captions import caption_person
-from selfsame.mannequins.people import SPLITS, FirstHalf, LastHalf, Person, split_person
-from selfsame.mannequins.render import PersonIn, Picture, Scene, draw, faces_of
+from selfsame.mannequins.people import SPLITS, split_person
+from selfsame.mannequins.render import PersonIn, Picture, Scene, draw
 from selfsame.mannequins.scenes import draw_light
-from selfsame.mannequins.world import CANONICAL_VIEWS, WORLD_VERSION, draw_look, draw_view
+from selfsame.mannequins.world import CANONICAL_VIEWS, WORLD_VERSION, average_kps, draw_look, draw_view
 from selfsame.perception.embedders import JUDGE_CROP
 
 IDENTITY, WORDS = "identity-2", "words-1"
@@ -33,18 +33,9 @@ class Task:
     seed: int
 
 
-def average_person() -> Person:
-    """Nobody: every number at its middle."""
-    first = FirstHalf(0.5, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    last = LastHalf(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    return Person(first, last)
-
-
 def canonical_kps(view: int) -> tuple[np.ndarray, float]:
     """Key points (5 2 pixels at 128) and face width of the average face in a canonical view."""
-    scene = Scene((PersonIn(average_person(), Look(), CANONICAL_VIEWS[view]),))
-    kps, boxes = faces_of(scene)
-    return kps[0].astype(np.float64), float(boxes[0][2] - boxes[0][0])
+    return average_kps(CANONICAL_VIEWS[view])
 
 
 def protocol(name: str) -> dict[str, Any]:

@@ -1,0 +1,230 @@
+"""What every model family's studio does alike: a request and people in, pictures out, and a look at who is in them."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsame.diffusion.sampling import Step
+from selfsame.images.files import InputError
+from selfsame.images.resize import resize_to_fill
+from selfsame.models.latents import encode, pixels_of
+from selfsame.perception.detector import Found
+from selfsame.studio.painting import Painter, Row, calls_of, run_steps
+from selfsame.studio.people import Cast, Who, people_of
+from selfsame.studio.places import Match, Person, Places, Pose, matched, shown
+from selfsame.studio.request import Limits, Made, Request
+from selfsame.values.identity import Identity
+
+ANOTHER = 1_000_003  # from a seed to the next try's
+OWN = ("prompt", "negative_prompt", "style", "adapter_scale", "adapter_start", "adapter_end", "controlnet_scale", "controlnet_start", "controlnet_end")
+OWN = (*OWN, "use", "photos", "seed", "num_images")  # what rows of one batch need not share
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to be, with all that it needs."""
+
+    row: Row
+    request: Request  # sized, of this one picture
+    words: Mapping[str, Tensor] = field(default_factory=dict)  # learned words n d by placeholder
+    people: tuple[Person, ...] = ()  # whose faces paint
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Hashable:
+        """Jobs of one kind can be painted together."""
+        shared = tuple(v for k, v in self.request.to_json().items() if k not in OWN)
+        said = tuple((k, hashlib.sha256(v.numpy().tobytes()).hexdigest()) for k, v in sorted(self.words.items()))
+        return shared, said, self.row.start is not None
+
+
+class Family(ABC):
+    """A studio. What differs: sizes, how people are read, and the networks."""
+
+    limits: Limits
+    together: int  # pictures denoised at a time
+    judges: bool  # whether a second encoder can score a likeness
+
+    # ------------------------------------------------------------------------------------------ what a family says
+
+    @abstractmethod
+    def painter(self, words: Mapping[str, Tensor] | None = None) -> Painter:
+        """The networks and rules that paint; `words` n d of each placeholder that may stand in prompts."""
+
+    @abstractmethod
+    def embedding(self, identity: Identity, photos: str) -> Tensor:
+        """What the Resampler gets: 1 1 512 (mean of the photos) or 1 k 512 (jointly)."""
+
+    @abstractmethod
+    def cast(self, people: Sequence[Person], request: Request) -> Cast:
+        """Who is painted by face tokens and who by words."""
+
+    @abstractmethod
+    def known_faces(self, image: np.ndarray) -> tuple[list[Found], Tensor]:
+        """Faces of a picture and the embeddings, n 512, that people are known by."""
+
+    @abstractmethod
+    def as_read(self, image: np.ndarray) -> np.ndarray:
+        """A photo as faces are looked for in it."""
+
+    @abstractmethod
+    def face(self, image: np.ndarray, *, which: int | None = None, name: str = "the picture") -> tuple[Found, tuple[str, ...]]:
+        """The face to use: the largest, or number `which` counted from image left, from 0. Also warnings."""
+
+    @abstractmethod
+    def identity(self, *photos: str | Path | np.ndarray, which: int | None = None, consent: str = "") -> Identity:
+        """One person from one or more photos (files or h w 3 uint8 arrays)."""
+
+    @abstractmethod
+    def pose_of(self, photo: str | Path) -> Pose:
+        """Key points from another picture."""
+
+    def described(self, image: np.ndarray, what: Sequence[str], *, which: int | None = None) -> str:
+        """What a photo shows, in the words of a prompt: expression, glasses, hat, clothes.
+
+        Raises:
+            InputError: this family reads no attributes.
+        """
+        raise InputError("this model cannot read what a photo shows: say it in the prompt")
+
+    def likeness(self, image: np.ndarray, reference: np.ndarray, *, which: int | None = None) -> float | None:
+        """A judge's cosine between the people of two pictures; None when either shows no face.
+
+        Raises:
+            InputError: this family has no judge.
+        """
+        raise InputError("this model has no judge: the encoder that conditions must not judge")
+
+    @abstractmethod
+    def view(self, yaw_deg: float, pitch_deg: float = 0.0, roll_deg: float = 0.0) -> Pose:
+        """Key points of an average head in a view: yaw to image right, pitch up, roll with the image-right side up."""
+
+    # ------------------------------------------------------------------------------------------ pictures
+
+    @abstractmethod
+    def scheduler(self, solver: str) -> Any:
+        """A fresh solver with the base's noise schedule."""
+
+    def num_calls(self, request: Request, *, has_start: bool = False) -> int:
+        """How often the networks run for a request. Refuses a size before anything is loaded."""
+        request.sized(self.limits)
+        scheduler = self.scheduler(request.solver)
+        if has_start:
+            return run_steps(request.num_steps, request.start_strength) * scheduler.order
+        return calls_of(scheduler, request.num_steps)
+
+    def sized(self, request: Request, people: Sequence[Person]) -> Request:
+        """The request with a size."""
+        return request.sized(self.limits)
+
+    def jobs(self, request: Request | str, who: Who | Sequence[Who] | None = None, *, pose: Pose | None = None, start: np.ndarray | None = None) -> list[Job]:
+        """What a request asks for, a picture each, ready to be painted alone or beside other requests' pictures. Arguments as of `generate_each`.
+
+        Raises:
+            InputError: somebody cannot be painted so, or a region cannot be used.
+        """
+        request = Request(prompt=request) if isinstance(request, str) else request
+        people = people_of(who, pose)
+        request = self.sized(request, people)
+        cast = self.cast(people, request)
+        faces, notes = shown(cast.faces, [self.embedding(p.identity, request.photos) for p in cast.faces], *request.size, request.strengths)
+        row = Row(request.full_prompt, request.negative_prompt, faces, None if start is None else self.to_latents(start, request))
+        each = [replace(request, seed=(request.seed + i) % 2**63, num_images=1) for i in range(request.num_images)]
+        return [Job(row, one, cast.words, cast.faces, notes) for one in each]
+
+    def to_latents(self, image: np.ndarray, request: Request) -> Tensor:
+        """A picture of any size as latents 1 c h w of the request's size; what is too much on two sides is cut off."""
+        vae = self.painter().vae
+        return encode(vae, pixels_of(resize_to_fill(image, *request.size)).to(vae.dtype))
+
+    def paint_jobs(self, jobs: Sequence[Job], *, retries: int = 0, on_step: Callable[[Step], None] | None = None) -> Iterator[tuple[int, Made]]:
+        """Pictures of jobs, each with its number, as they come: jobs of one kind are denoised together, and none depends on its neighbours.
+
+        Args:
+            retries: so often a picture is drawn again, by another seed, that does not show everybody in their place.
+        """
+        kinds: dict[Hashable, list[int]] = {}
+        for i, job in enumerate(jobs):
+            kinds.setdefault(job.kind, []).append(i)
+        for numbers in kinds.values():
+            painter = self.painter(jobs[numbers[0]].words)
+            for start in range(0, len(numbers), self.together):
+                group = [jobs[i] for i in numbers[start : start + self.together]]
+                pixels, notes = painter.paint([j.row for j in group], group[0].request, [j.request.seed for j in group], on_step=on_step)
+                for i, job, image in zip(numbers[start:], group, pixels, strict=False):
+                    made = Made(image, job.request, job.request.seed, job.notes + notes)
+                    yield i, self._with_everybody(made, job, painter, retries, on_step) if len(job.people) > 1 or retries else made
+
+    def generate(
+        self,
+        request: Request | str,
+        who: Who | Sequence[Who] | None = None,
+        *,
+        pose: Pose | None = None,
+        start: np.ndarray | None = None,
+        retries: int = 0,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> list[Made]:
+        """Pictures of a request; `generate_each` yields them as they come."""
+        return list(self.generate_each(request, who, pose=pose, start=start, retries=retries, on_step=on_step))
+
+    def generate_each(
+        self,
+        request: Request | str,
+        who: Who | Sequence[Who] | None = None,
+        *,
+        pose: Pose | None = None,
+        start: np.ndarray | None = None,
+        retries: int = 0,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Iterator[Made]:
+        """Pictures of a request, a few at a time; picture i has seed + i, whatever it is made together with.
+
+        Args:
+            request: or just a prompt.
+            who: nobody (the base model alone), one or several; a `Person` says where in the picture, in which pose, how strongly.
+                Several without regions stand side by side, from left to right.
+            pose: key points for the only person; by default those of the identity's first photo.
+            start: h w 3 uint8, a picture to change as far as `request.start_strength` says.
+            retries: so often a picture is drawn again, by another seed, that does not show everybody in their place.
+            on_step: sees every step of every group.
+        """
+        for _, made in self.paint_jobs(self.jobs(request, who, pose=pose, start=start), retries=retries, on_step=on_step):
+            yield made
+
+    # ------------------------------------------------------------------------------------------ who is in a picture
+
+    def _with_everybody(self, made: Made, job: Job, painter: Painter, retries: int, on_step: Callable[[Step], None] | None) -> Made:
+        """The picture, or that of another try, in which most people stand in their places; it says who was found where."""
+        best = made = replace(made, matches=tuple(self.recognised(made.pixels, job.people)))
+        for k in range(1, retries + 1):
+            if best.everybody:
+                break
+            again = replace(job.request, seed=(job.request.seed + k * ANOTHER) % 2**63)
+            pixels, _ = painter.paint([job.row], again, [again.seed], on_step=on_step)
+            made = Made(pixels[0], again, again.seed, made.notes, tuple(self.recognised(pixels[0], job.people)))
+            best = made if made.places_filled > best.places_filled else best
+        return best
+
+    def recognised(self, image: np.ndarray, people: Sequence[Person]) -> list[Match]:
+        """Which face of a finished picture is whose, by the embeddings that people are known by (never a measurement: they conditioned the picture).
+
+        Args:
+            people: with photos, and with the regions that they were asked for in.
+        """
+        if any(not p.identity.num_photos for p in people):
+            raise InputError("somebody without a photo cannot be recognised")
+        found, embeddings = self.known_faces(image)
+        boxes = Places.of(people, *image.shape[:2]).boxes
+        known = F.normalize(torch.from_numpy(np.stack([p.identity.embeddings.mean(0) for p in people])).float(), dim=1)
+        return matched((known @ F.normalize(embeddings.float().cpu(), dim=1).T).numpy(), found, boxes)

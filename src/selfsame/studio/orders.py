@@ -1,0 +1,162 @@
+"""Orders: requests together with the files they need, as the command line, a manifest's line and a picture's own parameters write them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from selfsame.images.files import InputError
+from selfsame.studio.request import Request, nearest
+
+VIEWS = {
+    "front": (0, 0, 0), "left": (-27, 0, 0), "right": (27, 0, 0), "half-left": (-14, 0, 0), "half-right": (14, 0, 0),
+    "up": (0, 14, 0), "down": (0, -14, 0), "tilted-left": (0, 0, -12), "tilted-right": (0, 0, 12),
+}  # fmt: skip
+KEEPS = ("expression", "glasses", "hat", "clothes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order(Request):
+    """A request and its files."""
+
+    face: tuple[Path, ...] = ()
+    """Photos of one person, one or more. Without any the base model paints somebody."""
+    identity: tuple[Path, ...] = ()
+    """Identity files instead of photos, or learned words (textual inversions, StableIdentity's .pt), each named in the prompt by its placeholder."""
+    people: tuple[Path, ...] = ()
+    """Several people instead of --face: of each a photo, a folder of photos or an identity file. They stand from left to right."""
+    regions: tuple[str, ...] = ()
+    """With --people: where each stands, a box left,top,right,bottom in pixels or a mask picture."""
+    poses: tuple[Path, ...] = ()
+    """With --people: a picture for each, whose face lends the key points."""
+    scales: tuple[str, ...] = ()
+    """With --people: strengths of each, one number, or two as adapter,identitynet."""
+    mix: tuple[str, ...] = ()
+    """A person between others, as in ada.png:0.3 ben.png:0.7."""
+    mix_how: str = "linear"
+    """How --mix goes from one to the next: linear, or spherical (two people), which keeps the embedding's length."""
+    mix_steps: int = 0
+    """With --mix of two: so many pictures from one to the other, by one seed, and all side by side in --out."""
+    pose: Path | None = None
+    """Another picture whose face lends the key points."""
+    view: str = ""
+    """Key points of an average head instead: front, left, right, half-left, half-right, up, down, tilted-left or tilted-right."""
+    yaw: float | None = None
+    """The same in degrees: to image right."""
+    pitch: float | None = None
+    """Degrees up."""
+    roll: float | None = None
+    """Degrees, image-right side up."""
+    keep: tuple[str, ...] = ()
+    """What the photo shows and the picture shall show too: expression, glasses, hat, clothes. (Hair and face always, pose unless told otherwise.)"""
+    start: Path | None = None
+    """A picture to change instead of noise alone; --start-strength says how far."""
+    which: int | None = None
+    """Which face of a photo with several, counted from the left, from 0; default: the largest."""
+    retries: int = 0
+    """Draw a picture again, by another seed, so often as somebody is not found in their place."""
+
+    def check(self) -> None:
+        """Flags are checked when the order is carried out, so that errors read as ours and not as the parser's."""
+
+    @property
+    def request(self) -> Request:
+        """What is asked of the picture, checked."""
+        return Request(**{f.name: getattr(self, f.name) for f in fields(Request)})
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """Everything beside the request that is not as it would be unsaid, files by their full paths."""
+        own = [f for f in fields(Order) if f.name not in {g.name for g in fields(Request)}]
+        said = {f.name: _plain(getattr(self, f.name)) for f in own if getattr(self, f.name) != f.default}
+        return said | {name: [_moved(part, Path.cwd()) for part in said[name]] for name in ("mix", "regions") if name in said}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], folder: Path = Path()) -> Order:
+        """From JSON or a table's cells.
+
+        Args:
+            values: by field; text is turned into what a field needs, lists may be text with spaces between.
+            folder: that relative paths start from.
+
+        Raises:
+            InputError: an unknown field, or a value of another kind.
+        """
+        hints = get_type_hints(cls)
+        known = {f.name for f in fields(Order)}
+        for name in values:
+            nearest(name, sorted(known), "field")
+        read = {name: _read(name, value, hints[name], folder) for name, value in values.items()}
+        return Order(**read | {name: tuple(_moved(part, folder) for part in read[name]) for name in ("mix", "regions") if name in read})
+
+    def check_together(self) -> None:
+        """Raise InputError at flags that contradict each other."""
+        given = [f"--{name}" for name in ("face", "identity", "people", "mix") if getattr(self, name)]
+        if len(given) > 1:
+            raise InputError(f"give {given[0]} or {given[1]}, not both")
+        for name in ("regions", "poses", "scales"):
+            count = len(getattr(self, name))
+            if count and not self.people:
+                raise InputError(f"--{name} belongs to --people")
+            if count and count != len(self.people):
+                raise InputError(f"{count} {name} for {len(self.people)} people: give one for each")
+        turned = [v for v in (self.yaw, self.pitch, self.roll) if v is not None]
+        ways = [n for n, v in (("--pose", self.pose), ("--view", self.view), ("--yaw, --pitch, --roll", turned)) if v]
+        if len(ways) > 1:
+            raise InputError(f"give {ways[0]} or {ways[1]}, not both")
+        if ways and self.people:
+            raise InputError(f"{ways[0]} is for one person; give --poses with --people")
+        if any(not math.isfinite(v) or abs(v) > 60 for v in turned):
+            raise InputError(f"a head turned by {max(turned, key=abs):g} degrees does not show its five key points: give -60 to 60")
+        if self.mix_steps and (len(self.mix) != 2 or self.num_images != 1 or not 2 <= self.mix_steps <= 64):
+            raise InputError("--mix-steps goes from one of two people to the other, in 2 to 64 pictures; leave out --num-images")
+        if not 0 <= self.retries <= 20:
+            raise InputError(f"{self.retries} retries: give 0 to 20")
+        for name in self.keep:
+            nearest(name, KEEPS, "--keep")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value.resolve())
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _read(name: str, value: Any, hint: Any, folder: Path) -> Any:
+    """A field's value from JSON or a table's cell."""
+    inside = get_args(hint)
+    kinds = [a for a in inside if a not in (NoneType, Ellipsis)] or [hint]
+    if value is None and NoneType in inside:
+        return None
+    try:
+        if get_origin(hint) is tuple:
+            parts = value.split() if isinstance(value, str) else list(value)
+            return tuple(_path(folder, part) if kinds[0] is Path else str(part) for part in parts)
+        if kinds[0] in (int, float) and not isinstance(value, bool):
+            return kinds[0](value)
+        if isinstance(value, str):
+            return _path(folder, value) if kinds[0] is Path else value
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"field {name!r}: {value!r} cannot be used")
+
+
+def _moved(text: str, folder: Path) -> str:
+    """A path in front of a share, or a mask's, as seen from a folder; a box stays."""
+    path, colon, share = text.rpartition(":")
+    name = path if colon else text
+    return text if not Path(name).suffix else f"{_path(folder, name)}{colon}{share if colon else ''}"
+
+
+def _path(folder: Path, value: str) -> Path:
+    path = Path(value).expanduser()
+    return path if path.is_absolute() else folder / path
+
+
+def order_json(order: Order) -> dict[str, Any]:
+    """Request and extras in one table."""
+    return asdict(order.request) | order.extras

@@ -1,0 +1,150 @@
+"""Orders carried out as far as painting: files read, people found, places and poses settled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from selfsame.images.files import InputError, read_image
+from selfsame.images.masks import read_mask
+from selfsame.studio.family import Family, Job
+from selfsame.studio.orders import VIEWS, Order
+from selfsame.studio.people import Who, read_identity
+from selfsame.studio.places import Box, Person, Pose
+from selfsame.studio.request import Request, Strengths, nearest
+from selfsame.values.identity import Identity, mixed
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def jobs_of(order: Order, studio: Family) -> tuple[list[Job], tuple[str, ...], list[np.ndarray]]:
+    """Pictures to be painted, warnings, and the photos that a likeness can be measured with.
+
+    Raises:
+        InputError: a file cannot be read or used, or flags contradict each other.
+    """
+    request = order.request
+    order.check_together()
+    request.sized(studio.limits)  # refuses a size before any work
+    notes: list[str] = []
+    if order.mix_steps:
+        ends = [_person_of(studio, Path(text.rpartition(":")[0] or text), notes) for text in order.mix]
+        pose, shares = _pose(order, studio, notes), np.linspace(0, 1, order.mix_steps)
+        each = [studio.jobs(request, _mixed(ends, [1 - s, s], order), pose=pose) for s in shares]
+        return [job for jobs in each for job in jobs], tuple(notes), []
+    who, photos = _who(order, studio, notes)
+    pose = _pose(order, studio, notes)
+    start = None if order.start is None else read_image(order.start)
+    if order.keep:
+        request = _kept(order, request, studio, photos)
+    return studio.jobs(request, who, pose=pose, start=start), tuple(notes), photos
+
+
+def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], list[np.ndarray]]:
+    """The people of an order, and photos of the only one."""
+    if order.identity:
+        return [read_identity(p) for p in order.identity], []
+    if order.mix:
+        parts = [part.rpartition(":") for part in order.mix]
+        for text, (path, colon, _) in zip(order.mix, parts, strict=True):
+            if not colon or not path:
+                raise InputError(f"--mix {text}: give a photo and its share, as in ada.png:0.3")
+        people = [_person_of(studio, Path(path), notes) for path, _, _ in parts]
+        return [_mixed(people, [_number(share, "--mix") for _, _, share in parts], order)], []
+    if order.people:
+        return _several(order, studio, notes), []
+    if not order.face:
+        return [], []
+    images = [read_image(p) for p in order.face]
+    for path, image in zip(order.face, images, strict=True):
+        notes += studio.face(studio.as_read(image), which=order.which, name=str(path))[1]
+    return [studio.identity(*order.face, which=order.which)], images
+
+
+def _mixed(people: Sequence[Identity], shares: Sequence[float], order: Order) -> Identity:
+    try:
+        return mixed(people, shares, order.mix_how)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _person_of(studio: Family, path: Path, notes: list[str]) -> Identity:
+    """Somebody from a photo, a folder of photos or an identity file."""
+    if path.is_dir():
+        photos = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+        if not photos:
+            raise InputError(f"{path}: no pictures in this folder; put photos of one person there")
+        return studio.identity(*photos)
+    if path.suffix.lower() == ".safetensors":
+        return read_identity(path)
+    notes += studio.face(studio.as_read(read_image(path)), name=str(path))[1]
+    return studio.identity(path)
+
+
+def _several(order: Order, studio: Family, notes: list[str]) -> list[Who]:
+    size = order.request.sized(studio.limits).size
+    everyone: list[Who] = []
+    for i, path in enumerate(order.people):
+        region = _region(order.regions[i], size) if order.regions else None
+        pose = studio.pose_of(order.poses[i]) if order.poses else None
+        strengths = _strengths(order.scales[i], order.request.strengths) if order.scales else None
+        everyone.append(Person(_person_of(studio, path, notes), region, pose, strengths))
+    return everyone
+
+
+def _pose(order: Order, studio: Family, notes: list[str]) -> Pose | None:
+    if order.pose is not None:
+        notes += studio.face(studio.as_read(read_image(order.pose)), name=str(order.pose))[1]
+        return studio.pose_of(order.pose)
+    if order.view:
+        return studio.view(*VIEWS[nearest(order.view, tuple(VIEWS), "view")])
+    if any(v is not None for v in (order.yaw, order.pitch, order.roll)):
+        return studio.view(order.yaw or 0.0, order.pitch or 0.0, order.roll or 0.0)
+    return None
+
+
+def _kept(order: Order, request: Request, studio: Family, photos: Sequence[np.ndarray]) -> Request:
+    """The request, whose prompt also asks for what the first photo shows."""
+    if not photos:
+        raise InputError("--keep needs --face: a photo that shows what is to be kept")
+    words = studio.described(photos[0], order.keep, which=order.which)
+    return replace(request, prompt=told(request.prompt, words))
+
+
+def told(prompt: str, words: str) -> str:
+    """A prompt that also says these words, of the person where it names one."""
+    if not words:
+        return prompt
+    for somebody in ("a person", "somebody", "a man", "a woman"):
+        if somebody in prompt:
+            return prompt.replace(somebody, f"{somebody} {words}", 1)
+    return f"{prompt} {words}".strip() if prompt else f"a person {words}"
+
+
+def _number(text: str, what: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{what}: {text!r} is no number") from None
+
+
+def _region(text: str, size: tuple[int, int]) -> Box | np.ndarray:
+    """A box from its four numbers, or a mask from its file."""
+    parts = text.split(",")
+    if len(parts) == 4 and all(p.strip().lstrip("-").isdigit() for p in parts):
+        x0, y0, x1, y1 = (int(p) for p in parts)
+        return x0, y0, x1, y1
+    if not Path(text).suffix:
+        raise InputError(f"region {text!r}: give left,top,right,bottom in pixels, or a mask picture")
+    return read_mask(text, *size, to_paint=False)[0] / np.float32(255)
+
+
+def _strengths(text: str, other: Strengths) -> Strengths:
+    """One person's strengths, in the request's windows."""
+    numbers = [_number(part, "--scales") for part in text.split(",")]
+    if len(numbers) > 2:
+        raise InputError(f"--scales {text!r}: give one number, or two as adapter,identitynet")
+    return replace(other, adapter_scale=numbers[0], controlnet_scale=numbers[-1])

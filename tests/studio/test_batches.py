@@ -1,0 +1,131 @@
+"""Manifests in, pictures and results out: nothing is lost, nothing is done twice, a bad line is only itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import selfsame
+from selfsame.cli.main import main
+from selfsame.images.files import InputError, read_image
+from selfsame.studio.batches import RESULTS, Result, known_results, read_manifest, run_batch
+from selfsame.studio.studio import Studio
+
+ADA = str(Path(__file__).parents[2] / "examples" / "ada.png")
+ORDERS = [
+    {"id": "a", "face": ADA, "prompt": "a photo of a person", "num_steps": 2, "seed": 5},
+    {"id": "b", "prompt": "a photo of a mug", "num_steps": 2, "num_images": 2},
+    {"id": "c", "people": [ADA, ADA], "width": 192, "num_steps": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def studio() -> Studio:
+    return selfsame.load("mannequin")
+
+
+def manifest(tmp_path: Path, *orders: object) -> Path:
+    path = tmp_path / "m.jsonl"
+    path.write_text("\n".join(o if isinstance(o, str) else json.dumps(o) for o in orders))
+    return path
+
+
+def run(studio: Studio, path: Path, out: Path) -> dict[str, Result]:
+    out.mkdir(exist_ok=True)
+    return {r.name: r for r in run_batch(studio, read_manifest(path), out)}
+
+
+def test_a_manifest_becomes_pictures_with_all_that_was_said(studio: Studio, tmp_path: Path):
+    results = run(studio, manifest(tmp_path, *ORDERS), tmp_path / "out")
+    assert [r.status for r in results.values()] == ["made"] * 3
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b-1.png", "b-2.png", "c.png", RESULTS]
+    assert len(results["a"].scores) == 1
+    assert len(results["c"].people[0]) == 2
+    written = known_results(tmp_path / "out")
+    assert written["a"]["parameters"]["seed"] == 5
+    alone = studio.generate(selfsame.Request(prompt="a photo of a person", num_steps=2, seed=5), studio.identity(ADA))[0].pixels
+    assert np.abs(alone.astype(int) - read_image(tmp_path / "out" / "a.png").astype(int)).max() <= 1
+
+
+def test_a_run_that_was_stopped_goes_on_and_a_changed_order_is_made_anew(studio: Studio, tmp_path: Path):
+    path, out = manifest(tmp_path, *ORDERS[:2]), tmp_path / "out"
+    run(studio, path, out)
+    with open(out / RESULTS, "a") as f:
+        f.write('{"name": "cut off')  # killed while writing
+    (out / "b-2.png").unlink()
+    again = run(studio, path, out)
+    assert {n: r.status for n, r in again.items()} == {"a": "kept", "b": "made"}
+    assert (out / "b-2.png").exists()
+    other = run(studio, manifest(tmp_path, ORDERS[0] | {"seed": 6}, ORDERS[1]), out)
+    assert {n: r.status for n, r in other.items()} == {"a": "made", "b": "kept"}
+
+
+def test_bad_lines_are_numbered_and_the_rest_goes_on(studio: Studio, tmp_path: Path):
+    bad = [
+        ("{nonsense", "line 1: is no JSON"),
+        ('"text"', "line 2: is no JSON object"),
+        ({"id": "../up"}, "line 3: id '../up'"),
+        ({"id": "d", "promt": "x"}, "line 4: field 'promt' is unknown; did you mean 'prompt'"),
+        ({"id": "e", "num_steps": 0}, "line 5: 0 steps"),
+        ({"id": "f", "face": "none.png"}, "none.png: no such file"),
+        ({"id": "g", "num_steps": 1, "width": 100}, "line 7: width 100"),
+        ({"id": "ok", "num_steps": 1}, ""),
+        ({"id": "ok", "num_steps": 1}, "line 9: the id 'ok' was used above"),
+    ]
+    lines = read_manifest(manifest(tmp_path, *(b for b, _ in bad)))
+    (tmp_path / "out").mkdir()
+    results = {r.line: r for r in run_batch(studio, lines, tmp_path / "out")}
+    for number, (_, error) in enumerate(bad, 1):
+        assert (results[number].status == "made") == (not error)
+        assert error in results[number].error
+
+
+def test_an_order_that_fails_while_painting_takes_nobody_with_it(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    paint = type(studio.painter()).paint
+
+    def fussy(self, rows, *args, **kwargs):
+        if any("bad" in row.prompt for row in rows):
+            raise RuntimeError("out of memory")
+        return paint(self, rows, *args, **kwargs)
+
+    monkeypatch.setattr(type(studio.painter()), "paint", fussy)
+    results = run(studio, manifest(tmp_path, *({"id": n, "prompt": n, "num_steps": 1} for n in ("good", "bad", "fine"))), tmp_path / "out")
+    assert {n: r.status for n, r in results.items()} == {"good": "made", "bad": "failed", "fine": "made"}
+    assert "out of memory" in results["bad"].error
+
+
+def test_tables_are_read_too(tmp_path: Path):
+    path = tmp_path / "m.csv"
+    path.write_text("id,face,prompt,seed,which\na,ada.png bo.png,a person,3,\nb,,a mug,,1\nc,x,y,1,2,3\n")
+    a, b, c = read_manifest(path)
+    assert a.order is not None
+    assert [p.name for p in a.order.face] == ["ada.png", "bo.png"]
+    assert (a.order.seed, a.order.which) == (3, None)
+    assert b.order is not None
+    assert (b.order.face, b.order.which) == ((), 1)
+    assert "more cells than the header" in c.error
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"), [("m.txt", "x", "ends in .jsonl or .csv"), ("m.jsonl", "\n\n", "holds no orders"), ("m.csv", "id\n", "no orders")]
+)
+def test_what_is_no_manifest_is_refused(name: str, content: str, match: str, tmp_path: Path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=match):
+        read_manifest(tmp_path / name)
+    with pytest.raises(InputError, match="no such file"):
+        read_manifest(tmp_path / "none.jsonl")
+
+
+def test_the_command_reports_and_says_how_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = manifest(tmp_path, {"id": "a", "num_steps": 1}, {"id": "b", "seed": -1})
+    assert main(["batch", str(path), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("1 made, 0 kept, 1 failed")
+    assert "line 2: seed -1" in said.err
+    assert main(["batch", str(manifest(tmp_path, {"id": "a", "num_steps": 1})), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("0 made, 1 kept")
+    assert main(["batch", str(path), "--out", str(path)]) == 2

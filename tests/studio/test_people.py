@@ -1,0 +1,316 @@
+"""Several people in one picture, views, mixes, pictures to start from: what holds whatever the weights can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import selfsame
+from selfsame.images.files import InputError, read_image
+from selfsame.images.head import head_kps
+from selfsame.mannequins.attributes import Look, View
+from selfsame.mannequins.people import person_of
+from selfsame.mannequins.render import PersonIn, Scene, draw
+from selfsame.perception.detector import Found
+from selfsame.studio.family import Family
+from selfsame.studio.orders import Order
+from selfsame.studio.people import people_of
+from selfsame.studio.places import Match, Person, Places, Pose, matched, shown
+from selfsame.studio.ready import jobs_of
+from selfsame.studio.request import Made, Request, Strengths
+from selfsame.studio.studio import Studio
+from selfsame.values.identity import Identity, mixed
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+QUICK = {"num_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def studio() -> Studio:
+    return selfsame.load("mannequin")
+
+
+@pytest.fixture(scope="module")
+def ada(studio: Studio) -> Identity:
+    return studio.identity(EXAMPLES / "ada.png")
+
+
+@pytest.fixture(scope="module")
+def bo(studio: Studio) -> Identity:
+    return studio.identity(EXAMPLES / "bo.png")
+
+
+# ---------------------------------------------------------------------------------------------- places
+
+
+def test_people_without_regions_stand_side_by_side(ada: Identity, bo: Identity):
+    places = Places.of([Person(ada), Person(bo), Person(ada)], 128, 256)
+    assert sum(np.asarray(m) for m in places.masks).min() == 1 == sum(np.asarray(m) for m in places.masks).max()
+    assert [b[0] for b in places.boxes] == sorted(b[0] for b in places.boxes)
+    faces, notes = shown([Person(ada), Person(bo)], [torch.zeros(1, 1, 512)] * 2, 128, 192, Strengths())
+    assert not notes
+    assert faces[0].kps[:, 0].max() < 96 < faces[1].kps[:, 0].min()
+
+
+def test_one_person_alone_acts_everywhere_and_stands_as_before(ada: Identity):
+    (face,), _ = shown([Person(ada)], [torch.zeros(1, 1, 512)], 128, 128, Strengths())
+    assert face.region is None
+    assert np.array_equal(face.kps, Pose.of(ada).in_picture(128, 128))
+
+
+@given(st.integers(32, 128), st.integers(32, 256), st.integers(0, 100), st.integers(0, 100))
+def test_a_face_fits_into_its_box(height: int, width: int, x: int, y: int):
+    pose = Pose(np.array([[40.0, 58], [69, 60], [51, 71], [40, 84], [66, 86]]), 128, 128)
+    kps = pose.in_box((x, y, x + width, y + height))
+    assert (kps >= (x, y)).all()
+    assert (kps <= (x + width, y + height)).all()
+
+
+def test_regions_that_cannot_be_used_are_refused(ada: Identity):
+    for regions, match in (
+        ([(0, 0, 64, 128), None], "1 of 2 people have no region"),
+        ([(0, 0, 64, 128), (64, 0, 80, 128)], "region 2 is 16 x 128"),
+        ([(0, 0, 64, 128), (64, 0, 300, 128)], "inside the picture of 128 x 128"),
+        ([(0, 0, 64, 128), (64, 0, 60, 128)], "left, top, right, bottom"),
+        ([np.ones((64, 64)), (0, 0, 64, 128)], "region 1 is 64 x 64, the picture 128 x 128"),
+        ([np.zeros((128, 128)), (0, 0, 64, 128)], "region 1 is 0 x 0"),
+    ):
+        with pytest.raises(InputError, match=match):
+            Places.of([Person(ada, r) for r in regions], 128, 128)  # type: ignore[arg-type]
+    places = Places.of([Person(ada, (0, 0, 80, 128)), Person(ada, (64, 0, 128, 128))], 128, 128)
+    assert places.notes == ("regions 1 and 2 overlap by 25% of the smaller: there both people act",)
+
+
+def test_faces_are_given_to_people_so_that_likenesses_add_up_to_most():
+    def at(x: float) -> Found:
+        return Found(np.array([x - 10, 0, x + 10, 20]), np.full((5, 2), [x, 10.0]), 1.0)
+
+    boxes = [(0, 0, 50, 100), (50, 0, 100, 100)]
+    faces = [at(75), at(25)]
+    straight = matched(np.array([[0.1, 0.9], [0.8, 0.2]]), faces, boxes)
+    assert [m.ok for m in straight] == [True, True]
+    assert [m.likeness for m in straight] == [0.9, 0.8]
+    swapped = matched(np.array([[0.9, 0.1], [0.2, 0.8]]), faces, boxes)
+    assert [m.ok for m in swapped] == [False, False]
+    one = matched(np.array([[0.1], [0.8]]), faces[:1], boxes)
+    assert [m.found is None for m in one] == [True, False]
+    assert [m.told("x") for m in (one[0], swapped[0])] == ["x: not found", "x: found elsewhere (0.90 alike)"]
+    assert all(m.found is None for m in matched(np.zeros((2, 0)), [], boxes))
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+
+def test_each_person_is_found_where_they_stand_in_a_render(studio: Studio):
+    """The assignment works on a true picture of both, so what it says of a generated one means something."""
+    left, right = 300_001, 300_005
+    scene = Scene(
+        (PersonIn(person_of(left), Look(), View(scale=0.56, x=-0.55, y=0.2)), PersonIn(person_of(right), Look(), View(scale=0.56, x=0.55, y=0.2))), width=256
+    )
+    photos = [draw([Scene((PersonIn(person_of(seed), Look(), View(yaw_deg=8, y=0.16)),), "forest")])[0].image for seed in (left, right)]
+    people = [Person(studio.identity(p)) for p in photos]
+    picture = draw([scene])[0].image
+    assert all(m.ok for m in studio.recognised(picture, people))
+    assert not any(m.ok for m in studio.recognised(picture, people[::-1]))
+
+
+def test_a_person_acts_in_their_region_only(studio: Studio, ada: Identity, bo: Identity):
+    """Another person at the right, another picture at the right; the left differs only by what the base's own attention carries over."""
+    request = Request(prompt="a photo of two people", width=256, **QUICK)
+    one = studio.generate(request, [ada, bo])[0].pixels.astype(int)
+    other = studio.generate(request, [ada, studio.identity(EXAMPLES / "dan.png")])[0].pixels.astype(int)
+    changed = np.abs(one - other).mean((0, 2))
+    assert changed[128:].mean() > 3 * changed[:128].mean()
+
+
+def test_strengths_of_zero_leave_the_base_to_everybody(studio: Studio, ada: Identity, bo: Identity):
+    nothing = Strengths(adapter_scale=0, controlnet_scale=0)
+    request = Request(prompt="a photo of two people", width=192, **QUICK)
+    base = studio.generate(request)[0].pixels
+    assert np.array_equal(studio.generate(request, [Person(ada, strengths=nothing), Person(bo, strengths=nothing)])[0].pixels, base)
+    assert not np.array_equal(studio.generate(request, [Person(ada, strengths=nothing), Person(bo)])[0].pixels, base)
+
+
+def test_rows_of_other_people_strengths_and_windows_share_a_batch_and_stay_what_they_are(studio: Studio, ada: Identity, bo: Identity):
+    orders = [
+        (Request(prompt="a photo of a person", seed=1, **QUICK), ada),
+        (Request(prompt="a comic of a person", seed=2, adapter_scale=0.5, controlnet_end=0.5, **QUICK), bo),
+        (Request(prompt="a photo of a mug", seed=3, **QUICK), None),
+        (Request(prompt="a photo of two people", seed=4, **QUICK), [Person(ada, (0, 0, 64, 128)), Person(bo, (64, 0, 128, 128))]),
+    ]
+    jobs = [job for request, who in orders for job in studio.jobs(request, who)]
+    assert len({job.kind for job in jobs}) == 1
+    together = studio.painter().paint([j.row for j in jobs], jobs[0].request, [j.request.seed for j in jobs])[0]
+    for job, image in zip(jobs, together, strict=True):
+        alone = studio.painter().paint([job.row], job.request, [job.request.seed])[0][0]
+        assert np.abs(alone.astype(int) - image.astype(int)).max() <= 1
+    assert len({j.kind for j in studio.jobs(Request(guidance_scale=2), ada)} | {jobs[0].kind}) == 2
+
+
+def test_a_picture_that_lacks_somebody_is_drawn_again(studio: Studio, ada: Identity, bo: Identity, monkeypatch: pytest.MonkeyPatch):
+    seen: list[int] = []
+
+    def recognised(image: np.ndarray, people: object) -> list[Match]:
+        seen.append(1)
+        box = Found(np.zeros(4), np.zeros((5, 2)), 1.0)
+        return [Match(0, box, 0.5, True), Match(1, box if len(seen) > 2 else None, 0.5, len(seen) > 2)]
+
+    monkeypatch.setattr(studio, "recognised", recognised)
+    request = Request(prompt="two people", width=192, num_steps=1)
+    made = studio.generate(request, [ada, bo], retries=5)[0]
+    assert len(seen) == 3
+    assert made.everybody
+    assert made.seed == made.request.seed != 0
+    again = studio.generate(made.request, [ada, bo])[0]
+    assert np.array_equal(again.pixels, made.pixels)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_a_start_is_changed_as_far_as_is_asked(studio: Studio, strength: float):
+    start = read_image(EXAMPLES / "ada.png")
+    request = Request(prompt="a photo of a person", num_steps=8, start_strength=strength)
+    steps: list[int] = []
+    made = studio.generate(request, start=start, on_step=lambda s: steps.append(s.num_steps))[0].pixels
+    assert len(steps) == max(1, int(8 * strength)) == studio.num_calls(request, has_start=True)
+    error = np.abs(made.astype(int) - start.astype(int)).mean()
+    assert error < 12 if strength == 0 else error > 12
+
+
+def test_changing_a_picture_is_the_end_of_a_schedule_from_the_noised_picture(studio: Studio):
+    """Written out with diffusers' scheduler: noise to the first kept timestep, then guided steps."""
+    start = read_image(EXAMPLES / "ada.png")
+    request = Request(prompt="a photo of a person on a beach", num_steps=5, start_strength=0.6, solver="ddim", seed=3)
+    clean = studio.to_latents(start, request.sized(studio.limits))
+    scheduler = studio.scheduler("ddim")
+    scheduler.set_timesteps(5)
+    states = torch.cat([studio.text_states([p])[0] for p in ("", request.prompt)])
+    noise = torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(3))[None]
+    latents = scheduler.add_noise(clean, noise, scheduler.timesteps[2:3])
+    with torch.no_grad():
+        for t in scheduler.timesteps[2:]:
+            u, c = studio.unet(latents.repeat(2, 1, 1, 1), t, states).sample.chunk(2)
+            latents = scheduler.step(u + 3.0 * (c - u), t, latents).prev_sample
+    expected = studio.decode(latents)[0]
+    made = studio.generate(request, start=start)[0].pixels
+    assert np.abs(made.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_fast_is_near_exact_and_exact_is_the_default(studio: Studio, ada: Identity):
+    exact, fast, again = (
+        studio.generate(Request(prompt="a photo of a person", num_steps=8, **more), ada)[0].pixels for more in ({}, {"speed": "fast"}, {"speed": "exact"})
+    )
+    assert np.array_equal(exact, again)
+    difference = np.abs(exact.astype(int) - fast.astype(int)).mean()
+    assert 0 < difference < 30
+
+
+# ---------------------------------------------------------------------------------------------- views and mixes
+
+
+@pytest.mark.parametrize("who", ["head", "world"])
+def test_a_turned_head_moves_its_points_as_a_head_does(who: str, studio: Studio):
+    def kps(yaw: float = 0, pitch: float = 0, roll: float = 0) -> np.ndarray:
+        return head_kps(yaw, pitch, roll, 128) if who == "head" else studio.view(yaw, pitch, roll).kps
+
+    front = kps()
+    assert np.allclose(front[0, 1], front[1, 1], atol=0.1)
+    assert abs(front[2, 0] - front[:2, 0].mean()) < 0.1
+    right, up, rolled = kps(yaw=20), kps(pitch=12), kps(roll=10)
+    assert right[2, 0] - right[:2, 0].mean() > 2  # the nose leads
+    assert right[1, 0] - right[0, 0] < front[1, 0] - front[0, 0]
+    assert (up[:, 1] < front[:, 1]).all()
+    assert rolled[1, 1] < rolled[0, 1]
+    left = kps(yaw=-20)
+    mirrored = np.array([2 * front[2, 0], 0]) + left * (-1, 1)
+    assert np.allclose(mirrored[[1, 0, 2, 4, 3]], right, atol=0.2)
+
+
+def test_a_mix_is_somebody_between(ada: Identity, bo: Identity):
+    for how in ("linear", "spherical"):
+        ends = [mixed([ada, bo], s, how).embeddings[0] for s in ((1, 0), (0, 1))]
+        assert np.allclose(ends[0], ada.embeddings[0], atol=1e-5)
+        assert np.allclose(ends[1], bo.embeddings[0], atol=1e-5)
+        half = mixed([ada, bo], (2, 2), how).embeddings[0]
+        toward = [half @ e / np.linalg.norm(half) / np.linalg.norm(e) for e in ends]
+        assert min(toward) > ends[0] @ ends[1] / np.linalg.norm(ends[0]) / np.linalg.norm(ends[1])
+    spherical = mixed([ada, bo], (1, 1), "spherical").embeddings[0]
+    assert np.linalg.norm(spherical) == pytest.approx((np.linalg.norm(ada.embeddings) + np.linalg.norm(bo.embeddings)) / 2, rel=1e-5)
+    for people, shares, how, match in (
+        ([ada, bo], (1, 1, 1), "linear", "2 people and 3 shares"), ([ada, bo], (0, 0), "linear", "at least one above"),
+        ([ada, bo], (1, -1), "linear", "numbers from 0"), ([ada, bo, ada], (1, 1, 1), "spherical", "not among 3"),
+        ([ada, bo], (1, 1), "cubic", "choose linear"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=match):
+            mixed(people, shares, how)
+
+
+# ---------------------------------------------------------------------------------------------- orders
+
+
+def test_orders_survive_their_json(tmp_path: Path):
+    order = Order(prompt="p", people=(tmp_path / "a.png", tmp_path / "b.png"), regions=("0,0,64,128", "64,0,128,128"), yaw=None, which=None, retries=2)
+    assert Order.of(order.request.to_json() | order.extras) == order
+    assert Order.of({"face": "a.png b.png", "which": "1", "yaw": 12}, Path("/x")) == Order(face=(Path("/x/a.png"), Path("/x/b.png")), which=1, yaw=12.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"promt": "x"}, "did you mean 'prompt'"),
+        ({"seed": "many"}, "field 'seed': 'many' cannot be used"),
+        ({"face": 3}, "field 'face'"),
+        ({"prompt": ["x"]}, "field 'prompt'"),
+        ({"pose": True}, "field 'pose'"),
+    ],
+)
+def test_fields_that_cannot_be_read_are_named(values: dict, match: str):
+    with pytest.raises(InputError, match=match):
+        Order.of(values)
+
+
+def test_orders_that_contradict_themselves_are_refused(studio: Studio):
+    photo = EXAMPLES / "ada.png"
+    for order, match in (
+        (Order(face=(photo,), people=(photo,)), "--face or --people"),
+        (Order(regions=("0,0,64,64",)), "belongs to --people"),
+        (Order(people=(photo, photo), regions=("0,0,64,64",)), "1 regions for 2 people"),
+        (Order(people=(photo, photo), scales=("1", "2,3,4")), "one number, or two"),
+        (Order(people=(photo, photo), regions=("left", "right")), "left,top,right,bottom"),
+        (Order(face=(photo,), pose=photo, view="left"), "--pose or --view"),
+        (Order(people=(photo, photo), view="left"), "is for one person"),
+        (Order(face=(photo,), yaw=80), "does not show its five key points"),
+        (Order(face=(photo,), view="lft"), "did you mean 'left'"),
+        (Order(mix=("ada.png",)), "as in ada.png:0.3"),
+        (Order(mix=(f"{photo}:x",)), "'x' is no number"),
+        (Order(keep=("nose",), face=(photo,)), "--keep 'nose' is unknown"),
+        (Order(keep=("glasses",)), "--keep needs --face"),
+        (Order(face=(photo,), retries=99), "99 retries"),
+        (Order(people=(EXAMPLES.parent / "src", photo)), "no pictures in this folder"),
+    ):
+        with pytest.raises(InputError, match=match):
+            jobs_of(order, studio)
+
+
+def test_what_a_photo_shows_goes_into_the_prompt(studio: Studio, tmp_path: Path):
+    from selfsame.images.files import write_image
+
+    look = Look(expression="laughing", clothes="suit", clothes_colour="red", hat="crown", glasses="round")
+    photo = write_image(tmp_path / "me.png", draw([Scene((PersonIn(person_of(300_004), look, View(y=0.16)),), "studio", "photo")])[0].image)
+    jobs, _, _ = jobs_of(Order(face=(photo,), prompt="a comic of a person in space", keep=("glasses", "hat", "expression")), studio)
+    assert jobs[0].row.prompt == "a comic of a person laughing wearing a gold crown and round glasses in space"
+    with pytest.raises(InputError, match="cannot read what a photo shows"):
+        Family.described(studio, np.zeros((8, 8, 3), np.uint8), ("glasses",))
+
+
+def test_people_are_told_apart_from_identities(ada: Identity):
+    assert people_of(None) == ()
+    assert people_of(ada) == (Person(ada),)
+    assert people_of([ada, Person(ada)])[1] == Person(ada)
+    with pytest.raises(InputError, match="one pose for 2 people"):
+        people_of([ada, ada], Pose.of(ada))
+    assert Made(np.zeros((1, 1, 3), np.uint8), Request(), 0).everybody
