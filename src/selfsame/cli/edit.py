@@ -41,6 +41,10 @@ class Edit(EditRequest):
     """With --person: what to paint."""
     out: Path = Path("out.png")
     """The PNG to write; several pictures get -1, -2 ... before the ending."""
+    model: str = "mannequin"
+    """mannequin, or mimicbrush: the official weights, 512 pixels (they were made for --num-steps 50 --guidance-scale 5 --solver ddim)."""
+    weights: Path | None = None
+    """With --model mimicbrush: a folder of the official layout instead of the fetched one."""
     device: str = "cpu"
     """cpu, cuda or mps."""
 
@@ -77,8 +81,7 @@ class Edit(EditRequest):
     def _imitate(self, source: np.ndarray, masks: list[np.ndarray], request: EditRequest) -> list[np.ndarray]:
         from selfsame.images.files import InputError, read_image
         from selfsame.images.masks import read_mask
-        from selfsame.studio.edits import Editor, Region
-        from selfsame.studio.studio import load
+        from selfsame.studio.edits import Region
 
         if len(self.reference) not in (1, len(masks)):
             raise InputError(f"{len(masks)} masks and {len(self.reference)} references: give one reference for each mask, or one for all")
@@ -96,9 +99,26 @@ class Edit(EditRequest):
                     warn(note)
             looked.append((image, part))
         regions = [Region(mask, *looked[k if len(looked) > 1 else 0]) for k, mask in enumerate(masks)]
-        studio = load(device=self.device)
-        with bar("painting", self._calls(studio) * len(regions)) as tick:
-            return Editor(studio).edit(source, regions, request, on_step=lambda _: tick(1))
+        editor = self._editor()
+        with bar("painting", self._calls(editor.studio) * len(regions)) as tick:
+            return editor.edit(source, regions, request, on_step=lambda _: tick(1))
+
+    def _editor(self) -> Any:
+        from selfsame.images.files import InputError
+        from selfsame.studio.edits import Editor
+        from selfsame.studio.request import nearest
+        from selfsame.studio.studio import checked_device, load
+
+        nearest(self.model, ("mannequin", "mimicbrush"), "model")
+        if self.model == "mannequin":
+            if self.weights:
+                raise InputError("--weights belongs to --model mimicbrush; the miniature brings its own")
+            return Editor(load(device=self.device))
+        from selfsame.studio.brush import BrushEditor
+        from selfsame.weights.catalogue import CATALOGUE
+        from selfsame.weights.fetch import local
+
+        return BrushEditor(self.weights or local(CATALOGUE["mimicbrush"]), device=str(checked_device(self.device)))
 
     def _person(self, source: np.ndarray, mask: np.ndarray, request: EditRequest) -> list[np.ndarray]:
         from selfsame.images.files import InputError
@@ -106,6 +126,8 @@ class Edit(EditRequest):
         from selfsame.studio.request import Request
         from selfsame.studio.studio import load
 
+        if self.model != "mannequin":
+            raise InputError(f"--person paints with the miniature's InstantID, not with --model {self.model}")
         if self.reference_mask or self.keep_shape:
             raise InputError("--reference-mask and --keep-shape belong to --reference, not to --person")
         shared: dict[str, Any] = {n: getattr(self, n) for n in ("seed", "num_images", "num_steps", "guidance_scale", "solver", "prompt")}
@@ -118,6 +140,6 @@ class Edit(EditRequest):
         return made
 
     def _calls(self, studio: Any) -> int:
-        from selfsame.studio.request import Request
+        from selfsame.studio.painting import calls_of
 
-        return studio.num_calls(Request(num_steps=self.num_steps, solver=self.solver))
+        return calls_of(studio.scheduler(self.solver), self.num_steps)

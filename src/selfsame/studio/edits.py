@@ -25,7 +25,6 @@ from selfsame.perception.depth import DepthNet, depth_of
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row, last_of, noise_of
 from selfsame.studio.request import EditRequest, Request
-from selfsame.studio.studio import Studio
 from selfsame.values.conditioning import Conditioning, stacked
 from selfsame.values.identity import Identity
 from selfsame.weights import mannequin
@@ -52,7 +51,7 @@ class Square:
     source: np.ndarray  # s s 3 uint8
     mask: np.ndarray  # s s bool
     reference: np.ndarray | None  # s s 3 uint8; None: nothing to imitate
-    depth: np.ndarray | None = None  # s s in [0, 1], the shape to keep; None: free
+    depth: Tensor | None = None  # 1 1 h w, the shape to keep; None: free
 
 
 class Editor:
@@ -61,7 +60,13 @@ class Editor:
     References that were seen lately stay in memory, with their features at each timestep.
     """
 
-    def __init__(self, studio: Studio, method: MimicBrush | None = None) -> None:
+    side = SIDE  # pixels of the square that is painted
+
+    def __init__(self, studio: Any, method: MimicBrush | None = None) -> None:
+        """
+        Args:
+            studio: whose `device`, `vae`, `scheduler` and `decode` are used; for people a whole `Studio`.
+        """
         self.studio = studio
         if method is not None:
             self.__dict__["method"] = method
@@ -90,20 +95,42 @@ class Editor:
     def depth_net(self) -> Any:
         return mannequin.load_into(DepthNet(), "depth.safetensors")
 
+    # ------------------------------------------------------------------------------------------ what other weights do otherwise
+
+    def clip_pixels(self, square: np.ndarray) -> Tensor:
+        """A reference as the image tower sees it, 1 3 s s; no picture is zeros of that shape."""
+        return pixels_of(square)
+
+    def depth(self, square: np.ndarray) -> Tensor:
+        """The depth of a square whose shape shall stay, 1 1 h w."""
+        return torch.from_numpy(depth_of(self.depth_net, square))[None, None]
+
+    @cached_property
+    def no_depth(self) -> Tensor:
+        """What stands for a shape that is free, 1 1 h w: in training half of the depth maps were zeros."""
+        return torch.zeros(1, 1, self.side, self.side)
+
+    # ------------------------------------------------------------------------------------------ painting
+
     @cached_property
     def no_tokens(self) -> Tensor:
         """Tokens of no picture, 1 t d."""
-        return self.method.image_tokens(self.image_encoder, torch.zeros(1, 3, SIDE, SIDE, device=self.studio.device))
+        seen = self.clip_pixels(np.zeros((self.side, self.side, 3), np.uint8))
+        return self.method.image_tokens(self.image_encoder, torch.zeros_like(seen).to(self.studio.device, self.method.unet.dtype))
 
     def pixels_to_latents(self, square: np.ndarray) -> Tensor:
-        return encode(self.studio.vae, pixels_of(square))
+        return encode(self.studio.vae, pixels_of(square)).to(self.method.unet.dtype)
 
     @torch.no_grad()
     def reference(self, square: np.ndarray) -> Reference:
         """A reference picture s s 3 with whatever is already known of it."""
         key = hashlib.sha256(square.tobytes()).hexdigest() + str(self.uses_tokens)
         if key not in self._references:
-            tokens = self.method.image_projector(image_states(self.image_encoder, pixels_of(square))) if self.uses_tokens else self.no_tokens
+            tokens = (
+                self.method.image_projector(image_states(self.image_encoder, self.clip_pixels(square).to(self.method.unet.dtype)))
+                if self.uses_tokens
+                else self.no_tokens
+            )
             self._references[key] = Reference(self.method.reference_net, self.pixels_to_latents(square), tokens)
         self._references.move_to_end(key)
         while len(self._references) > KEPT_REFERENCES:
@@ -133,11 +160,10 @@ class Editor:
         told, nothing = torch.cat(tokens), self.no_tokens.expand(len(squares), -1, -1)
         rows = torch.tensor(picks, device=device)
         collage = torch.cat([self.pixels_to_latents(np.where(s.mask[..., None], np.uint8(0), s.source)) for s in squares])
-        mask = torch.cat([latent_mask(s.mask) for s in squares]).to(device)
-        depth = np.stack([np.zeros(s.mask.shape, np.float32) if s.depth is None else s.depth for s in squares])
-        feature = self.method.depth_feature(torch.from_numpy(depth)[:, None].float().to(device), collage)
-        channels = inpaint_channels(mask, collage, feature)
-        noise = noise_of(seeds, tuple(collage.shape[1:])).to(device)
+        mask = torch.cat([latent_mask(s.mask) for s in squares]).to(collage)
+        depth = torch.cat([self.no_depth if s.depth is None else s.depth for s in squares]).to(collage)
+        channels = inpaint_channels(mask, collage, self.method.depth_feature(depth, collage))
+        noise = noise_of(seeds, tuple(collage.shape[1:])).to(collage)
         without = Conditioning(nothing, inpaint=channels)
 
         def with_at(t: Tensor) -> Conditioning:
@@ -178,10 +204,10 @@ class Editor:
         seeds = [request.seed + i for i in range(request.num_images)]
         for region in regions:
             _must_fit(region, source)
-            reference = resized(reference_square(region), SIDE)
-            framings = [framed(picture, region.mask, request.context) for picture in made]
+            reference = resized(reference_square(region), self.side)
+            framings = [framed(picture, region.mask, request.context, self.side) for picture in made]
             window = framings[0][2]
-            squares = [Square(square, inside, reference, depth_of(self.depth_net, square) if request.keep_shape else None) for square, inside, _ in framings]
+            squares = [Square(square, inside, reference, self.depth(square) if request.keep_shape else None) for square, inside, _ in framings]
             painted = self.paint(squares, seeds, request, on_step=on_step)
             made = [put_back(picture, result, region.mask, window, request) for picture, result in zip(made, painted, strict=True)]
         return made
@@ -220,11 +246,11 @@ class Editor:
         return fitted, ("no face was found under the mask: the photo's pose is used, fitted into the region",)
 
 
-def framed(picture: np.ndarray, mask: np.ndarray, context: float) -> tuple[np.ndarray, np.ndarray, Window]:
+def framed(picture: np.ndarray, mask: np.ndarray, context: float, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, Window]:
     """The square that is worked on, what of it is painted (whole cells of the latents, so that a thin line counts), and where it lies."""
-    window = window_around(mask > 0, context, SIDE)
-    enlarged = cv2.resize(window.crop(mask, 0), (SIDE, SIDE), interpolation=cv2.INTER_AREA if window.side > SIDE else cv2.INTER_LINEAR)
-    return resized(window.crop(picture, 255), SIDE), cells_of(enlarged), window
+    window = window_around(mask > 0, context, side)
+    enlarged = cv2.resize(window.crop(mask, 0), (side, side), interpolation=cv2.INTER_AREA if window.side > side else cv2.INTER_LINEAR)
+    return resized(window.crop(picture, 255), side), cells_of(enlarged), window
 
 
 def _must_fit(region: Region, source: np.ndarray) -> None:

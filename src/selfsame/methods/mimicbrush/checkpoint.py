@@ -14,7 +14,7 @@ POSITION_IDS = "vision_model.embeddings.position_ids"  # a buffer of old transfo
 
 
 def load_strictly(module: nn.Module, values: Mapping[str, Tensor], name: str) -> None:
-    """Fill a module from a part of a checkpoint.
+    """Fill a module from a part of a checkpoint; one that was made without memory takes the checkpoint's own tensors.
 
     Raises:
         ValueError: keys are missing, unexpected or of another shape; the message names the part and the first ones.
@@ -26,7 +26,7 @@ def load_strictly(module: nn.Module, values: Mapping[str, Tensor], name: str) ->
     wrong = next((k for k in own if own[k].shape != values[k].shape), None)
     if wrong:
         raise ValueError(f"{name} key {wrong} has shape {tuple(values[wrong].shape)}, this model needs {tuple(own[wrong].shape)}")
-    module.load_state_dict(dict(values), strict=True)
+    module.load_state_dict(dict(values), strict=True, assign=any(p.is_meta for p in module.parameters()))
 
 
 def mimicbrush_from_official(values: Mapping[str, Mapping[str, Tensor]], method: MimicBrush, image_encoder: nn.Module) -> None:

@@ -1,0 +1,148 @@
+"""Edits by the official MimicBrush weights: the same editor as the miniature's, at 512 pixels."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+
+from selfsame.images.files import InputError
+from selfsame.methods.mimicbrush.checkpoint import depth_anything_from_official, load_strictly, mimicbrush_from_official
+from selfsame.methods.mimicbrush.method import MimicBrush
+from selfsame.methods.mimicbrush.modules import DepthProjector, ImageProjector, ReferenceNet
+from selfsame.methods.mimicbrush.pictures import clip_pixels, depth_pixels
+from selfsame.models.latents import decode
+from selfsame.studio.edits import Editor
+from selfsame.studio.painting import scheduler_of
+from selfsame.weights.official import read_official
+
+BRUSH, VAE, TOWER, DEPTH = "mimicbrush/mimicbrush.bin", "sd-vae-ft-mse", "image_encoder", "depth_model/depth_anything_vitb14.pth"
+UNET = {  # Stable Diffusion 1.5, both nets
+    "sample_size": 64, "out_channels": 4, "block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2, "cross_attention_dim": 768,
+    "attention_head_dim": 8, "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}  # fmt: skip
+DEPTH_ANYTHING = {  # v1, ViT-B
+    "backbone": {
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 518, "patch_size": 14, "out_indices": [9, 10, 11, 12],
+        "apply_layernorm": True, "reshape_hidden_states": False,
+    },
+    "reassemble_hidden_size": 768, "patch_size": 14, "neck_hidden_sizes": [96, 192, 384, 768], "fusion_hidden_size": 128, "head_hidden_size": 32,
+    "head_in_index": -1,
+}  # fmt: skip
+SCHEDULE = {
+    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon",
+    "steps_offset": 1, "set_alpha_to_one": False, "timestep_spacing": "leading",
+}  # fmt: skip
+CONFIG = "config.json"  # beside a file of another size: what its networks are made with
+
+
+class BrushStudio:
+    """VAE and schedule of the official weights, as the editor needs them."""
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.folder, self.device, self.dtype = folder, device, dtype
+
+    @cached_property
+    def vae(self) -> Any:
+        try:
+            vae = AutoencoderKL.from_pretrained(self.folder / VAE, torch_dtype=torch.float32, local_files_only=True)
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise InputError(f"{self.folder / VAE}: cannot be loaded ({' '.join(str(error).split())[:160]}); fetch it again") from None
+        return vae.to(self.device).eval().requires_grad_(False)  # type: ignore[union-attr]
+
+    def scheduler(self, solver: str) -> Any:
+        """A fresh solver; officially ddim."""
+        return scheduler_of(SCHEDULE, solver)
+
+    def decode(self, latents: Tensor) -> list[np.ndarray]:
+        """Latents b c h w to pictures h w 3 uint8."""
+        pixels = decode(self.vae, latents.float()).permute(0, 2, 3, 1).cpu().numpy()
+        return [((p + 1) * 127.5).round().astype(np.uint8) for p in pixels]
+
+
+class BrushEditor(Editor):
+    """Repainting by the official weights: things and textures; people belong to InstantID."""
+
+    def __init__(self, folder: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        """
+        Args:
+            folder: of the official layout: `mimicbrush/mimicbrush.bin`, `sd-vae-ft-mse/`, `image_encoder/`, `depth_model/`.
+            dtype: of both U-Nets and the image tower; by default half precision on a GPU. VAE and depth stay in full precision.
+
+        Raises:
+            InputError: a file is missing.
+        """
+        self.folder, where = Path(folder), torch.device(device)
+        absent = [name for name in (BRUSH, VAE, f"{TOWER}/{CONFIG}", DEPTH) if not (self.folder / name).exists()]
+        if absent:
+            raise InputError(f"{self.folder}: lacks {', '.join(absent)}; fetch it with `selfsame models fetch mimicbrush`")
+        self.dtype = dtype or (torch.float32 if where.type == "cpu" else torch.float16)
+        super().__init__(BrushStudio(self.folder, where, self.dtype))
+        config = self._config(BRUSH, UNET)
+        self.side = 8 * int(config["sample_size"])
+
+    def _config(self, file: str, usual: dict[str, Any]) -> dict[str, Any]:
+        path = (self.folder / file).parent / CONFIG
+        return usual | json.loads(path.read_text()) if path.is_file() else usual
+
+    @cached_property
+    def _loaded(self) -> tuple[MimicBrush, Any]:
+        """Both U-Nets, the projectors and the image tower."""
+        values = read_official(self.folder / BRUSH, "MimicBrush's checkpoint")
+        config: dict[str, Any] = self._config(BRUSH, UNET)
+        tower_config: Any = CLIPVisionConfig.from_pretrained(self.folder / TOWER, local_files_only=True)
+        with init_empty_weights(include_buffers=False):  # nothing is drawn at random that would be overwritten
+            imitative, reference = (UNet2DConditionModel(**config, in_channels=n) for n in (13, 4))
+            parts = (ReferenceNet(reference), ImageProjector(tower_config.hidden_size, config["cross_attention_dim"]), DepthProjector())
+            method, tower = MimicBrush(imitative, *parts), CLIPVisionModelWithProjection(tower_config)
+        try:
+            mimicbrush_from_official(values, method, tower)
+        except ValueError as error:
+            raise InputError(f"{self.folder / BRUSH}: {error}") from None
+        device = self.studio.device
+        return method.to(device, self.dtype).eval().requires_grad_(False), tower.to(device, self.dtype).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+    @property
+    def method(self) -> MimicBrush:
+        return self._loaded[0]
+
+    @property
+    def image_encoder(self) -> Any:
+        return self._loaded[1]
+
+    @cached_property
+    def depth_net(self) -> Any:
+        about = dict(self._config(DEPTH, DEPTH_ANYTHING))
+        with init_empty_weights(include_buffers=False):
+            net = DepthAnythingForDepthEstimation(DepthAnythingConfig(backbone_config=Dinov2Config(**about.pop("backbone")), **about))
+        try:
+            load_strictly(net, depth_anything_from_official(read_official(self.folder / DEPTH, "Depth Anything's file")), "depth_anything")
+        except ValueError as error:
+            raise InputError(f"{self.folder / DEPTH}: {error}") from None
+        return net.to(self.studio.device).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+    def clip_pixels(self, square: np.ndarray) -> Tensor:
+        return clip_pixels(square, self.image_encoder.config.image_size).to(self.studio.device)
+
+    @torch.no_grad()
+    def _depth_of(self, pixels: Tensor) -> Tensor:
+        return self.depth_net(pixels.to(self.studio.device)).predicted_depth[:, None]
+
+    def depth(self, square: np.ndarray) -> Tensor:
+        return self._depth_of(depth_pixels(square))
+
+    @cached_property
+    def no_depth(self) -> Tensor:
+        """A free shape is the depth that the network sees in a picture of zeros, not a depth of zero."""
+        return self._depth_of(torch.zeros_like(depth_pixels(np.zeros((self.side, self.side, 3), np.uint8))))
