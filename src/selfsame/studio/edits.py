@@ -61,6 +61,7 @@ class Editor:
     """
 
     side = SIDE  # pixels of the square that is painted
+    dtype = torch.float32
 
     def __init__(self, studio: Any, method: MimicBrush | None = None) -> None:
         """
@@ -116,10 +117,13 @@ class Editor:
     def no_tokens(self) -> Tensor:
         """Tokens of no picture, 1 t d."""
         seen = self.clip_pixels(np.zeros((self.side, self.side, 3), np.uint8))
-        return self.method.image_tokens(self.image_encoder, torch.zeros_like(seen).to(self.studio.device, self.method.unet.dtype))
+        return self.method.image_tokens(self.image_encoder, torch.zeros_like(seen).to(self.studio.device, self.dtype))
 
     def pixels_to_latents(self, square: np.ndarray) -> Tensor:
-        return encode(self.studio.vae, pixels_of(square)).to(self.method.unet.dtype)
+        return encode(self.studio.vae, pixels_of(square)).to(self.dtype)
+
+    def _tokens_of(self, square: np.ndarray) -> Tensor:
+        return self.method.image_projector(image_states(self.image_encoder, self.clip_pixels(square).to(self.dtype)))
 
     @torch.no_grad()
     def reference(self, square: np.ndarray) -> Reference:
@@ -127,9 +131,7 @@ class Editor:
         key = hashlib.sha256(square.tobytes()).hexdigest() + str(self.uses_tokens)
         if key not in self._references:
             tokens = (
-                self.method.image_projector(image_states(self.image_encoder, self.clip_pixels(square).to(self.method.unet.dtype)))
-                if self.uses_tokens
-                else self.no_tokens
+                self.method.image_projector(image_states(self.image_encoder, self.clip_pixels(square).to(self.dtype))) if self.uses_tokens else self.no_tokens
             )
             self._references[key] = Reference(self.method.reference_net, self.pixels_to_latents(square), tokens)
         self._references.move_to_end(key)
