@@ -130,9 +130,7 @@ class Editor:
         """A reference picture s s 3 with whatever is already known of it."""
         key = hashlib.sha256(square.tobytes()).hexdigest() + str(self.uses_tokens)
         if key not in self._references:
-            tokens = (
-                self.method.image_projector(image_states(self.image_encoder, self.clip_pixels(square).to(self.dtype))) if self.uses_tokens else self.no_tokens
-            )
+            tokens = self._tokens_of(square) if self.uses_tokens else self.no_tokens
             self._references[key] = Reference(self.method.reference_net, self.pixels_to_latents(square), tokens)
         self._references.move_to_end(key)
         while len(self._references) > KEPT_REFERENCES:
