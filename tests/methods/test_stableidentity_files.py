@@ -176,8 +176,8 @@ def test_wrong_towers_and_shared_names_are_refused(pipe: StableDiffusionPipeline
         pass
 
 
-def tiny_sdxl() -> StableDiffusionXLPipeline:
-    """Both of SDXL's text towers at tiny size, with the goldens' tokenizer; nothing is ever painted."""
+def tiny_sdxl(vae: AutoencoderKL | None = None) -> StableDiffusionXLPipeline:
+    """Both of SDXL's text towers at tiny size, with the goldens' tokenizer; without a VAE of eight pixels a latent nothing can be painted."""
     folder = Path(__file__).parents[1] / "goldens/stableidentity/tiny_tokenizer"
     torch.manual_seed(0)
 
@@ -194,7 +194,7 @@ def tiny_sdxl() -> StableDiffusionXLPipeline:
         addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=24 + 6 * 4,
     )  # fmt: skip
     return StableDiffusionXLPipeline(
-        vae=AutoencoderKL(block_out_channels=(8,), norm_num_groups=4),
+        vae=vae or AutoencoderKL(block_out_channels=(8,), norm_num_groups=4),
         text_encoder=tower(CLIPTextModel, 16),
         text_encoder_2=tower(CLIPTextModelWithProjection, 24),
         tokenizer=tokenizer(),

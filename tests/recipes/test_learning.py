@@ -9,21 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import CLIPTokenizer, SegformerConfig, SegformerForSemanticSegmentation
 
 from selfsame.images.files import InputError, read_image
 from selfsame.mannequins import paint
 from selfsame.methods.stableidentity.checkpoint import write_words
-from selfsame.methods.stableidentity.method import FreeWords, celebrity_space, name_ids
+from selfsame.methods.stableidentity.interop import words_added
+from selfsame.methods.stableidentity.method import FreeWords, PersonTrainer, celebrity_space, name_ids
 from selfsame.methods.stableidentity.samples import square
+from selfsame.models.text import tokenize, tower_hash
 from selfsame.perception.face_vit import FaceViT
 from selfsame.perception.parser import FaceParser
 from selfsame.recipes.bases import FACE_NAMES, LearnBase, framed, mannequin_base, stable_diffusion_base
-from selfsame.recipes.stableidentity import Learning, Samples, learn, photo_of, words_module
+from selfsame.recipes.stableidentity import Learning, Samples, learn, photo_of, words_modules
 from selfsame.studio.studio import Studio
 from selfsame.training.loop import Progress
+from selfsame.values.identity import LearnedWords
 from tests.goldens import stableidentity_recipe as recipe
+from tests.methods.test_stableidentity_files import tiny_sdxl
 
 ADA = Path(__file__).parents[2] / "examples/ada.png"
 SHORT = Learning(steps=4, batch_size=2, look_every=0)
@@ -73,7 +77,7 @@ def test_learning_leaves_the_base_untouched(studio: Studio, base: LearnBase, tmp
 
 
 def test_textual_inversion_starts_at_the_celebrities_mean(studio: Studio, base: LearnBase):
-    net, skipped = words_module(base, 128, replace(SHORT, method="textual-inversion"))
+    (net,), skipped = words_modules(base, 128, replace(SHORT, method="textual-inversion"))
     assert not skipped
     assert isinstance(net, FreeWords)
     space, _ = celebrity_space(*studio.text, ["ada fox", "ben stone", "cleo tanaka"])
@@ -145,6 +149,10 @@ def test_the_run_says_what_it_was(base: LearnBase, tmp_path: Path):
 # ------------------------------------------------------------------------------------------ Stable Diffusion at tiny size
 
 
+def tiny_vae() -> AutoencoderKL:
+    return AutoencoderKL(block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A Stable Diffusion folder, a face transformer, a parser and a list of names, as their libraries save them, with random weights."""
@@ -152,9 +160,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.manual_seed(0)
     tokens = Path(__file__).parents[1] / "goldens/stableidentity/tiny_tokenizer"
     StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4
-        ),
+        vae=tiny_vae(),
         text_encoder=recipe.text_encoder(),
         tokenizer=CLIPTokenizer(str(tokens / "vocab.json"), str(tokens / "merges.txt"), model_max_length=77, pad_token="!"),
         unet=recipe.unet(),
@@ -183,6 +189,53 @@ def test_a_person_is_learned_for_stable_diffusion_and_the_official_file_comes_ou
     write_words(who.words, tmp_path / "ada.pt", "official")
     assert torch.load(tmp_path / "ada.pt", weights_only=True).shape == (1, 2, 32)
     assert (tmp_path / "run/samples/0000004.png").exists()
+
+
+def test_a_person_is_learned_for_both_towers_of_sdxl_and_drives_its_stock_pipeline(folders: dict[str, Path], tmp_path: Path):
+    tiny_sdxl(tiny_vae()).save_pretrained(tmp_path / "xl")
+    base = stable_diffusion_base(**{**folders, "folder": tmp_path / "xl"})
+    assert base.side == 64
+    who = learn(base, [ADA], "<ada>", tmp_path / "run", SHORT)
+    assert who.words is not None
+    assert [v.shape for v in who.words.vectors] == [(2, 16), (2, 24)]
+    pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "xl")
+    assert who.words.text_encoder == tower_hash(pipe.text_encoder, pipe.text_encoder_2)
+    pipe.set_progress_bar_config(disable=True)
+
+    def painted(prompt: str) -> np.ndarray:
+        return pipe(prompt, num_inference_steps=1, output_type="np", generator=torch.Generator().manual_seed(0)).images[0]
+
+    with words_added(pipe, who.words):
+        ada = painted("a photo of <ada>")
+    assert not np.array_equal(ada, painted("a photo of somebody"))
+
+
+def test_both_towers_words_learn_and_nothing_else_does(folders: dict[str, Path], tmp_path: Path):
+    """Gradients reach the words of either tower; the trained call is SDXL's own with those words in the prompt."""
+    xl = tiny_sdxl(tiny_vae())
+    xl.save_pretrained(tmp_path / "xl")
+    base = stable_diffusion_base(**{**folders, "folder": tmp_path / "xl"})
+    words, _ = words_modules(base, 48, SHORT)
+    trainer = PersonTrainer(words, [e for _, e in base.towers], base.unet)
+    ids = torch.stack([tokenize(t, ["a photo of <ada>"], {"<ada>": 2}).ids for t, _ in base.towers], 1)
+    noisy, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    out = trainer(noisy, t, torch.randn(1, 48), ids, torch.tensor([4]))
+    out.square().sum().backward()
+    for module in words:
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+    assert all(p.grad is None for p in (*base.unet.parameters(), *(q for _, e in base.towers for q in e.parameters())))
+    with pytest.raises(ValueError, match="1 word modules for 2 text towers"):
+        PersonTrainer(words[:1], [e for _, e in base.towers], base.unet)
+    said = FreeWords(celebrity_space(*base.towers[0], base.names)[0]), FreeWords(celebrity_space(*base.towers[1], base.names)[0])
+    plain = PersonTrainer(said, [e for _, e in base.towers], base.unet)
+    vectors = tuple(v.detach().numpy() for v in plain.vectors(torch.zeros(1, 48)))
+    who = LearnedWords(vectors, "<ada>", "")
+    with words_added(xl, who), torch.no_grad():
+        states, _, pooled, _ = xl.encode_prompt("a photo of <ada>", do_classifier_free_guidance=False)
+        added = {"text_embeds": pooled, "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}
+        theirs = xl.unet(noisy, t, encoder_hidden_states=states, added_cond_kwargs=added).sample
+        ours = plain(noisy, t, torch.zeros(1, 48), ids, torch.tensor([4]))
+    assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_folders_that_are_no_such_models_are_refused(folders: dict[str, Path], tmp_path: Path):

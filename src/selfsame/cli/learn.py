@@ -47,7 +47,7 @@ class Learn:
     overwrite: bool = False
     """Replace an output that exists."""
     base: Path | None = None
-    """A Stable Diffusion 1 or 2 folder to learn for instead of the miniature; it needs the next three."""
+    """A Stable Diffusion 1, 2 or XL folder to learn for instead of the miniature; it needs the next three."""
     face_vit: Path | None = None
     """Folder of a face transformer, such as jayanta/vit-base-patch16-224-in21k-face-recognition."""
     parser: Path | None = None

@@ -17,7 +17,7 @@ from selfsame.images.files import InputError
 from selfsame.mannequins import paint
 from selfsame.mannequins.captions import STYLE_PHRASES
 from selfsame.mannequins.people import celebrities
-from selfsame.methods.stableidentity.interop import words_added
+from selfsame.methods.stableidentity.interop import towers_of, words_added
 from selfsame.methods.stableidentity.samples import CAPTIONS, encoder_pixels, square
 from selfsame.models.mannequin import SCHEDULE
 from selfsame.perception.detector import Found
@@ -40,8 +40,7 @@ class LearnBase:
     name: str
     unet: Any
     vae: Any
-    tokenizer: Any
-    text_encoder: Any
+    towers: tuple[tuple[Any, Any], ...]  # tokenizer and text encoder; SDXL has two
     prediction_type: str
     alphas_cumprod: Tensor
     side: int  # pixels of the square training pictures
@@ -89,13 +88,11 @@ def mannequin_base(studio: Studio) -> LearnBase:
         vectors = {words.placeholder: torch.from_numpy(words.vectors[0])}
         return studio.paint(rows, Request(num_steps=12), list(range(len(rows))), words=vectors)[0]
 
-    tokenizer, text_encoder = studio.text
     return LearnBase(
         name="mannequin",
         unet=studio.unet,
         vae=studio.vae,
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
+        towers=(studio.text,),
         prediction_type=SCHEDULE["prediction_type"],
         alphas_cumprod=scaled_linear_alphas_cumprod(),
         side=128,
@@ -124,15 +121,18 @@ def labels_called(id2label: Mapping[int, str], names: Sequence[str], folder: Pat
     return tuple(numbers[name] for name in names)
 
 
-def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Path, *, device: str = "cpu", side: int = 512) -> LearnBase:
-    """A Stable Diffusion 1 or 2 folder, a face ViT (transformers), a SegFormer face parser (transformers), a list of two-word names.
+def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Path, *, device: str = "cpu", side: int = 0) -> LearnBase:
+    """A Stable Diffusion 1, 2 or XL folder, a face ViT (transformers), a SegFormer face parser (transformers), a list of two-word names.
 
     Photos are taken as they are, squared: they should be aligned as FFHQ's are, the face upright and filling the middle.
+
+    Args:
+        side: pixels of the training pictures; 0: what the U-Net was made for.
 
     Raises:
         InputError: a folder is missing, or is no such model.
     """
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from transformers import SegformerForSemanticSegmentation, ViTModel
 
     for path, what in ((folder, "the base model"), (face_vit, "the face transformer"), (parser, "the face parser")):
@@ -141,13 +141,18 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
     if not names.is_file():
         raise InputError(f"{names}: no such file; give a text file with one two-word name a line")
     try:
-        pipe: Any = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None, requires_safety_checker=False).to(device)
+        is_xl = (folder / "text_encoder_2").is_dir()
+        unchecked: dict[str, Any] = {} if is_xl else {"safety_checker": None, "requires_safety_checker": False}
+        kind: Any = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
+        pipe: Any = kind.from_pretrained(folder, local_files_only=True, **unchecked).to(device)
         vit: Any = ViTModel.from_pretrained(face_vit, add_pooling_layer=False, local_files_only=True)
         segmenter: Any = SegformerForSemanticSegmentation.from_pretrained(parser, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"a model cannot be read ({str(error).splitlines()[0]}); check that the folders hold what diffusers and transformers saved") from None
     pipe.set_progress_bar_config(disable=True)
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder, vit, segmenter):
+    towers = tuple((getattr(pipe, name), encoder) for name, encoder in towers_of(pipe))
+    side = side or 8 * int(pipe.unet.config.sample_size)
+    for part in (pipe.unet, pipe.vae, *(encoder for _, encoder in towers), vit, segmenter):
         part.requires_grad_(False).eval().to(device)
     size = vit.config.image_size
     assert isinstance(size, int), "face transformers see squares"
@@ -176,8 +181,7 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
         name=folder.name,
         unet=pipe.unet,
         vae=pipe.vae,
-        tokenizer=pipe.tokenizer,
-        text_encoder=pipe.text_encoder,
+        towers=towers,
         prediction_type=str(config.prediction_type),
         alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu(),
         side=side,

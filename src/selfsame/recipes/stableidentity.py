@@ -79,8 +79,10 @@ class Samples:
 
     def __init__(self, base: LearnBase, photos: Sequence[Photo], how: Learning, placeholder: str) -> None:
         self.base, self.photos, self.how = base, photos, how
-        tokens = tokenize(base.tokenizer, [c.format(placeholder) for c in base.captions], {placeholder: NUM_WORDS})
-        self.ids, self.first = tokens.ids, torch.tensor([at for _, at, _, i in tokens.places if i == 0])
+        captions = [c.format(placeholder) for c in base.captions]
+        tokens = [tokenize(tokenizer, captions, {placeholder: NUM_WORDS}) for tokenizer, _ in base.towers]
+        self.ids = torch.stack([t.ids for t in tokens], 1)  # captions towers t
+        self.first = torch.tensor([at for _, at, _, i in tokens[0].places if i == 0])  # towers read the same words
         self.mean = torch.stack([p.features for p in photos]).mean(0)  # 2 f
 
     def one(self, rng: np.random.Generator) -> dict[str, Any]:
@@ -129,13 +131,18 @@ class Samples:
         return np.concatenate([np.concatenate(row[part], 1) for part in (slice(half), slice(half, count)) for row in rows])
 
 
-def words_module(base: LearnBase, feature_dim: int, how: Learning) -> tuple[WordProjection | FreeWords, tuple[str, ...]]:
-    """The only part that learns, fresh; and the celebrities whose names are not two tokens of this text tower."""
-    space, skipped = celebrity_space(base.tokenizer, base.text_encoder, base.names, NUM_WORDS)
+def words_modules(base: LearnBase, feature_dim: int, how: Learning) -> tuple[list[WordProjection | FreeWords], tuple[str, ...]]:
+    """The only parts that learn, fresh, one a text tower; and the celebrities whose names are not two tokens."""
+    made: list[WordProjection | FreeWords] = []
+    skipped: tuple[str, ...] = ()
     torch.manual_seed(how.seed)
-    if how.method == "textual-inversion":
-        return FreeWords(space), skipped
-    return WordProjection(space, feature_dim, space.mean.shape[1], num_words=NUM_WORDS, depth=how.depth, landing=how.landing), skipped
+    for tokenizer, encoder in base.towers:
+        space, skipped = celebrity_space(tokenizer, encoder, base.names, NUM_WORDS)
+        if how.method == "textual-inversion":
+            made.append(FreeWords(space))
+        else:
+            made.append(WordProjection(space, feature_dim, space.mean.shape[1], num_words=NUM_WORDS, depth=how.depth, landing=how.landing))
+    return made, skipped
 
 
 def learn(
@@ -167,7 +174,7 @@ def learn(
         raise InputError("no photo given: give at least one")
     seen = [photo_of(base, image, how.samples.hair_peak, name) for image, name in zip(images, names, strict=True)]
     sources = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
-    words, skipped = words_module(base, seen[0].features.shape[1], how)
+    words, skipped = words_modules(base, seen[0].features.shape[1], how)
     if skipped:
         on_note(f"{len(skipped)} of {len(base.names)} celebrities' names are not {NUM_WORDS} tokens and were left out, such as {skipped[0]!r}")
     samples = Samples(base, seen, how, placeholder)
@@ -179,7 +186,7 @@ def learn(
         look_every=how.look_every, watch="fixed_loss", patience=how.patience, data=f"{placeholder} {' '.join(s[:12] for s in sources)}",
     )  # fmt: skip
     scale = float(base.vae.config.scaling_factor)
-    tower = tower_hash(base.text_encoder)
+    tower = tower_hash(*(encoder for _, encoder in base.towers))
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         said = model(batch["noisy"], batch["t"], batch["features"], batch["ids"], batch["first"])
@@ -191,17 +198,17 @@ def learn(
         """The words for the photos as they are, not mirrored."""
         assert isinstance(model, PersonTrainer)
         with torch.no_grad():
-            vectors = model.words(samples.mean[:1].to(next(model.words.parameters()).device))[0]
+            vectors = model.vectors(samples.mean[:1].to(next(model.words.parameters()).device))
         about: dict[str, str | int | float] = {"base": base.name, "method": how.method, "steps": step, "seed": how.seed, "sources": " ".join(sources)}
-        return LearnedWords((vectors.float().cpu().numpy(),), placeholder, tower, about)
+        return LearnedWords(tuple(v.float().cpu().numpy() for v in vectors), placeholder, tower, about)
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         now = learned(model, step)
         save_grid(run, step, [[photo.image for photo in seen[:1]] + base.preview(now)])
         losses = [float(objective(model, beside(model, batch)).total) for batch in fixed]
-        return {"fixed_loss": float(np.mean(losses)), "largest": float(np.abs(now.vectors[0]).max())}
+        return {"fixed_loss": float(np.mean(losses)), "largest": max(float(np.abs(v).max()) for v in now.vectors)}
 
-    done = train(run, PersonTrainer(words, base.text_encoder, base.unet), objective, samples.batch, on_progress=on_progress, look=look)
+    done = train(run, PersonTrainer(words, [encoder for _, encoder in base.towers], base.unet), objective, samples.batch, on_progress=on_progress, look=look)
     now = learned(done.module, done.step)
     if base.identity is not None:
         return replace(base.identity(images), words=now)

@@ -1,8 +1,9 @@
-"""StableIdentity as one trainable module: a frozen base, a frozen text tower, and the projection that writes words."""
+"""StableIdentity as one trainable module: a frozen base, its frozen text towers, and the projections that write words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -49,13 +50,18 @@ class FreeWords(nn.Module):
 
 
 class PersonTrainer(nn.Module):
-    """Words, text tower and U-Net behind one call; only the words' module learns."""
+    """Words, text towers and U-Net behind one call; only the words' modules learn. SDXL has two towers, and words for each."""
 
-    def __init__(self, words: WordProjection | FreeWords, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
+    def __init__(self, words: Sequence[WordProjection | FreeWords], towers: Sequence[Any], unet: UNet2DConditionModel) -> None:
         super().__init__()
-        self.words = words
-        self.text_encoder = text_encoder.requires_grad_(False)
+        if len(words) != len(towers):
+            raise ValueError(f"{len(words)} word modules for {len(towers)} text towers: give one for each")
+        self.words, self.towers = nn.ModuleList(words), nn.ModuleList(tower.requires_grad_(False) for tower in towers)
         self.unet = unet.requires_grad_(False)
+
+    def vectors(self, features: Tensor) -> list[Tensor]:
+        """Words of one person, 1 f -> n d for each tower."""
+        return [module(features)[0] for module in self.words]
 
     def forward(self, noisy: Tensor, timesteps: Tensor, features: Tensor, ids: Tensor, first: Tensor) -> Tensor:
         """The U-Net's prediction, b c h w.
@@ -64,13 +70,22 @@ class PersonTrainer(nn.Module):
             noisy: b c h w (VP).
             timesteps: b.
             features: b f of the face encoder.
-            ids: b t token ids, with places for the words.
+            ids: b k t, token ids of each tower with places for the words.
             first: b, the position of the first word in each row.
         """
-        words = self.words(features)  # b n d
+        outs = [self._told(i, features, ids[:, i], first) for i in range(len(self.towers))]
+        if len(outs) == 1:
+            return self.unet(noisy, timesteps, encoder_hidden_states=outs[0].last_hidden_state).sample
+        states = torch.cat([out.hidden_states[-2] for out in outs], -1)
+        sides = [8 * noisy.shape[-2], 8 * noisy.shape[-1]]
+        added = {"text_embeds": outs[-1].text_embeds, "time_ids": noisy.new_tensor([*sides, 0, 0, *sides]).expand(len(noisy), -1)}
+        return self.unet(noisy, timesteps, encoder_hidden_states=states, added_cond_kwargs=added).sample
+
+    def _told(self, tower: int, features: Tensor, ids: Tensor, first: Tensor) -> Any:
+        encoder: Any = self.towers[tower]
+        words = self.words[tower](features)  # b n d
         b, n, _ = words.shape
         positions = (first[:, None] + torch.arange(n, device=first.device)).flatten()
         slots = Slots(torch.arange(b, device=first.device).repeat_interleave(n), positions, words.flatten(0, 1))
-        with words_inserted(self.text_encoder.get_input_embeddings(), slots):
-            states = self.text_encoder(ids).last_hidden_state
-        return self.unet(noisy, timesteps, encoder_hidden_states=states).sample
+        with words_inserted(encoder.get_input_embeddings(), slots):
+            return encoder(ids, output_hidden_states=len(self.towers) > 1)
