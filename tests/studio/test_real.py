@@ -96,7 +96,7 @@ def test_the_same_numbers_as_a_stock_pipeline(studio: RealStudio, photo: Path):
     parts |= {"unet": studio.unet, "vae": studio.vae, "scheduler": studio.scheduler("euler"), "controlnet": studio.instantid.identity_net}
     pipe = diffusers.StableDiffusionXLControlNetPipeline(**parts, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
-    told, against = encode_weighted(*studio.text, PROMPT, "")
+    told, against = encode_weighted(studio.tokenizer, studio.encoders, PROMPT, "")
     kps = studio.pose_of(photo).in_picture(64, 96)
     with face_in(pipe, studio.instantid, who.embeddings[0], ip_scale=0.8):
         theirs = pipe(

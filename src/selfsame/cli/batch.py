@@ -36,6 +36,8 @@ class Batch:
     """For photographs: a folder of face models instead of antelopev2."""
     device: str = "cpu"
     """cpu, cuda or mps."""
+    memory: str = "auto"
+    """For photographs: high, medium, low or auto."""
     score: bool = True
     """Let the judge look at each picture with one person."""
 
@@ -48,7 +50,7 @@ class Batch:
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{self.out}: is a file; give a folder")
         self.out.mkdir(parents=True, exist_ok=True)
-        studio = load(self.model, device=self.device, base=self.base, instantid=self.instantid, face_models=self.face_models)
+        studio = load(self.model, device=self.device, base=self.base, instantid=self.instantid, face_models=self.face_models, memory=self.memory)
         counts = {"made": 0, "kept": 0, "failed": 0}
         pictures = sum(line.order.num_images if line.order else 1 for line in lines)
         with bar("painting", pictures) as tick:

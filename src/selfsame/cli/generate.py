@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ class Generate(Order):
     """For photographs: a folder of face models instead of antelopev2."""
     device: str = "cpu"
     """cpu, cuda or mps."""
+    memory: str = "auto"
+    """For photographs: high keeps everything loaded, medium lets text encoders and VAE leave, low also keeps the base in 8 bits; auto: what fits."""
     score: bool = True
     """Print how alike the judge finds the result and the photo."""
 
@@ -69,7 +72,7 @@ class Generate(Order):
         began = time.monotonic()
         _ = self.request  # checks itself
         out = check_output(self.out)
-        studio = load(self.model, device=self.device, base=self.base, instantid=self.instantid, face_models=self.face_models)
+        studio = load(self.model, device=self.device, base=self.base, instantid=self.instantid, face_models=self.face_models, memory=self.memory)
         jobs, notes, photos = jobs_of(self, studio)
         for note in notes:
             warn(note)
@@ -77,6 +80,9 @@ class Generate(Order):
         if self.like:
             _warn_if_changed(self.like, sources)
         folders = [str(p.resolve()) if p else None for p in (self.base, self.instantid, self.face_models)]
+        if self.model != "mannequin":
+            plan, peak = studio.planned(jobs[0].request)
+            print(f"memory {plan.name}: about {peak / 2**30:.1f} GB at the peak", file=sys.stderr)
         extras = {k: v for k, v in self.extras.items() if k != "keep"}  # by now the prompt says it
         about = {"order": extras, "sources": sources, "model": self.model, "folders": folders}
         calls = studio.num_calls(self.request, has_start=self.start is not None) * -(-len(jobs) // studio.together)

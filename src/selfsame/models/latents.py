@@ -36,3 +36,9 @@ def _statistics(vae: Any, latents: Tensor) -> tuple[Any, Any]:
         return 0.0, 1.0
     shaped = (torch.tensor(values).view(1, -1, 1, 1).to(latents) for values in (mean, deviation))
     return next(shaped), next(shaped)
+
+
+def pictures_of(vae: Any, latents: Tensor) -> list[np.ndarray]:
+    """Latents b c h w, scaled, to pictures h w 3 uint8."""
+    pixels = decode(vae, latents.to(vae.device, vae.dtype))
+    return [((p.permute(1, 2, 0).cpu().numpy() + 1) * 127.5).round().astype(np.uint8) for p in pixels.float()]

@@ -21,7 +21,7 @@ from selfsame.methods.mimicbrush.checkpoint import depth_anything_from_official,
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.methods.mimicbrush.modules import DepthProjector, ImageProjector, ReferenceNet
 from selfsame.methods.mimicbrush.pictures import clip_pixels, depth_pixels
-from selfsame.models.latents import decode
+from selfsame.models.latents import pictures_of
 from selfsame.studio.edits import Editor
 from selfsame.studio.painting import scheduler_of
 from selfsame.weights.official import read_official
@@ -67,8 +67,7 @@ class BrushStudio:
 
     def decode(self, latents: Tensor) -> list[np.ndarray]:
         """Latents b c h w to pictures h w 3 uint8."""
-        pixels = decode(self.vae, latents.float()).permute(0, 2, 3, 1).cpu().numpy()
-        return [((p + 1) * 127.5).round().astype(np.uint8) for p in pixels]
+        return pictures_of(self.vae, latents)
 
 
 class BrushEditor(Editor):

@@ -17,7 +17,7 @@ from torch import Tensor
 from selfsame.diffusion.sampling import Step
 from selfsame.images.files import InputError
 from selfsame.images.resize import resize_to_fill
-from selfsame.models.latents import encode, pixels_of
+from selfsame.models.latents import pixels_of
 from selfsame.perception.detector import Found
 from selfsame.studio.painting import Painter, Row, calls_of, run_steps
 from selfsame.studio.people import Cast, Who, people_of
@@ -72,6 +72,10 @@ class Family(ABC):
     @abstractmethod
     def known_faces(self, image: np.ndarray) -> tuple[list[Found], Tensor]:
         """Faces of a picture and the embeddings, n 512, that people are known by."""
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels 1 3 h w in [-1, 1] to latents."""
 
     @abstractmethod
     def as_read(self, image: np.ndarray) -> np.ndarray:
@@ -144,8 +148,7 @@ class Family(ABC):
 
     def to_latents(self, image: np.ndarray, request: Request) -> Tensor:
         """A picture of any size as latents 1 c h w of the request's size; what is too much on two sides is cut off."""
-        vae = self.painter().vae
-        return encode(vae, pixels_of(resize_to_fill(image, *request.size)).to(vae.dtype))
+        return self.encode(pixels_of(resize_to_fill(image, *request.size)))
 
     def paint_jobs(self, jobs: Sequence[Job], *, retries: int = 0, on_step: Callable[[Step], None] | None = None) -> Iterator[tuple[int, Made]]:
         """Pictures of jobs, each with its number, as they come: jobs of one kind are denoised together, and none depends on its neighbours.

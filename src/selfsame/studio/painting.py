@@ -16,7 +16,6 @@ from selfsame.adapters.keeping import DeepReuse
 from selfsame.diffusion.sampling import Predict, Step, guided_together, holding, sample
 from selfsame.diffusion.windows import in_window
 from selfsame.methods.instantid.method import InstantID, Residuals, predict, residuals_of
-from selfsame.models.latents import decode
 from selfsame.studio.crowd import Act, Crowd, DrawKps, Shown
 from selfsame.studio.request import Request
 from selfsame.values.conditioning import Conditioning, stacked
@@ -176,16 +175,15 @@ class _Run:
 class Painter:
     """The networks and rules of one base."""
 
-    unet: Any
-    vae: Any
+    device: torch.device
+    dtype: torch.dtype
+    channels: int  # of the latents
+    unet: Callable[[], Any]  # loaded when the prompts have been read
     instantid: Callable[[], InstantID]  # loaded when a row has a face
     tell: Callable[[Sequence[str], Sequence[str], Request], tuple[Told, Told]]  # prompts and negative prompts, of equal length in tokens
     scheduler: Callable[[str], Any]
     draw_kps: DrawKps
-
-    @property
-    def device(self) -> torch.device:
-        return self.unet.device
+    decode: Callable[[Tensor], list[np.ndarray]]  # latents b c h w to pictures h w 3 uint8
 
     @torch.no_grad()
     def paint(
@@ -204,10 +202,10 @@ class Painter:
             known: latents b c h w of a picture to paint into, and a mask b 1 h w of its cells, 1 where to paint.
         """
         told, against = self.tell([row.prompt for row in rows], [row.negative_prompt for row in rows], r)
-        shape = (self.vae.config.latent_channels, r.height // 8, r.width // 8)
-        noise = noise_of(seeds, shape).to(self.device, self.unet.dtype)
+        noise = noise_of(seeds, (self.channels, r.height // 8, r.width // 8)).to(self.device, self.dtype)
+        unet = self.unet()
         method = self.instantid() if any(row.faces for row in rows) else None
-        crowd = None if method is None else Crowd.of([row.faces for row in rows], r.size, method, self.draw_kps, self.unet.dtype)
+        crowd = None if method is None else Crowd.of([row.faces for row in rows], r.size, method, self.draw_kps, self.dtype)
         scheduler, timesteps, first = self.scheduler(r.solver), None, noise
         calls = calls_of(self.scheduler(r.solver), r.num_steps)
         if rows[0].start is not None:
@@ -216,15 +214,10 @@ class Painter:
             calls = len(timesteps)
         with ExitStack() as stack:
             if method is not None:
-                stack.enter_context(method.attached(self.unet, keeps=True))
-            run = _Run(self.unet, method.identity_net if method else None, crowd, told.conditioning(), against.conditioning(), r, calls, PACES[r.speed])
+                stack.enter_context(method.attached(unet, keeps=True))
+            run = _Run(unet, method.identity_net if method else None, crowd, told.conditioning(), against.conditioning(), r, calls, PACES[r.speed])
             if run.pace.deep_every > 1:
                 stack.enter_context(run.deep.attached())
             step = run.predict if known is None else holding(run.predict, *known, noise, scheduler.alphas_cumprod)
             latents = last_of(step, first, scheduler, r.num_steps, seeds[0], on_step, timesteps)
         return self.decode(latents), told.notes + against.notes
-
-    def decode(self, latents: Tensor) -> list[np.ndarray]:
-        """Latents b c h w to pictures h w 3 uint8."""
-        pixels = decode(self.vae, latents.to(self.vae.dtype))
-        return [((p.permute(1, 2, 0).cpu().numpy() + 1) * 127.5).round().astype(np.uint8) for p in pixels.float()]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +20,19 @@ from selfsame.images.draw import draw_kps
 from selfsame.images.files import InputError, read_image
 from selfsame.images.head import head_kps
 from selfsame.images.resize import official_size, resize_official
-from selfsame.methods.instantid.checkpoint import ABOUT, OFFICIAL_ENCODER, encoder_of, instantid_from_official
+from selfsame.methods.instantid.checkpoint import ABOUT, NET_FOLDER, OFFICIAL_ENCODER, encoder_of, instantid_from_official
 from selfsame.methods.instantid.method import InstantID
+from selfsame.models.latents import encode, pictures_of
 from selfsame.models.text import encode_prompts
 from selfsame.models.weighted import encode_weighted
 from selfsame.perception.detector import Found
 from selfsame.perception.real_faces import RealFace, reader_of
 from selfsame.studio.family import Family
+from selfsame.studio.memory import CHOICES, PLANS, Plan, Sizes, chosen, free_memory, needed, numbers_in
 from selfsame.studio.painting import Painter, Told, scheduler_of
 from selfsame.studio.people import Cast, chosen_face, lent_embedding
 from selfsame.studio.places import Person, Pose
-from selfsame.studio.request import Limits, Request
+from selfsame.studio.request import Limits, Request, nearest
 from selfsame.values.identity import Identity
 from selfsame.weights.catalogue import CATALOGUE
 from selfsame.weights.fetch import local
@@ -66,11 +69,16 @@ class RealStudio(Family):
 
     together, judges = 1, False  # large pictures fill a GPU alone; the encoder that conditions must not judge
 
-    def __init__(self, folders: Folders, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+    def __init__(self, folders: Folders, *, device: str = "cpu", dtype: torch.dtype | None = None, memory: str = "auto") -> None:
         """
+        Args:
+            memory: high, medium, low, or auto: the fastest of them that fits (`studio.memory`).
+
         Raises:
-            InputError: the base's folder lacks a part.
+            InputError: the base's folder lacks a part, or no such preset.
         """
+        nearest(memory, CHOICES, "memory")
+        self.memory, self._plan = memory, PLANS.get(memory)
         self.folders, self.device = folders, torch.device(device)
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         absent = [name for name in NEEDED if not (folders.base / name).is_dir()]
@@ -89,29 +97,74 @@ class RealStudio(Family):
             raise InputError(f"{self.folders.base / name}: cannot be loaded ({' '.join(str(error).split())[:160]}); fetch it again") from None
         return model.to(self.device).eval().requires_grad_(False)
 
+    # ------------------------------------------------------------------------------------------ memory
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Numbers in each part, read off the files' headers."""
+        base, own = self.folders.base, self.folders.instantid
+        text = sum(numbers_in(base / name) for name in ("text_encoder", "text_encoder_2") if (base / name).is_dir())
+        method = 0 if own is None else sum(numbers_in(p) for p in (own, own / NET_FOLDER))
+        return Sizes(text, numbers_in(base / "unet"), method, numbers_in(base / "vae"), self.dtype.itemsize)
+
+    def planned(self, request: Request) -> tuple[Plan, int]:
+        """The preset of a request, and the bytes that its picture will need."""
+        height, width = request.sized(self.limits).size
+        rows = self.together * (2 if request.guidance_scale > 1 else 1)
+        plan = self._plan or chosen(self.memory, self.sizes, free_memory(str(self.device)), height, width, rows)
+        return plan, max(needed(self.sizes, plan, height, width, rows).values())
+
+    @contextmanager
+    def _used(self, name: str) -> Iterator[Any]:
+        """A part where it is computed with; afterwards it leaves when the preset says so."""
+        part = getattr(self, name)
+        models = [m for m in (part if isinstance(part, Sequence) else [part]) if hasattr(m, "to")]
+        if self.device.type != "cpu":
+            for model in models:
+                model.to(self.device)
+        yield part
+        if self._plan is not None and self._plan.parks:
+            if self.device.type == "cpu":
+                del self.__dict__[name]
+            else:
+                for model in models:
+                    model.to("cpu")
+
     @cached_property
     def unet(self) -> Any:
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-        return self._part(UNet2DConditionModel, "unet")
+        unet = self._part(UNet2DConditionModel, "unet")
+        if self._plan is not None and self._plan.fp8:
+            unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=self.dtype)
+        return unet
 
     @cached_property
     def vae(self) -> Any:
         """In full precision: SDXL's overflows in half."""
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-        return self._part(AutoencoderKL, "vae", torch.float32)
+        vae = self._part(AutoencoderKL, "vae", torch.float32)
+        if self._plan is not None and self._plan.tiles:
+            vae.enable_tiling()
+        return vae
 
     @cached_property
-    def text(self) -> tuple[Any, list[Any]]:
-        """The first tokenizer and the text encoders."""
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    def tokenizer(self) -> Any:
+        """The first one, whose ids both of SDXL's encoders read."""
+        from transformers import CLIPTokenizer
 
-        tokenizer = CLIPTokenizer.from_pretrained(self.folders.base / "tokenizer", local_files_only=True)
+        return CLIPTokenizer.from_pretrained(self.folders.base / "tokenizer", local_files_only=True)
+
+    @cached_property
+    def encoders(self) -> list[Any]:
+        """The text encoders: one, SDXL's two."""
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
         encoders = [self._part(CLIPTextModel, "text_encoder")]
         if self.is_xl:
             encoders.append(self._part(CLIPTextModelWithProjection, "text_encoder_2"))
-        return tokenizer, encoders
+        return encoders
 
     @cached_property
     def instantid(self) -> InstantID:
@@ -192,7 +245,11 @@ class RealStudio(Family):
         Raises:
             ValueError: SDXL rows whose prompts differ in length.
         """
-        tokenizer, encoders = self.text
+        self._plan = self.planned(request)[0]
+        with self._used("encoders") as encoders:
+            return self._told(self.tokenizer, encoders, prompts, against, request)
+
+    def _told(self, tokenizer: Any, encoders: Sequence[Any], prompts: Sequence[str], against: Sequence[str], request: Request) -> tuple[Told, Told]:
         if not self.is_xl:
             said, not_said = (encode_prompts(tokenizer, encoders[0], p) for p in (prompts, against))
             notes = tuple(f"the prompt is too long; these words were left out: {cut!r}" for cut in (*said.cut, *not_said.cut) if cut)
@@ -211,7 +268,19 @@ class RealStudio(Family):
         """
         if words:
             raise InputError("learned words belong to the base they were learned for: put them into its own pipeline with `words_added`")
-        return Painter(self.unet, self.vae, lambda: self.instantid, self.tell, self.scheduler, draw_kps)
+        channels = int(json.loads((self.folders.base / "vae" / "config.json").read_text())["latent_channels"])
+        unet, instantid = (lambda: self.unet), (lambda: self.instantid)
+        return Painter(self.device, self.dtype, channels, unet, instantid, self.tell, self.scheduler, draw_kps, self.decode)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels 1 3 h w in [-1, 1] to latents."""
+        with self._used("vae") as vae:
+            return encode(vae, pixels).to(self.dtype)
+
+    def decode(self, latents: Tensor) -> list[np.ndarray]:
+        """Latents b c h w to pictures h w 3 uint8."""
+        with self._used("vae") as vae:
+            return pictures_of(vae, latents)
 
     def embedding(self, identity: Identity, photos: str) -> Tensor:
         """What the Resampler gets: 1 1 512 (mean of the photos) or 1 k 512 (jointly).

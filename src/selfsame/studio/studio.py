@@ -20,6 +20,7 @@ from selfsame.images.masks import Window, resized
 from selfsame.mannequins.captions import caption_person
 from selfsame.mannequins.world import CANONICAL_VIEWS, average_kps
 from selfsame.methods.instantid.method import InstantID
+from selfsame.models.latents import encode, pictures_of
 from selfsame.models.text import encode_prompts
 from selfsame.perception.detector import FaceDetector, Found, detect
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, FaceEncoder, JudgeNet, embed, to_crops
@@ -27,6 +28,7 @@ from selfsame.perception.face_vit import FaceViT
 from selfsame.perception.parser import FaceParser
 from selfsame.perception.reader import AttributeReader, read
 from selfsame.studio.family import Family
+from selfsame.studio.memory import CHOICES
 from selfsame.studio.painting import Painter, Row, Told, scheduler_of
 from selfsame.studio.people import Cast, cast_of, chosen_face, from_left, lent_embedding
 from selfsame.studio.places import Person, Pose
@@ -40,17 +42,25 @@ ROWS = 4  # pictures denoised together
 
 
 def load(
-    name: str = "mannequin", *, device: str = "cpu", base: str | Path | None = None, instantid: str | Path | None = None, face_models: str | Path | None = None
+    name: str = "mannequin",
+    *,
+    device: str = "cpu",
+    base: str | Path | None = None,
+    instantid: str | Path | None = None,
+    face_models: str | Path | None = None,
+    memory: str = "auto",
 ) -> Any:
     """Load a model family: a `Studio` of the miniature, or a `RealStudio` for photographs.
 
     Args:
         base, instantid, face_models: for photographs, folders of your own in place of those that `selfsame models fetch` brought.
+        memory: for photographs, a preset of `studio.memory`: high, medium, low or auto.
 
     Raises:
         InputError: no such model, a device that is not there, or a folder that is missing.
     """
     nearest(name, MODELS, "model")
+    nearest(memory, CHOICES, "memory")
     where = str(checked_device(device))
     given = [None if p is None else Path(p) for p in (base, instantid, face_models)]
     if name == "mannequin":
@@ -59,7 +69,7 @@ def load(
         return Studio(where)
     from selfsame.studio.real import Folders, RealStudio
 
-    return RealStudio(Folders.of(name, *given), device=where)
+    return RealStudio(Folders.of(name, *given), device=where, memory=memory)
 
 
 def checked_device(name: str) -> torch.device:
@@ -272,11 +282,16 @@ class Studio(Family):
             said, not_said = (self.text_states(p, words) for p in (prompts, against))
             return Told(said[0], notes=said[1]), Told(not_said[0], notes=not_said[1])
 
-        return Painter(self.unet, self.vae, lambda: self.instantid, tell, self.scheduler, draw_kps_small)
+        channels = int(self.unet.config.in_channels)
+        return Painter(self.device, torch.float32, channels, lambda: self.unet, lambda: self.instantid, tell, self.scheduler, draw_kps_small, self.decode)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels 1 3 h w in [-1, 1] to latents."""
+        return encode(self.vae, pixels)
 
     def decode(self, latents: Tensor) -> list[np.ndarray]:
         """Latents b c h w to pictures h w 3 uint8."""
-        return self.painter().decode(latents)
+        return pictures_of(self.vae, latents)
 
 
 def _on(model: Any, device: torch.device) -> Any:

@@ -1,0 +1,126 @@
+"""Presets that trade seconds for memory, and what a picture will need of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfsame.images.files import InputError
+
+GB = 1 << 30
+ALONE = 0.5 * GB  # Python, torch and diffusers, before any weights
+SPARE = 0.9  # of what is free may be taken
+CONFIG_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+# Bytes that one row of one latent cell needs at its peak, in numbers of the computing precision: U-Net with IdentityNet, and a decoder's cell.
+PER_CELL, PER_DECODED = 40_000, 260_000
+TILE = 64 * 64  # latent cells that a tiled decoder sees at a time
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What leaves when it is not needed."""
+
+    name: str
+    parks: bool  # text encoders and VAE: to main memory from a GPU, dropped and read again on a CPU
+    fp8: bool  # the frozen base is kept as 8-bit floats and cast layer by layer, IdentityNet and adapter are not
+    tiles: bool  # the VAE sees large pictures in tiles
+
+
+PLANS = {"high": Plan("high", False, False, False), "medium": Plan("medium", True, False, True), "low": Plan("low", True, True, True)}
+CHOICES = (*PLANS, "auto")
+
+
+def numbers_in(folder: Path) -> int:
+    """How many numbers the weights in a folder or file hold, read off their headers.
+
+    Raises:
+        InputError: a header is damaged.
+    """
+    files = [folder] if folder.is_file() else [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    whole = [f for f in files if ".fp16." in f.name or ".non_ema." in f.name]
+    if whole and len(whole) < len(files):  # the same weights twice, in two precisions
+        files = whole
+    return sum(_in_file(f) for f in files)
+
+
+def _in_file(path: Path) -> int:
+    if path.suffix != ".safetensors":
+        return path.stat().st_size // 4  # torch files of these models are in full precision
+    try:
+        with open(path, "rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            header = json.loads(f.read(min(length, 100_000_000)))
+        tensors = [v for k, v in header.items() if k != "__metadata__"]
+        return sum((v["data_offsets"][1] - v["data_offsets"][0]) // CONFIG_BYTES[v["dtype"]] for v in tensors)
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise InputError(f"{path}: damaged or no safetensors file ({error}); fetch it again") from None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers in each part, and bytes of each number."""
+
+    text: int
+    unet: int
+    method: int  # Resampler, adapter and IdentityNet
+    vae: int
+    precision: int  # bytes of a number where it is computed with; the VAE's are 4
+
+
+def needed(sizes: Sizes, plan: Plan, height: int, width: int, rows: int) -> Mapping[str, int]:
+    """Bytes at the peak of each phase: reading the prompt, painting, decoding.
+
+    Args:
+        rows: of the batch; guidance doubles them.
+    """
+    p, cells = sizes.precision, height * width // 64
+    text, vae = sizes.text * p, sizes.vae * 4
+    base = sizes.unet * (1 if plan.fp8 else p) + sizes.method * p
+    seen = min(cells, TILE) if plan.tiles else cells
+    here = 0 if plan.parks else text + vae
+    return {
+        "prompt": int(text + (0 if plan.parks else base + vae)),
+        "painting": int(base + here + rows * cells * PER_CELL * p / 4),
+        "decoding": int(base + vae + (0 if plan.parks else text) + seen * PER_DECODED),
+    }
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on a device, or in the machine for a CPU; 0 where it cannot be told."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(meminfo["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+
+def chosen(name: str, sizes: Sizes, free: int, height: int, width: int, rows: int) -> Plan:
+    """A plan by its name; `auto` is the fastest whose peak fits into what is free.
+
+    Raises:
+        InputError: not even the smallest fits, or no such plan.
+    """
+    if name in PLANS:
+        return PLANS[name]
+    if name != "auto":
+        raise InputError(f"memory {name!r}: choose from {', '.join(CHOICES)}")
+    peaks = {plan.name: max(needed(sizes, plan, height, width, rows).values()) for plan in PLANS.values()}
+    for plan in PLANS.values():
+        if not free or peaks[plan.name] <= SPARE * free:
+            return plan
+    raise InputError(
+        f"a picture of {width} x {height} needs about {peaks['low'] / GB:.1f} GB with --memory low and {free / GB:.1f} GB are free: "
+        "make it smaller, or say --memory low to try all the same"
+    )

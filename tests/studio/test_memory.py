@@ -1,0 +1,67 @@
+"""Memory presets: what leaves comes back, and the picture stays what it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import selfsame
+from selfsame.images.files import InputError
+from selfsame.studio.memory import GB, PLANS, Sizes, chosen, needed, numbers_in
+from selfsame.studio.real import Folders, RealStudio
+from selfsame.studio.request import Request
+from tests.studio.test_real import PROMPT, few_faces, folders, photo  # noqa: F401
+
+SDXL = Sizes(text=817_000_000, unet=2_567_000_000, method=1_674_000_000, vae=84_000_000, precision=2)
+
+
+def test_every_preset_paints_the_same_picture(folders: Folders, photo: Path):  # noqa: F811
+    request = Request(prompt=PROMPT, height=64, width=64, num_steps=2)
+    made = {}
+    for name in PLANS:
+        studio = RealStudio(folders, memory=name)
+        who = studio.identity(photo)
+        made[name] = [studio.generate(replace(request, seed=s), who)[0].pixels for s in (0, 1)]
+        assert ("encoders" in studio.__dict__) == (name == "high")
+        assert ("vae" in studio.__dict__) == (name == "high")
+    assert np.array_equal(made["high"], made["medium"])
+    assert 0 < np.abs(np.asarray(made["high"], int) - np.asarray(made["low"], int)).mean() < 40  # eight bits are coarse
+    low = RealStudio(folders, memory="low")
+    low.generate(request)
+    kept = {p.dtype for n, p in low.unet.named_parameters() if n.endswith("to_q.weight")}
+    assert kept == {torch.float8_e4m3fn}
+    assert {p.dtype for p in low.instantid.parameters()} == {torch.float32}
+
+
+def test_less_memory_is_needed_from_preset_to_preset():
+    peaks = [max(needed(SDXL, PLANS[n], 1024, 1024, 2).values()) for n in ("high", "medium", "low")]
+    assert peaks == sorted(peaks, reverse=True)
+    assert 10 * GB < peaks[0] < 18 * GB
+    larger = needed(SDXL, PLANS["high"], 1536, 1536, 2)
+    assert all(larger[k] >= v for k, v in needed(SDXL, PLANS["high"], 1024, 1024, 2).items())
+
+
+def test_auto_takes_the_fastest_that_fits_and_says_when_none_does():
+    names = [chosen("auto", SDXL, int(free * GB), 1024, 1024, 2).name for free in (24, 12.5, 9)]
+    assert names == ["high", "medium", "low"]
+    assert chosen("auto", SDXL, 0, 1024, 1024, 2).name == "high"
+    with pytest.raises(InputError, match="make it smaller"):
+        chosen("auto", SDXL, GB, 1024, 1024, 2)
+    with pytest.raises(InputError, match="did you mean 'medium'"):
+        selfsame.load(memory="midium")
+
+
+def test_sizes_are_read_off_headers(tmp_path: Path, folders: Folders):  # noqa: F811
+    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.float16)}, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    assert numbers_in(tmp_path) == 17
+    studio = RealStudio(folders)
+    assert studio.sizes.unet == sum(p.numel() for p in studio.unet.parameters())
+    assert studio.sizes.text == sum(p.numel() for e in studio.encoders for p in e.parameters())
+    (tmp_path / "bad.safetensors").write_bytes(b"12345678 nothing")
+    with pytest.raises(InputError, match="bad.safetensors: damaged"):
+        numbers_in(tmp_path)
