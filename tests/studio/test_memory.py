@@ -63,5 +63,5 @@ def test_sizes_are_read_off_headers(tmp_path: Path, folders: Folders):  # noqa: 
     assert studio.sizes.unet == sum(p.numel() for p in studio.unet.parameters())
     assert studio.sizes.text == sum(p.numel() for e in studio.encoders for p in e.parameters())
     (tmp_path / "bad.safetensors").write_bytes(b"12345678 nothing")
-    with pytest.raises(InputError, match="bad.safetensors: damaged"):
+    with pytest.raises(InputError, match=r"bad.safetensors: damaged"):
         numbers_in(tmp_path)

@@ -105,13 +105,24 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure identity, prompt and pose by pinned protocols, or the figure of each small model.
+    """Measure identity, prompt and pose by pinned protocols, the figure of each small model, or anybody's folder of pictures.
 
-    Example: selfsame evaluate identity --out report
+    Examples:
+      selfsame evaluate identity --out report
+      selfsame evaluate folder --pictures made --references photos --judges judge ~/.cache/selfsame/buffalo_l
     """
 
-    what: Positional[Literal["identity", "words", "edits", "models"]]
-    """identity: InstantID on held-out people. words: people learned as words. edits: MimicBrush on held-out things. models: each small model's figure."""
+    what: Positional[Literal["identity", "people", "views", "mix", "words", "edits", "models", "folder"]]
+    """identity: InstantID on held-out people. people: two and three in a picture. views: one from several sides. mix: from one to another. words: people
+    learned as words. edits: MimicBrush on held-out things. models: each small model's figure. folder: image files, whoever made them."""
+    pictures: Path | None = None
+    """For `folder`: the pictures to judge; ada-1.png, ada_beach.png and ada/7.png are of ada."""
+    references: Path | None = None
+    """For `folder`: ada.png, or ada/ with several photos, the first of which the pictures were made from."""
+    judges: tuple[str, ...] = ("judge",)
+    """For `folder`: judge or encoder (the miniature's), or folders of real face models; any number."""
+    conditioner: str = ""
+    """For `folder`: the face model that made the pictures, by the same name; as a judge it is flagged."""
     out: Path = Path("out/evaluation")
     """Folder for report.json and report.html."""
     people: int = 0
@@ -127,10 +138,7 @@ class Evaluate:
 
     def run(self) -> int:
         from selfsame.images.files import InputError
-        from selfsame.recipes.measure.edits import edits
-        from selfsame.recipes.measure.identity import identity
         from selfsame.recipes.measure.models import models
-        from selfsame.recipes.measure.words import words
 
         if self.what == "words" and self.device != "cpu":
             raise InputError(f"--device {self.device}: people are learned on the CPU here")
@@ -138,11 +146,30 @@ class Evaluate:
         if self.what == "models":
             return models(self.data, self.out, device=self.device)
         with bar("measuring", 1) as tick:
-            if self.what == "words":
-                report = words(self.out, people=self.people, only=self.rows, on_progress=tick)
-            elif self.what == "edits":
-                report = edits(self.out, cases=self.people, only=self.rows, folder=self.edit_set, device=self.device, on_progress=tick)
-            else:
-                report = identity(self.out, people=self.people, only=self.rows, device=self.device, on_progress=tick)
-        print(report)
+            print(self._report(tick))
         return 0
+
+    def _report(self, tick: Any) -> Any:
+        from selfsame.images.files import InputError
+        from selfsame.recipes.measure import uses
+        from selfsame.recipes.measure.edits import edits
+        from selfsame.recipes.measure.folder import folder
+        from selfsame.recipes.measure.identity import identity
+        from selfsame.recipes.measure.words import words
+
+        rows: dict[str, Any] = {"only": self.rows, "on_progress": tick}
+        if self.what == "folder":
+            if self.pictures is None or self.references is None:
+                raise InputError("evaluate folder needs --pictures and --references")
+            return folder(self.pictures, self.references, self.out, judges=self.judges, conditioner=self.conditioner, on_progress=tick)
+        if self.what == "words":
+            return words(self.out, people=self.people, **rows)
+        if self.what == "edits":
+            return edits(self.out, cases=self.people, folder=self.edit_set, device=self.device, **rows)
+        if self.what == "people":
+            return uses.people(self.out, cases=self.people, device=self.device, **rows)
+        if self.what == "views":
+            return uses.views(self.out, people=self.people, device=self.device, **rows)
+        if self.what == "mix":
+            return uses.mixes(self.out, pairs=self.people, device=self.device, **rows)
+        return identity(self.out, people=self.people, device=self.device, **rows)

@@ -52,6 +52,26 @@ def point_error(found: np.ndarray | None, asked: np.ndarray, face_width: float) 
     return float(np.linalg.norm(np.asarray(found) - asked, axis=1).mean() / face_width)
 
 
+def copy_paste(made: np.ndarray, reference: np.ndarray, other: np.ndarray) -> float:
+    """How much more a picture resembles the very photo it was made from than another photo of the same person, as a share of the room there is.
+
+        (sim(made, reference) - sim(made, other)) / (1 - sim(reference, other))
+
+    0: the person was painted, not the photo; 1: the photo was copied. NaN when both photos look the same to the judge.
+
+    Args:
+        made, reference, other: unit vectors d.
+    """
+    room = 1 - float(reference @ other)
+    return float((made @ reference - made @ other) / room) if room > 1e-3 else float("nan")
+
+
+def is_monotonic(values: Sequence[float], *, rising: bool) -> bool:
+    """Whether values never turn back."""
+    steps = np.diff(np.asarray(values, np.float64)) * (1 if rising else -1)
+    return bool((steps >= 0).all())
+
+
 def mean(values: Sequence[float]) -> float:
     """Mean of what is not NaN."""
     kept = [v for v in values if not np.isnan(v)]

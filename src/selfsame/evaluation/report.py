@@ -25,6 +25,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Case:
+    """Pictures that belong together, and what is to be said of them."""
+
+    said: str
+    pictures: Sequence[np.ndarray] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that was measured and under what protocol."""
 
@@ -34,6 +42,7 @@ class Report:
     by_style: Sequence[Row] = ()
     notes: Sequence[str] = ()
     pictures: Sequence[tuple[str, Sequence[np.ndarray]]] = field(default=(), repr=False)
+    cases: Sequence[Case] = field(default=(), repr=False)  # worst first
 
     def __str__(self) -> str:
         return f"{self.title}\n\n{text_table(self.rows)}\n\n{text_table(self.by_style)}\n" + "\n".join(self.notes)
@@ -81,12 +90,15 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
         "notes": list(report.notes),
     }
     strips = "".join(f"<figure><figcaption>{html.escape(name)}</figcaption>{''.join(map(_img, images))}</figure>" for name, images in report.pictures)
+    cards = "".join(f"<figure class=case>{''.join(map(_img, c.pictures))}<figcaption>{html.escape(c.said)}</figcaption></figure>" for c in report.cases)
+    worst = f"<h2>Worst cases first</h2><div class=cases>{cards}</div>" if cards else ""
     page = (
         f"<!doctype html><meta charset=utf-8><title>{html.escape(report.title)}</title><style>body{{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;"
         "max-width:1100px}table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}"
+        ".cases{display:flex;flex-wrap:wrap;gap:1rem}.case{max-width:264px}.case figcaption{font-size:13px;color:#444}"
         "th:first-child{text-align:left}figure{margin:.6rem 0}img{width:128px;image-rendering:auto}pre{background:#f5f5f5;padding:1rem;overflow:auto}</style>"
-        f"<h1>{html.escape(report.title)}</h1>{_html_table(report.rows)}<h2>By style</h2>{_html_table(report.by_style)}"
-        f"<ul>{''.join(f'<li>{html.escape(n)}</li>' for n in report.notes)}</ul><h2>Pictures</h2>{strips}"
+        f"<h1>{html.escape(report.title)}</h1>{_html_table(report.rows)}{f'<h2>By style</h2>{_html_table(report.by_style)}' if report.by_style else ''}"
+        f"<ul>{''.join(f'<li>{html.escape(n)}</li>' for n in report.notes)}</ul>{worst}{f'<h2>Pictures</h2>{strips}' if strips else ''}"
         f"<h2>Protocol</h2><pre>{html.escape(json.dumps(dict(report.protocol), indent=1))}</pre>"
     )
     paths = folder / "report.json", folder / "report.html"

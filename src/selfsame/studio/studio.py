@@ -197,7 +197,11 @@ class Studio(Family):
         if not found:
             return None
         chosen = found[0] if which is None else from_left(found)[which]
-        return torch.nn.functional.normalize(embed(self.judge, to_crops([image], [chosen.kps], JUDGE_CROP))[0], dim=0)
+        return self.vectors(image, [chosen.kps])[0]
+
+    def vectors(self, image: np.ndarray, kps: Sequence[np.ndarray]) -> Tensor:
+        """The judge's unit vectors of faces with these key points, n 256."""
+        return torch.nn.functional.normalize(embed(self.judge, to_crops([image] * len(kps), list(kps), JUDGE_CROP)), dim=1)
 
     def likeness(self, image: np.ndarray, reference: np.ndarray, *, which: int | None = None) -> float | None:
         """The judge's cosine between the people of two pictures (of the reference, face `which`); None when either shows no face."""

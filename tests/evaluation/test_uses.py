@@ -1,0 +1,149 @@
+"""Several people, views and mixes are measured by pinned protocols; anybody's folder of pictures by the same judges."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfsame.cli.main import main
+from selfsame.evaluation.metrics import copy_paste, is_monotonic
+from selfsame.images.files import InputError, read_image, write_image
+from selfsame.recipes.measure import uses
+from selfsame.recipes.measure.folder import folder, people_in
+from selfsame.recipes.measure.protocols import protocol, reference_photo
+from selfsame.studio.studio import ENCODER_NAME
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DIGESTS: dict[str, Any] = {uses.PEOPLE: uses.people_digest, uses.VIEWS: uses.views_digest, uses.MIX: uses.mix_digest}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uses, "pinned", lambda name, digest: protocol(name) | {"num_steps": 2, "people": 6})
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_the_protocols_are_pinned(name: str, monkeypatch: pytest.MonkeyPatch):
+    assert uses.pinned(name, DIGESTS[name])["name"] == name
+    monkeypatch.setattr(uses, "protocol", lambda n: protocol(n) | {"seed": 1})
+    with pytest.raises(ValueError, match="pin a new protocol"):
+        uses.pinned(name, DIGESTS[name])
+
+
+def test_groups_are_judged_where_everyone_was_to_stand(small: None, tmp_path: Path):
+    report = uses.people(tmp_path, cases=3, only=("both, a region each", "oracle"))
+    both, oracle = report.rows
+    assert both.name == "both, a region each"
+    assert oracle.columns["no face there"] == 0
+    assert oracle.columns["kps error"] < 0.15
+    assert oracle.columns["all"] > 0.4
+    assert (tmp_path / "report.html").exists()
+
+
+def test_views_and_mixes_run(small: None, tmp_path: Path):
+    views = uses.views(tmp_path, people=1, only=("yaw +0", "yaw +30"))
+    assert [r.name for r in views.rows] == ["yaw +0", "yaw +30"]
+    assert any("minus frontal" in n for n in views.notes)
+    mixes = uses.mixes(tmp_path, pairs=1, only=("linear",))
+    assert set(mixes.rows[0].columns) == {"monotonic", "cosine from end to end", "s"}
+    with pytest.raises(ValueError, match="row 'cubic' is unknown"):
+        uses.mixes(tmp_path, only=("cubic",))
+
+
+def test_nothing_of_a_person_is_in_the_asked_points():
+    two, three = (np.stack([uses.group_kps(n, k, w) for k in range(n)]) for n, w in ((2, 192), (3, 256)))
+    assert np.allclose(two[1] - two[0], [96, 0])
+    assert np.allclose(three[2] - three[1], [256 / 3, 0])
+
+
+@given(st.integers(0, 2**31))
+def test_copying_is_one_and_painting_the_person_is_none(seed: int):
+    rng = np.random.default_rng(seed)
+    reference, other = (v / np.linalg.norm(v) for v in rng.normal(size=(2, 8)))
+    assert copy_paste(reference, reference, other) == pytest.approx(1)
+    between = (reference + other) / np.linalg.norm(reference + other)
+    assert copy_paste(between, reference, other) == pytest.approx(0, abs=1e-9)
+    assert copy_paste(other, reference, other) == pytest.approx(-1)
+    assert np.isnan(copy_paste(reference, other, other))
+
+
+def test_monotonic_is_never_turning_back():
+    assert is_monotonic([0, 1, 1, 2], rising=True)
+    assert not is_monotonic([0, 2, 1], rising=True)
+    assert is_monotonic([3, 1, 0], rising=False)
+
+
+# ---------------------------------------------------------------------------------------------- a folder of pictures
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Two people with two photos each; of one a copy and a true other picture, of the other somebody else's face and none at all."""
+    references, made = tmp_path / "photos", tmp_path / "made"
+    for name, person in (("ada", 3), ("ben", 8)):
+        (references / name).mkdir(parents=True)
+        for k in range(2):
+            write_image(references / name / f"{k}.png", reference_photo("test", person, k).image)
+    made.mkdir()
+    shutil.copy(references / "ada/0.png", made / "ada-1.png")
+    write_image(made / "ada_beach.png", reference_photo("test", 3, 2).image)
+    shutil.copy(references / "ada/1.png", made / "ben-1.png")
+    write_image(made / "ben-2.png", np.full((128, 128, 3), 90, np.uint8))
+    return made, references
+
+
+def test_a_folder_is_judged_and_its_worst_pictures_come_first(folders: tuple[Path, Path], tmp_path: Path):
+    made, references = folders
+    report = folder(made, references, tmp_path / "report", judges=("judge", "encoder"), conditioner=ENCODER_NAME)
+    judge, encoder = report.rows
+    assert encoder.name == "encoder (also the conditioner)"
+    assert judge.columns["pictures"] == 4
+    assert judge.columns["no face"] == 0.25
+    assert judge.columns["first of all"] == 0.5
+    assert "no face found" in report.cases[0].said
+    assert "taken for somebody else" in report.cases[1].said
+    assert any("flatters" in n for n in report.notes)
+    assert "Worst cases first" in (tmp_path / "report/report.html").read_text()
+
+
+def test_pictures_find_their_people_by_name(tmp_path: Path):
+    references, made = tmp_path / "r", tmp_path / "m"
+    (made / "ada").mkdir(parents=True)
+    references.mkdir()
+    blank = np.zeros((16, 16, 3), np.uint8)
+    for path in (references / "ada.png", references / "ada-fox.png", made / "ada-fox-1.png", made / "ada-2.png", made / "ada/7.png", made / "adam.png"):
+        write_image(path, blank)
+    found = {k.name: sorted(p.name for p in k.pictures) for k in people_in(made, references)}
+    assert found == {"ada": ["7.png", "ada-2.png"], "ada-fox": ["ada-fox-1.png"]}
+
+
+def test_folders_that_cannot_be_judged_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    shutil.copy(EXAMPLES / "ada.png", tmp_path / "photos/ada.png")
+    (tmp_path / "made").mkdir()
+    shutil.copy(EXAMPLES / "ada.png", tmp_path / "made/zoe.png")
+    for pictures, references, match in (
+        ("none", "photos", "no such folder"), ("photos", "empty", "put a photo NAME.png"), ("empty", "photos", "no pictures in this folder"),
+        ("made", "photos", "named after nobody"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=match):
+            people_in(tmp_path / pictures, tmp_path / references)
+    shutil.copy(EXAMPLES / "ada.png", tmp_path / "made/ada.png")
+    with pytest.raises(InputError, match="judge 'jugde': choose"):
+        folder(tmp_path / "made", tmp_path / "photos", tmp_path, judges=("jugde",))
+    assert main(["evaluate", "folder", "--out", str(tmp_path / "out")]) == 2
+    assert "needs --pictures and --references" in capsys.readouterr().err
+    where = ["--pictures", str(tmp_path / "made"), "--references", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
+    assert main(["evaluate", "folder", *where]) == 0
+    assert "judge" in capsys.readouterr().out
+    (tmp_path / "made/ada.png").write_bytes(b"no picture")
+    assert main(["evaluate", "folder", *where]) == 0
+    assert "left as without a face" in capsys.readouterr().out
+    assert read_image(tmp_path / "photos/ada.png").shape == (128, 128, 3)
