@@ -24,6 +24,7 @@ from selfsame.studio.places import Match, Person, Places, Pose, matched, shown
 from selfsame.studio.ready import jobs_of
 from selfsame.studio.request import Made, Request, Strengths
 from selfsame.studio.studio import Studio
+from selfsame.studio.styles import read_styles
 from selfsame.values.identity import Identity, mixed
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -314,3 +315,55 @@ def test_people_are_told_apart_from_identities(ada: Identity):
     with pytest.raises(InputError, match="one pose for 2 people"):
         people_of([ada, ada], Pose.of(ada))
     assert Made(np.zeros((1, 1, 3), np.uint8), Request(), 0).everybody
+
+
+def test_a_style_sheet_wraps_prompts(tmp_path: Path):
+    (tmp_path / "s.csv").write_text('name,prompt,negative_prompt\nink,"ink drawing of {prompt},\nfine lines",colour\nraw,grainy,\n')
+    (tmp_path / "s.json").write_text('[{"name": "ink", "prompt": "ink drawing of {prompt}"}]')
+    ink = Order(prompt="a person in a city", negative_prompt="hats", style="ink", style_sheet=tmp_path / "s.csv").request
+    assert (ink.prompt, ink.negative_prompt, ink.style) == ("ink drawing of a person in a city,\nfine lines", "colour hats", "none")
+    assert Order(style="raw", style_sheet=tmp_path / "s.csv").request.full_prompt == "a person, grainy"
+    assert Order(style="ink", style_sheet=tmp_path / "s.json").request.prompt == "ink drawing of a person"
+    with pytest.raises(InputError, match="did you mean 'ink'"):
+        _ = Order(style="inc", style_sheet=tmp_path / "s.json").request
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("s.json", "{", "cannot be read as json"),
+        ("s.json", "{}", "holds no styles"),
+        ("s.json", '[{"name": 3}]', "entry 1"),
+        ("s.csv", "name,prompt\n,x\n", "entry 1 has no name"),
+        ("s.csv", "", "holds no styles"),
+    ],
+)
+def test_sheets_that_cannot_be_read_are_refused(name: str, content: str, match: str, tmp_path: Path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=match):
+        read_styles(tmp_path / name)
+    with pytest.raises(InputError, match="no such file"):
+        read_styles(tmp_path / "none.csv")
+
+
+def test_small_faces_are_painted_anew_and_nothing_else_is_touched(studio: Studio):
+    seeds = (300_001, 300_005)
+    stand = [PersonIn(person_of(s), Look(), View(scale=0.5, x=x, y=0.2)) for s, x in zip(seeds, (-0.9, 0.9), strict=True)]
+    picture = draw([Scene(tuple(stand), width=256)])[0]
+    who = [studio.identity(draw([Scene((PersonIn(person_of(s), Look(), View(y=0.16)),))])[0].image) for s in seeds]
+    job = studio.jobs(Request(prompt="a photo of two people", width=256, num_steps=8), who)[0]
+    made = Made(picture.image, job.request, 0)
+    steps: list[int] = []
+    refined = studio.refined(made, job, studio.painter(), 0.5, lambda s: steps.append(1))
+    assert len(steps) == 2 * 4
+    changed = (refined.pixels != picture.image).any(2)
+    for x0, y0, x1, y1 in picture.boxes:
+        assert changed[int(y0) : int(y1), int(x0) : int(x1)].mean() > 0.5
+    assert not changed[:, 116:140].any()
+    assert not changed[:10].any()
+    close = studio.identity(EXAMPLES / "ada.png")
+    alone = Made(read_image(EXAMPLES / "ada.png"), Request(height=128, width=128), 0)
+    job = studio.jobs(Request(prompt="a photo of a person"), close)[0]
+    assert np.array_equal(studio.refined(alone, job, studio.painter(), 0.5).pixels, alone.pixels)  # as large as the model paints
+    nobody = studio.refined(Made(np.zeros((128, 128, 3), np.uint8), job.request, 0), job, studio.painter(), 0.5)
+    assert "was not found" in nobody.notes[0]

@@ -83,12 +83,12 @@ class Generate(Order):
         if self.model != "mannequin":
             plan, peak = studio.planned(jobs[0].request)
             print(f"memory {plan.name}: about {peak / 2**30:.1f} GB at the peak", file=sys.stderr)
-        extras = {k: v for k, v in self.extras.items() if k != "keep"}  # by now the prompt says it
+        extras = {k: v for k, v in self.extras.items() if k not in ("keep", "style_sheet")}  # by now the prompt says it
         about = {"order": extras, "sources": sources, "model": self.model, "folders": folders}
         calls = studio.num_calls(self.request, has_start=self.start is not None) * -(-len(jobs) // studio.together)
         with bar("painting", calls) as tick:
             strip: dict[int, Any] = {}
-            for i, made in studio.paint_jobs(jobs, retries=self.retries, on_step=lambda _: tick(1)):
+            for i, made in studio.paint_jobs(jobs, retries=self.retries, refine=self.refine_faces, on_step=lambda _: tick(1)):
                 if self.mix_steps:
                     strip[i] = made.pixels
                 path = out if len(jobs) == 1 else out.with_name(f"{out.stem}-{i + 1}{out.suffix}")

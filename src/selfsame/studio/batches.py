@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 import time
@@ -82,7 +83,7 @@ def read_manifest(path: str | Path) -> list[Line]:
 
 
 def _table(path: Path, text: str) -> list[tuple[int, Any]]:
-    reader = csv.DictReader(text.splitlines())
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
@@ -188,17 +189,17 @@ def _prepared(studio: Family, line: Line, folder: Path, known: Mapping[str, dict
 
 def _painted(studio: Family, jobs: Sequence[tuple[Prepared, int]], folder: Path, score: bool, on_picture: Callable[[int], None]) -> Iterator[Result]:
     """Pictures of prepared orders, together as far as that goes; when something fails, one by one, so that only the order at fault is lost."""
-    for retries in sorted({p.order.retries for p, _ in jobs}):
-        mine = [(p, k) for p, k in jobs if p.order.retries == retries]
+    for after in sorted({(p.order.retries, p.order.refine_faces) for p, _ in jobs}):
+        mine = [(p, k) for p, k in jobs if (p.order.retries, p.order.refine_faces) == after]
         try:
-            yield from _those(studio, mine, retries, folder, score, on_picture)
+            yield from _those(studio, mine, after, folder, score, on_picture)
         except (ValueError, RuntimeError):
             for prepared in dict.fromkeys(p for p, _ in mine):
                 left = [(prepared, k) for k in range(len(prepared.jobs)) if k not in prepared.made]
                 if prepared.is_done:
                     continue
                 try:
-                    yield from _those(studio, left, retries, folder, score, on_picture)
+                    yield from _those(studio, left, after, folder, score, on_picture)
                 except (ValueError, RuntimeError) as error:
                     result = Result(prepared.line.name, prepared.line.number, "failed", f"line {prepared.line.number}: {' '.join(str(error).split())}")
                     _append(folder, result)
@@ -206,10 +207,10 @@ def _painted(studio: Family, jobs: Sequence[tuple[Prepared, int]], folder: Path,
 
 
 def _those(
-    studio: Family, jobs: Sequence[tuple[Prepared, int]], retries: int, folder: Path, score: bool, on_picture: Callable[[int], None]
+    studio: Family, jobs: Sequence[tuple[Prepared, int]], after: tuple[int, float], folder: Path, score: bool, on_picture: Callable[[int], None]
 ) -> Iterator[Result]:  # fmt: skip
     began = time.monotonic()
-    for i, made in studio.paint_jobs([p.jobs[k] for p, k in jobs], retries=retries):
+    for i, made in studio.paint_jobs([p.jobs[k] for p, k in jobs], retries=after[0], refine=after[1]):
         prepared, k = jobs[i]
         now = time.monotonic()
         prepared.seconds, began = prepared.seconds + now - began, now

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from selfsame.diffusion.sampling import Step
 from selfsame.images.files import InputError
+from selfsame.images.masks import laid_over, resized, window_around
 from selfsame.images.resize import resize_to_fill
 from selfsame.models.latents import pixels_of
 from selfsame.perception.detector import Found
@@ -26,6 +27,7 @@ from selfsame.studio.request import Limits, Made, Request
 from selfsame.values.identity import Identity
 
 ANOTHER = 1_000_003  # from a seed to the next try's
+AROUND = 2.0  # side of the square in which a face is refined, over the face's: heads fill half of the pictures that models learn from
 OWN = ("prompt", "negative_prompt", "style", "adapter_scale", "adapter_start", "adapter_end", "controlnet_scale", "controlnet_start", "controlnet_end")
 OWN = (*OWN, "use", "photos", "seed", "num_images")  # what rows of one batch need not share
 
@@ -150,11 +152,14 @@ class Family(ABC):
         """A picture of any size as latents 1 c h w of the request's size; what is too much on two sides is cut off."""
         return self.encode(pixels_of(resize_to_fill(image, *request.size)))
 
-    def paint_jobs(self, jobs: Sequence[Job], *, retries: int = 0, on_step: Callable[[Step], None] | None = None) -> Iterator[tuple[int, Made]]:
+    def paint_jobs(
+        self, jobs: Sequence[Job], *, retries: int = 0, refine: float = 0.0, on_step: Callable[[Step], None] | None = None
+    ) -> Iterator[tuple[int, Made]]:
         """Pictures of jobs, each with its number, as they come: jobs of one kind are denoised together, and none depends on its neighbours.
 
         Args:
             retries: so often a picture is drawn again, by another seed, that does not show everybody in their place.
+            refine: above 0, the faces of the finished pictures are painted anew, enlarged, with this share of the steps.
         """
         kinds: dict[Hashable, list[int]] = {}
         for i, job in enumerate(jobs):
@@ -166,7 +171,9 @@ class Family(ABC):
                 pixels, notes = painter.paint([j.row for j in group], group[0].request, [j.request.seed for j in group], on_step=on_step)
                 for i, job, image in zip(numbers[start:], group, pixels, strict=False):
                     made = Made(image, job.request, job.request.seed, job.notes + notes)
-                    yield i, self._with_everybody(made, job, painter, retries, on_step) if len(job.people) > 1 or retries else made
+                    if len(job.people) > 1 or retries:
+                        made = self._with_everybody(made, job, painter, retries, on_step)
+                    yield i, self.refined(made, job, painter, refine, on_step) if refine else made
 
     def generate(
         self,
@@ -219,6 +226,37 @@ class Family(ABC):
             best = made if made.places_filled > best.places_filled else best
         return best
 
+    def refined(self, made: Made, job: Job, painter: Painter, strength: float, on_step: Callable[[Step], None] | None = None) -> Made:
+        """The picture with each person's face painted anew at the model's own size and blended in: what helps faces that are small.
+
+        Args:
+            strength: share of the steps that a face is changed by.
+        """
+        pixels, notes = made.pixels, []
+        for match in made.matches or self.recognised(pixels, job.people):
+            if match.found is None:
+                notes.append("a face that was not found was not refined")
+                continue
+            pixels = self._face_anew(pixels, match, job, painter, made.seed, strength, on_step)
+        return replace(made, pixels=pixels, notes=(*made.notes, *notes))
+
+    def _face_anew(
+        self, pixels: np.ndarray, match: Match, job: Job, painter: Painter, seed: int, strength: float, on_step: Callable[[Step], None] | None
+    ) -> np.ndarray:
+        assert match.found is not None
+        side, (x0, y0, x1, y1) = self.limits.side, match.found.box
+        window = window_around(_marked(pixels.shape[:2], (x0, y0, x1, y1)), AROUND)
+        if window.side >= side:  # it is as large as this model paints faces
+            return pixels
+        zoom = side / window.side
+        kps = (match.found.kps.astype(np.float64) + 0.5 - [window.x, window.y]) * zoom - 0.5
+        own = job.row.faces[match.person]
+        request = replace(job.request, height=side, width=side, start_strength=strength).sized(self.limits)
+        row = Row(request.full_prompt, request.negative_prompt, (replace(own, kps=kps, region=None),), self.to_latents(window.crop(pixels, 255), request))
+        painted, _ = painter.paint([row], request, [seed], on_step=on_step)
+        mask = _marked(pixels.shape[:2], _grown((x0, y0, x1, y1), 0.15)).astype(np.uint8) * 255
+        return laid_over(window.put(pixels, resized(painted[0], window.side)), pixels, mask, max(2, window.side // 16))
+
     def recognised(self, image: np.ndarray, people: Sequence[Person]) -> list[Match]:
         """Which face of a finished picture is whose, by the embeddings that people are known by (never a measurement: they conditioned the picture).
 
@@ -231,3 +269,17 @@ class Family(ABC):
         boxes = Places.of(people, *image.shape[:2]).boxes
         known = F.normalize(torch.from_numpy(np.stack([p.identity.embeddings.mean(0) for p in people])).float(), dim=1)
         return matched((known @ F.normalize(embeddings.float().cpu(), dim=1).T).numpy(), found, boxes)
+
+
+def _grown(box: Sequence[float], share: float) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = (float(v) for v in box)
+    dx, dy = share * (x1 - x0), share * (y1 - y0)
+    return x0 - dx, y0 - dy, x1 + dx, y1 + dy
+
+
+def _marked(shape: tuple[int, ...], box: Sequence[float]) -> np.ndarray:
+    """h w bool, True in an upright ellipse that fills a box, as far as it lies inside."""
+    x0, y0, x1, y1 = (float(v) for v in box)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    inside = ((x - (x0 + x1) / 2) / max(1.0, (x1 - x0) / 2)) ** 2 + ((y - (y0 + y1) / 2) / max(1.0, (y1 - y0) / 2)) ** 2 <= 1
+    return inside

@@ -10,7 +10,8 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from selfsame.images.files import InputError
-from selfsame.studio.request import Request, nearest
+from selfsame.studio.request import Request, between, nearest
+from selfsame.studio.styles import read_styles
 
 VIEWS = {
     "front": (0, 0, 0), "left": (-27, 0, 0), "right": (27, 0, 0), "half-left": (-14, 0, 0), "half-right": (14, 0, 0),
@@ -57,6 +58,10 @@ class Order(Request):
     """A picture to change instead of noise alone; --start-strength says how far."""
     which: int | None = None
     """Which face of a photo with several, counted from the left, from 0; default: the largest."""
+    style_sheet: Path | None = None
+    """A CSV or JSON file of styles (name, prompt with {prompt} in it, negative_prompt); --style then names one of them."""
+    refine_faces: float = 0.0
+    """Find the faces of the finished picture, paint each anew enlarged, and blend it in: the share of the steps, 0.4 to 0.6; 0: not."""
     retries: int = 0
     """Draw a picture again, by another seed, so often as somebody is not found in their place."""
 
@@ -66,7 +71,13 @@ class Order(Request):
     @property
     def request(self) -> Request:
         """What is asked of the picture, checked."""
-        return Request(**{f.name: getattr(self, f.name) for f in fields(Request)})
+        values = {f.name: getattr(self, f.name) for f in fields(Request)}
+        if self.style_sheet is not None and self.style != "none":
+            styles = read_styles(self.style_sheet)
+            style = styles[nearest(self.style, tuple(styles), "style")]
+            values["style"] = "none"
+            values["prompt"], values["negative_prompt"] = style.applied(self.prompt, self.negative_prompt)
+        return Request(**values)
 
     @property
     def extras(self) -> dict[str, Any]:
@@ -112,6 +123,7 @@ class Order(Request):
             raise InputError(f"{ways[0]} is for one person; give --poses with --people")
         if any(not math.isfinite(v) or abs(v) > 60 for v in turned):
             raise InputError(f"a head turned by {max(turned, key=abs):g} degrees does not show its five key points: give -60 to 60")
+        between(self.refine_faces, 0, 1, "refine faces")
         if self.mix_steps and (len(self.mix) != 2 or self.num_images != 1 or not 2 <= self.mix_steps <= 64):
             raise InputError("--mix-steps goes from one of two people to the other, in 2 to 64 pictures; leave out --num-images")
         if not 0 <= self.retries <= 20:
