@@ -31,7 +31,7 @@ class Generate(Order):
     model: str = "mannequin"
     """mannequin, or for photographs instantid-sdxl or instantid-sd15 (`selfsame models` lists what they need)."""
     base: Path | None = None
-    """For photographs: a diffusers folder, such as your own fine-tune, instead of the fetched base."""
+    """For photographs: your own fine-tune instead of the fetched base, a diffusers folder or one .safetensors file."""
     instantid: Path | None = None
     """For photographs: a folder of InstantID's layout instead of the fetched one."""
     face_models: Path | None = None

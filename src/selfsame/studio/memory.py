@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfsame.images.files import InputError
+from selfsame.models.single_file import header_of
 
 GB = 1 << 30
 ALONE = 0.5 * GB  # Python, torch and diffusers, before any weights
@@ -50,14 +49,7 @@ def numbers_in(folder: Path) -> int:
 def _in_file(path: Path) -> int:
     if path.suffix != ".safetensors":
         return path.stat().st_size // 4  # torch files of these models are in full precision
-    try:
-        with open(path, "rb") as f:
-            (length,) = struct.unpack("<Q", f.read(8))
-            header = json.loads(f.read(min(length, 100_000_000)))
-        tensors = [v for k, v in header.items() if k != "__metadata__"]
-        return sum((v["data_offsets"][1] - v["data_offsets"][0]) // CONFIG_BYTES[v["dtype"]] for v in tensors)
-    except (OSError, ValueError, KeyError, struct.error) as error:
-        raise InputError(f"{path}: damaged or no safetensors file ({error}); fetch it again") from None
+    return sum((v["data_offsets"][1] - v["data_offsets"][0]) // CONFIG_BYTES.get(v["dtype"], 4) for v in header_of(path).values())
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from selfsame.images.resize import official_size, resize_official
 from selfsame.methods.instantid.checkpoint import ABOUT, NET_FOLDER, OFFICIAL_ENCODER, encoder_of, instantid_from_official
 from selfsame.methods.instantid.method import InstantID
 from selfsame.models.latents import encode, pictures_of
+from selfsame.models.single_file import kind_of, unpacked
 from selfsame.models.text import encode_prompts
 from selfsame.models.weighted import encode_weighted
 from selfsame.perception.detector import Found
@@ -35,7 +36,7 @@ from selfsame.studio.places import Person, Pose
 from selfsame.studio.request import Limits, Request, nearest
 from selfsame.values.identity import Identity
 from selfsame.weights.catalogue import CATALOGUE
-from selfsame.weights.fetch import local
+from selfsame.weights.fetch import cache_folder, local, missing_of
 
 SD15, SDXL = Limits(512, 8, 1024), Limits(1024, 8, 2048)
 LONGEST = {512: 640, 1024: 1280}  # the longer side of a photo before it is read, and of a picture in its shape; officially 1280 for SDXL
@@ -59,9 +60,26 @@ class Folders:
             InputError: one was neither given nor fetched; the message says how to fetch it.
         """
         kind = {"instantid-sdxl": "sdxl", "instantid-sd15": "sd15"}[model]
+        if base is not None and base.is_file():
+            base = _folder_of_file(base, kind)
         base = base or local(CATALOGUE[kind])
         instantid = instantid or (local(CATALOGUE["instantid"]) if kind == "sdxl" else None)
         return cls(base, instantid, face_models or local(CATALOGUE["antelopev2"]))
+
+
+def _folder_of_file(path: Path, kind: str) -> Path:
+    """The folder of a fine-tune in one file.
+
+    Raises:
+        InputError: a fine-tune of another base, or the base's configs were not fetched.
+    """
+    found = kind_of(path)
+    if found != kind:
+        raise InputError(f"{path}: a fine-tune of {found}, this model needs one of {kind}; choose another --model")
+    known = next((m for m in (CATALOGUE[kind], CATALOGUE[f"{kind}-config"]) if not missing_of(m)), None)
+    if known is None:
+        raise InputError(f"{path}: to read it the base's configs and tokenizers are needed, some MB: selfsame models fetch {kind}-config")
+    return unpacked(path, local(known), cache_folder() / "unpacked")
 
 
 class RealStudio(Family):

@@ -59,6 +59,11 @@ def _diffusers(*folders: str, variant: str = "") -> tuple[str, ...]:
     return ("model_index.json", *(f"{folder}/{name}" for folder in folders for name in kinds[folder]))
 
 
+def _configs(*folders: str) -> tuple[str, ...]:
+    """The same without weights."""
+    return tuple(f for f in _diffusers(*folders) if not f.endswith(".safetensors"))
+
+
 _SD = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _SDXL = (*_SD, "text_encoder_2", "tokenizer_2")
 _RAIL, _RAILPP = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M"
@@ -102,6 +107,14 @@ _ALL = (
     Model(
         "sd15", "Stable Diffusion 1.5", (Part(("hf:stable-diffusion-v1-5/stable-diffusion-v1-5",), _diffusers(*_SD)),),
         "Apache-2.0", _RAIL, True, 4300, formerly=("runwayml/stable-diffusion-v1-5",),
+    ),
+    Model(
+        "sdxl-config", "SDXL's configs and tokenizers alone, to read a fine-tune in one file", (Part(("hf:stabilityai/stable-diffusion-xl-base-1.0",), _configs(*_SDXL)),),
+        "Apache-2.0", _RAILPP, True, 4,
+    ),
+    Model(
+        "sd15-config", "Stable Diffusion 1.5's configs and tokenizer alone, to read a fine-tune in one file",
+        (Part(("hf:stable-diffusion-v1-5/stable-diffusion-v1-5",), _configs(*_SD)),), "Apache-2.0", _RAIL, True, 2,
     ),
     Model(
         "sd21-base", "Stable Diffusion 2.1 base, what StableIdentity learns for",

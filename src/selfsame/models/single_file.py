@@ -1,0 +1,87 @@
+"""Fine-tunes in one file, as most people share them, laid out once as a diffusers folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from selfsame.images.files import InputError
+
+KINDS = (  # a key's beginning that only such a file has
+    ("conditioner.embedders.1.", "sdxl"),
+    ("cond_stage_model.transformer.", "sd15"),
+    ("cond_stage_model.model.", "sd21-base"),
+)
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+LARGEST_HEADER = 100_000_000
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors, without reading them.
+
+    Raises:
+        InputError: it is none, or damaged.
+    """
+    try:
+        with open(path, "rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            header = json.loads(f.read(min(length, LARGEST_HEADER)))
+    except (OSError, ValueError, struct.error) as error:
+        raise InputError(f"{path}: damaged or no safetensors file ({error}); fetch it again") from None
+    return {k: v for k, v in header.items() if k != "__metadata__"}
+
+
+def kind_of(path: Path) -> str:
+    """Which base a checkpoint in one file is a fine-tune of: sdxl, sd15 or sd21-base.
+
+    Raises:
+        InputError: a pickle, damaged, or no whole checkpoint.
+    """
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: a checkpoint in one file must be .safetensors; a .ckpt may hold code and is not opened")
+    keys = header_of(path)
+    kind = next((name for part, name in KINDS if any(k.startswith(part) for k in keys)), None)
+    if kind is None or not any(k.startswith("model.diffusion_model.") for k in keys):
+        some = ", ".join(sorted(keys)[:2])
+        raise InputError(f"{path}: no whole Stable Diffusion checkpoint (it holds {some} ...); give one with text encoder and VAE, no LoRA or U-Net alone")
+    return kind
+
+
+def unpacked(path: Path, config: Path, into: Path) -> Path:
+    """The diffusers folder of a checkpoint in one file; made once, then found again by the file's path, size and time.
+
+    Args:
+        config: a diffusers folder of the same base, whose configs and tokenizers are used.
+        into: where such folders are kept.
+
+    Raises:
+        InputError: the file does not fit the configs.
+    """
+    about = path.stat()
+    key = hashlib.sha256(f"{path.resolve()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:12]
+    folder = into / f"{path.stem}-{key}"
+    if (folder / "model_index.json").exists():
+        return folder
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    kind: Any = StableDiffusionXLPipeline if (config / "text_encoder_2").is_dir() else StableDiffusionPipeline
+    without: dict[str, Any] = {"feature_extractor": None, "image_encoder": None} | ({} if kind is StableDiffusionXLPipeline else {"safety_checker": None})
+    dtype = next((DTYPES[v["dtype"]] for k, v in header_of(path).items() if k.startswith("model.diffusion_model.") and v["dtype"] in DTYPES), torch.float32)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        pipe = kind.from_single_file(str(path), config=str(config), local_files_only=True, torch_dtype=dtype, **without)
+        pipe.save_pretrained(partial)
+        os.replace(partial, folder)
+    except (OSError, RuntimeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read as a checkpoint of {config.name}'s kind ({' '.join(str(error).split())[:160]})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
