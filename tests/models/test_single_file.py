@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from selfsame.images.files import InputError
-from selfsame.models.single_file import kind_of, unpacked
+from selfsame.models.single_file import header_of, kind_of, unpacked
 from selfsame.studio.real import Folders
 from selfsame.weights.catalogue import CATALOGUE
 
@@ -28,7 +28,8 @@ RESNET = {
     "conv_shortcut": "skip_connection",
 }
 ENDS = {
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0",
+    "conv_out": "out.2",
 }  # fmt: skip
 LAYERS = 2  # of a block
 
@@ -121,7 +122,7 @@ def test_half_precision_stays_half(pipe: StableDiffusionPipeline, tmp_path: Path
     save_file({k: v.half() if v.is_floating_point() else v for k, v in original(pipe).items()}, tmp_path / "half.safetensors")
     pipe.save_pretrained(tmp_path / "config")
     folder = unpacked(tmp_path / "half.safetensors", tmp_path / "config", tmp_path / "cache")
-    assert UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype="auto").dtype == torch.float16
+    assert {v["dtype"] for v in header_of(folder / "unet/diffusion_pytorch_model.safetensors").values()} == {"F16"}
 
 
 def test_files_are_told_apart_and_others_refused(pipe: StableDiffusionPipeline, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

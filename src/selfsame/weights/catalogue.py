@@ -109,8 +109,8 @@ _ALL = (
         "Apache-2.0", _RAIL, True, 4300, formerly=("runwayml/stable-diffusion-v1-5",),
     ),
     Model(
-        "sdxl-config", "SDXL's configs and tokenizers alone, to read a fine-tune in one file", (Part(("hf:stabilityai/stable-diffusion-xl-base-1.0",), _configs(*_SDXL)),),
-        "Apache-2.0", _RAILPP, True, 4,
+        "sdxl-config", "SDXL's configs and tokenizers alone, to read a fine-tune in one file",
+        (Part(("hf:stabilityai/stable-diffusion-xl-base-1.0",), _configs(*_SDXL)),), "Apache-2.0", _RAILPP, True, 4,
     ),
     Model(
         "sd15-config", "Stable Diffusion 1.5's configs and tokenizer alone, to read a fine-tune in one file",
