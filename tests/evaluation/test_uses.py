@@ -51,7 +51,8 @@ def test_views_and_mixes_run(small: None, tmp_path: Path):
     assert [r.name for r in views.rows] == ["yaw +0", "yaw +30"]
     assert any("minus frontal" in n for n in views.notes)
     mixes = uses.mixes(tmp_path, pairs=1, only=("linear",))
-    assert set(mixes.rows[0].columns) == {"monotonic", "cosine from end to end", "s"}
+    assert set(mixes.rows[0].columns) == {"monotonic to both ends", "95 %", "cosine from end to end", "a step without a face", "s"}
+    assert any("only 1 of the protocol's 6" in n for n in mixes.notes)
     with pytest.raises(ValueError, match="row 'cubic' is unknown"):
         uses.mixes(tmp_path, only=("cubic",))
 
@@ -103,9 +104,10 @@ def test_a_folder_is_judged_and_its_worst_pictures_come_first(folders: tuple[Pat
     report = folder(made, references, tmp_path / "report", judges=("judge", "encoder"), conditioner=ENCODER_NAME)
     judge, encoder = report.rows
     assert encoder.name == "encoder (also the conditioner)"
-    assert judge.columns["pictures"] == 4
+    assert judge.columns["pictures"] == "4"
     assert judge.columns["no face"] == 0.25
-    assert judge.columns["first of all"] == 0.5
+    assert judge.columns["gallery"] == "2"
+    assert judge.columns["found first in it"] == 0.5
     assert "no face found" in report.cases[0].said
     assert "taken for somebody else" in report.cases[1].said
     assert any("flatters" in n for n in report.notes)
@@ -119,8 +121,23 @@ def test_pictures_find_their_people_by_name(tmp_path: Path):
     blank = np.zeros((16, 16, 3), np.uint8)
     for path in (references / "ada.png", references / "ada-fox.png", made / "ada-fox-1.png", made / "ada-2.png", made / "ada/7.png", made / "adam.png"):
         write_image(path, blank)
-    found = {k.name: sorted(p.name for p in k.pictures) for k in people_in(made, references)}
-    assert found == {"ada": ["7.png", "ada-2.png"], "ada-fox": ["ada-fox-1.png"]}
+    people, strangers = people_in(made, references)
+    assert {k.name: sorted(p.name for p in k.pictures) for k in people} == {"ada": ["7.png", "ada-2.png"], "ada-fox": ["ada-fox-1.png"]}
+    assert strangers == ["adam.png"]
+
+
+def test_a_reference_without_a_face_counts_as_missed_and_is_named(folders: tuple[Path, Path], tmp_path: Path):
+    made, references = folders
+    write_image(references / "ada/0.png", np.full((128, 128, 3), 90, np.uint8))
+    second = folder(made, references, tmp_path / "a").rows[0].columns  # the other photo is used
+    assert second["pictures"] == "4"
+    write_image(references / "ada/1.png", np.full((128, 128, 3), 90, np.uint8))
+    report = folder(made, references, tmp_path / "b")
+    assert report.rows[0].columns["pictures"] == "4"
+    assert report.rows[0].columns["gallery"] == "1"
+    assert report.rows[0].columns["found first in it"] <= 0.25  # none of hers
+    assert any("no face in any photo of ada" in n for n in report.notes)
+    assert report.rows[0].columns["cosine"] < second["cosine"]
 
 
 def test_folders_that_cannot_be_judged_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -136,6 +153,8 @@ def test_folders_that_cannot_be_judged_are_refused(tmp_path: Path, capsys: pytes
         with pytest.raises(InputError, match=match):
             people_in(tmp_path / pictures, tmp_path / references)
     shutil.copy(EXAMPLES / "ada.png", tmp_path / "made/ada.png")
+    with pytest.raises(InputError, match="conditioner 'antelope'"):
+        folder(tmp_path / "made", tmp_path / "photos", tmp_path, conditioner="antelope")
     with pytest.raises(InputError, match="judge 'jugde': choose"):
         folder(tmp_path / "made", tmp_path / "photos", tmp_path, judges=("jugde",))
     assert main(["evaluate", "folder", "--out", str(tmp_path / "out")]) == 2

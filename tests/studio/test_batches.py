@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import selfsame
 from selfsame.cli.main import main
-from selfsame.images.files import InputError, read_image
+from selfsame.images.files import InputError, read_image, read_metadata
 from selfsame.studio.batches import RESULTS, Result, known_results, read_manifest, run_batch
 from selfsame.studio.studio import Studio
 
@@ -56,11 +57,41 @@ def test_a_run_that_was_stopped_goes_on_and_a_changed_order_is_made_anew(studio:
     with open(out / RESULTS, "a") as f:
         f.write('{"name": "cut off')  # killed while writing
     (out / "b-2.png").unlink()
+    first = (out / "b-1.png").stat().st_mtime_ns
     again = run(studio, path, out)
     assert {n: r.status for n, r in again.items()} == {"a": "kept", "b": "made"}
     assert (out / "b-2.png").exists()
+    assert (out / "b-1.png").stat().st_mtime_ns == first  # what was there is not painted again
+    assert [json.loads(x)["name"] for x in (out / RESULTS).read_text().splitlines()] == ["a", "b"]
     other = run(studio, manifest(tmp_path, ORDERS[0] | {"seed": 6}, ORDERS[1]), out)
     assert {n: r.status for n, r in other.items()} == {"a": "made", "b": "kept"}
+    model = {r.name: r for r in run_batch(studio, read_manifest(path), out, made_by={"model": "another"})}
+    assert {r.status for r in model.values()} == {"made"}
+
+
+def test_another_photo_behind_the_same_name_is_another_order(studio: Studio, tmp_path: Path):
+    photo = tmp_path / "me.png"
+    shutil.copy(ADA, photo)
+    path = manifest(tmp_path, {"id": "m", "mix": ["me.png:1", f"{ADA}:1"], "num_steps": 1})
+    run(studio, path, tmp_path / "out")
+    assert run(studio, path, tmp_path / "out")["m"].status == "kept"
+    shutil.copy(Path(ADA).with_name("bo.png"), photo)
+    assert run(studio, path, tmp_path / "out")["m"].status == "made"
+
+
+def test_a_picture_of_a_batch_can_be_repeated_alone(tmp_path: Path):
+    path = manifest(tmp_path, {"id": "k", "face": ADA, "prompt": "a photo of a person", "keep": ["clothes"], "num_steps": 2, "retries": 1})
+    assert main(["batch", str(path), "--out", str(tmp_path / "out")]) == 0
+    again = tmp_path / "again.png"
+    assert main(["generate", "--like", str(tmp_path / "out/k.png"), "--out", str(again)]) == 0
+    assert np.array_equal(read_image(again), read_image(tmp_path / "out/k.png"))
+    assert read_metadata(again)["request"]["prompt"] == read_metadata(tmp_path / "out/k.png")["request"]["prompt"]
+
+
+def test_two_lines_never_write_one_file(tmp_path: Path):
+    lines = read_manifest(manifest(tmp_path, {"id": "ada", "num_images": 2}, {"id": "ada-1"}, {"id": "ada-3"}))
+    assert [bool(line.order) for line in lines] == [True, False, True]
+    assert "ada-1.png is written by line 1" in lines[1].error
 
 
 def test_bad_lines_are_numbered_and_the_rest_goes_on(studio: Studio, tmp_path: Path):
@@ -73,8 +104,12 @@ def test_bad_lines_are_numbered_and_the_rest_goes_on(studio: Studio, tmp_path: P
         ({"id": "f", "face": "none.png"}, "none.png: no such file"),
         ({"id": "g", "num_steps": 1, "width": 100}, "line 7: width 100"),
         ({"id": "ok", "num_steps": 1}, ""),
-        ({"id": "ok", "num_steps": 1}, "line 9: the id 'ok' was used above"),
+        ({"id": "ok", "num_steps": 1}, "line 9: ok.png is written by line 8 already"),
+        ('{"seed": 1e999}', "line 10: field 'seed'"),
+        ({"id": "h", "style": "ink", "style_sheet": "."}, "line 11"),
+        ({"id": "i", "start": "cut.png", "num_steps": 1}, "line 12"),
     ]
+    (tmp_path / "cut.png").write_bytes(b"PNG")
     lines = read_manifest(manifest(tmp_path, *(b for b, _ in bad)))
     (tmp_path / "out").mkdir()
     results = {r.line: r for r in run_batch(studio, lines, tmp_path / "out")}
@@ -88,7 +123,7 @@ def test_an_order_that_fails_while_painting_takes_nobody_with_it(studio: Studio,
 
     def fussy(self, rows, *args, **kwargs):
         if any("bad" in row.prompt for row in rows):
-            raise RuntimeError("out of memory")
+            raise KeyError("out of memory")
         return paint(self, rows, *args, **kwargs)
 
     monkeypatch.setattr(type(studio.painter()), "paint", fussy)
@@ -99,8 +134,10 @@ def test_an_order_that_fails_while_painting_takes_nobody_with_it(studio: Studio,
 
 def test_tables_are_read_too(tmp_path: Path):
     path = tmp_path / "m.csv"
-    path.write_text("id,face,prompt,seed,which\na,ada.png bo.png,a person,3,\nb,,a mug,,1\nc,x,y,1,2,3\n")
-    a, b, c = read_manifest(path)
+    path.write_text("id,face,prompt,seed,which\na,ada.png bo.png,a person,3,\nb,,a mug,,1\nc,x,y,1,2,3\nd,,short\n")
+    a, b, c, d = read_manifest(path)
+    assert d.order is not None
+    assert (d.order.prompt, d.order.seed) == ("short", 0)
     assert a.order is not None
     assert [p.name for p in a.order.face] == ["ada.png", "bo.png"]
     assert (a.order.seed, a.order.which) == (3, None)

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 import selfsame
 from selfsame.images.files import InputError
-from selfsame.studio.memory import GB, PLANS, Sizes, chosen, needed, numbers_in
+from selfsame.studio import real
+from selfsame.studio.memory import GB, PLANS, SPARE, Sizes, chosen, needed, numbers_in
 from selfsame.studio.real import Folders, RealStudio
 from selfsame.studio.request import Request
 from tests.studio.test_real import PROMPT, few_faces, folders, photo  # noqa: F401
@@ -28,6 +29,7 @@ def test_every_preset_paints_the_same_picture(folders: Folders, photo: Path):  #
         who = studio.identity(photo)
         made[name] = [studio.generate(replace(request, seed=s), who)[0].pixels for s in (0, 1)]
         assert ("encoders" in studio.__dict__) == (name == "high")
+        assert studio.planned(request)[0].name == name
         assert ("vae" in studio.__dict__) == (name == "high")
     assert np.array_equal(made["high"], made["medium"])
     assert 0 < np.abs(np.asarray(made["high"], int) - np.asarray(made["low"], int)).mean() < 40  # eight bits are coarse
@@ -47,13 +49,25 @@ def test_less_memory_is_needed_from_preset_to_preset():
 
 
 def test_auto_takes_the_fastest_that_fits_and_says_when_none_does():
-    names = [chosen("auto", SDXL, int(free * GB), 1024, 1024, 2).name for free in (24, 12.5, 9)]
+    names = [chosen("auto", SDXL, int(free * GB), 1024, 1024, 2).name for free in (24, 13.5, 10)]
     assert names == ["high", "medium", "low"]
     assert chosen("auto", SDXL, 0, 1024, 1024, 2).name == "high"
     with pytest.raises(InputError, match="make it smaller"):
         chosen("auto", SDXL, GB, 1024, 1024, 2)
     with pytest.raises(InputError, match="did you mean 'medium'"):
         selfsame.load(memory="midium")
+
+
+def test_a_larger_picture_than_before_may_need_a_smaller_preset(folders: Folders, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    small, large = Request(height=64, width=64, num_steps=1), Request(height=256, width=256, num_steps=1)
+    studio = RealStudio(folders)
+    peaks = {name: max(needed(studio.sizes, PLANS[name], 256, 256, 2).values()) for name in PLANS}
+    monkeypatch.setattr(real, "free_memory", lambda device: int((peaks["high"] - 1) / SPARE))
+    studio.generate(small)
+    assert studio.planned(small)[0].name == "high"
+    assert "unet" in studio.__dict__
+    studio.generate(large)
+    assert studio.planned(small)[0].name == studio.planned(large)[0].name == "medium"
 
 
 def test_sizes_are_read_off_headers(tmp_path: Path, folders: Folders):  # noqa: F811

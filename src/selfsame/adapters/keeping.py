@@ -78,6 +78,8 @@ class DeepReuse:
     @contextmanager
     def attached(self) -> Iterator[DeepReuse]:
         """The U-Net, reusing; a plain one again on exit."""
-        with forwards_replaced({part: self._forward(part) for part in deep_parts(self.unet)}):
-            yield self
-        self._last.clear()
+        try:
+            with forwards_replaced({part: self._forward(part) for part in deep_parts(self.unet)}):
+                yield self
+        finally:
+            self._last.clear()

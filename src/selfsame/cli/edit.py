@@ -100,7 +100,7 @@ class Edit(EditRequest):
             looked.append((image, part))
         regions = [Region(mask, *looked[k if len(looked) > 1 else 0]) for k, mask in enumerate(masks)]
         editor = self._editor()
-        with bar("painting", self._calls(editor.studio) * len(regions)) as tick:
+        with bar("painting", self._calls(editor.studio) * len(regions) * -(-self.num_images // editor.together)) as tick:
             return editor.edit(source, regions, request, on_step=lambda _: tick(1))
 
     def _editor(self) -> Any:

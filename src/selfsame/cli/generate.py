@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfsame.cli.model_flags import ModelFlags
 from selfsame.cli.say import bar, warn
 from selfsame.studio.orders import Order
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(Order):
+class Generate(ModelFlags, Order):
     """Paint the person of a photo anew; or several people, somebody between two others, a view, a picture changed.
 
     Examples:
@@ -28,18 +28,6 @@ class Generate(Order):
     """The PNG to write; several pictures get -1, -2 ... before the ending."""
     like: Path | None = None
     """Repeat the picture in this PNG; other flags change it."""
-    model: str = "mannequin"
-    """mannequin, or for photographs instantid-sdxl or instantid-sd15 (`selfsame models` lists what they need)."""
-    base: Path | None = None
-    """For photographs: your own fine-tune instead of the fetched base, a diffusers folder or one .safetensors file."""
-    instantid: Path | None = None
-    """For photographs: a folder of InstantID's layout instead of the fetched one."""
-    face_models: Path | None = None
-    """For photographs: a folder of face models instead of antelopev2."""
-    device: str = "cpu"
-    """cpu, cuda or mps."""
-    memory: str = "auto"
-    """For photographs: high keeps everything loaded, medium lets text encoders and VAE leave, low also keeps the base in 8 bits; auto: what fits."""
     score: bool = True
     """Print how alike the judge finds the result and the photo."""
 
@@ -58,60 +46,51 @@ class Generate(Order):
         if not value or value.startswith("--"):
             raise InputError("--like needs the path of a PNG that selfsame wrote")
         content = read_metadata(value)
-        request = Request.from_json(content.get("request", {}))
-        order = Order.of(request.to_json() | content.get("order", {}))
+        if "order" not in content:
+            raise InputError(f"{value}: was written before orders were kept in pictures, or by another command; give its flags again")
+        order = Order.of(Request.from_json(content.get("request", {})).to_json() | content["order"])
         folders = {n: Path(p) for n, p in zip(("base", "instantid", "face_models"), content.get("folders") or (), strict=False) if p}
-        return Generate(like=Path(value), model=content.get("model", "mannequin"), **vars(order), **folders)
+        return Generate(like=Path(value), model=content.get("model", "mannequin"), memory=content.get("memory", "auto"), **vars(order), **folders)
 
     def run(self) -> int:
         from selfsame.images.draw import beside
         from selfsame.images.files import check_output, write_image
-        from selfsame.studio.ready import jobs_of
-        from selfsame.studio.studio import load
+        from selfsame.studio.ready import about_picture, jobs_of
 
         began = time.monotonic()
         _ = self.request  # checks itself
         out = check_output(self.out)
-        studio = load(self.model, device=self.device, base=self.base, instantid=self.instantid, face_models=self.face_models, memory=self.memory)
+        studio = self.studio()
         jobs, notes, photos = jobs_of(self, studio)
-        for note in notes:
-            warn(note)
         sources = [s for p in jobs[0].people for s in p.identity.sources]
         if self.like:
             _warn_if_changed(self.like, sources)
-        folders = [str(p.resolve()) if p else None for p in (self.base, self.instantid, self.face_models)]
-        if self.model != "mannequin":
-            plan, peak = studio.planned(jobs[0].request)
-            print(f"memory {plan.name}: about {peak / 2**30:.1f} GB at the peak", file=sys.stderr)
-        extras = {k: v for k, v in self.extras.items() if k not in ("keep", "style_sheet")}  # by now the prompt says it
-        about = {"order": extras, "sources": sources, "model": self.model, "folders": folders}
+        made_by = self.made_by(studio, jobs[0].request)
         calls = studio.num_calls(self.request, has_start=self.start is not None) * -(-len(jobs) // studio.together)
+        said, strip = set(), {}
         with bar("painting", calls) as tick:
-            strip: dict[int, Any] = {}
             for i, made in studio.paint_jobs(jobs, retries=self.retries, refine=self.refine_faces, on_step=lambda _: tick(1)):
+                path = out if len(jobs) == 1 else out.with_name(f"{out.stem}-{i + 1}{out.suffix}")
+                write_image(path, made.pixels, about_picture(self, jobs[i], made) | made_by)
                 if self.mix_steps:
                     strip[i] = made.pixels
-                path = out if len(jobs) == 1 else out.with_name(f"{out.stem}-{i + 1}{out.suffix}")
-                write_image(path, made.pixels, {"request": made.request.to_json(), **about})
-                for note in made.notes if i == 0 else ():
-                    warn(note)
+                for note in (*notes, *made.notes):
+                    if note not in said:
+                        warn(note)
+                    said.add(note)
                 print("  ".join([str(path), *self._found(studio, made, photos), f"{time.monotonic() - began:.1f} s"]))
             if strip:
-                print(write_image(out, beside([strip[i] for i in sorted(strip)]), {"request": self.request.to_json(), **about}))
+                whole = {"request": self.request.to_json(), "order": self.extras, "sources": sources}
+                print(write_image(out, beside([strip[i] for i in sorted(strip)]), whole | made_by))
         return 0
 
     def _found(self, studio: Any, made: Any, photos: list[Any]) -> list[str]:
         """What is said of who is in a picture."""
-        if made.matches:
-            return [match.told(_short(path)) for match, path in zip(made.matches, self.people or self.face, strict=False)]
-        if not (self.score and photos and studio.judges):
-            return []
-        likeness = studio.likeness(made.pixels, photos[0], which=self.which)
-        return ["no face found in it" if likeness is None else f"identity {likeness:.2f} (the judge's cosine)"]
-
-
-def _short(path: Path) -> str:
-    return path.stem
+        said = [match.told() for match in made.matches] if len(made.matches) > 1 else []
+        if self.score and photos and studio.judges:
+            likeness = studio.likeness(made.pixels, photos[0], which=self.which)
+            said.append("no face found in it" if likeness is None else f"identity {likeness:.2f} (the judge's cosine)")
+        return said
 
 
 def _warn_if_changed(like: Path, sources: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -55,8 +56,19 @@ def kind_of(path: Path) -> str:
     return kind
 
 
+def _fingerprint(path: Path) -> str:
+    """A hash of a file's size, first and last million bytes: the header with all tensors' places, and weights."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as f:
+        digest.update(f.read(1_000_000))
+        f.seek(max(0, size - 1_000_000))
+        digest.update(f.read())
+    return digest.hexdigest()[:12]
+
+
 def unpacked(path: Path, config: Path, into: Path) -> Path:
-    """The diffusers folder of a checkpoint in one file; made once, then found again by the file's path, size and time.
+    """The diffusers folder of a checkpoint in one file; made once, then found again by what the file holds.
 
     Args:
         config: a diffusers folder of the same base, whose configs and tokenizers are used.
@@ -65,9 +77,7 @@ def unpacked(path: Path, config: Path, into: Path) -> Path:
     Raises:
         InputError: the file does not fit the configs.
     """
-    about = path.stat()
-    key = hashlib.sha256(f"{path.resolve()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:12]
-    folder = into / f"{path.stem}-{key}"
+    folder = into / f"{path.stem}-{_fingerprint(path)}"
     if (folder / "model_index.json").exists():
         return folder
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -79,8 +89,14 @@ def unpacked(path: Path, config: Path, into: Path) -> Path:
     try:
         pipe = kind.from_single_file(str(path), config=str(config), local_files_only=True, torch_dtype=dtype, **without)
         pipe.save_pretrained(partial)
-        os.replace(partial, folder)
-    except (OSError, RuntimeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        if not folder.exists():  # another process may have been faster
+            os.replace(partial, folder)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise InputError(f"{into}: the disk is full; reading {path.name} needs as much room as it takes itself") from None
+        if not (folder / "model_index.json").exists():
+            raise InputError(f"{path}: cannot be laid out as a folder ({error})") from None
+    except (RuntimeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as a checkpoint of {config.name}'s kind ({' '.join(str(error).split())[:160]})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

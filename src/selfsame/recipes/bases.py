@@ -142,7 +142,8 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
         raise InputError(f"{names}: no such file; give a text file with one two-word name a line")
     try:
         is_xl = (folder / "text_encoder_2").is_dir()
-        unchecked: dict[str, Any] = {} if is_xl else {"safety_checker": None, "requires_safety_checker": False}
+        variant: dict[str, Any] = {"variant": "fp16"} if any((folder / "unet").glob("*.fp16.safetensors")) else {}
+        unchecked: dict[str, Any] = variant if is_xl else variant | {"safety_checker": None, "requires_safety_checker": False}
         kind: Any = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
         pipe: Any = kind.from_pretrained(folder, local_files_only=True, **unchecked).to(device)
         vit: Any = ViTModel.from_pretrained(face_vit, add_pooling_layer=False, local_files_only=True)

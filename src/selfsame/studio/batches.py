@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,18 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from selfsame.images.files import InputError, write_image
+from selfsame.images.files import InputError, read_image, read_metadata, write_image
 from selfsame.studio.family import Family, Job
 from selfsame.studio.orders import Order, order_json
-from selfsame.studio.ready import jobs_of
+from selfsame.studio.ready import about_picture, jobs_of
 from selfsame.studio.request import Made
 
 RESULTS = "results.jsonl"
 AT_ONCE = 256  # lines that are read and prepared together
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-FILES = ("face", "identity", "people", "poses", "pose", "start")
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,16 @@ class Line:
     order: Order | None
     error: str = ""
 
+    @property
+    def count(self) -> int:
+        """How many pictures it asks for."""
+        return self.order.count if self.order else 0
+
+    @property
+    def files(self) -> list[str]:
+        """The names of its pictures."""
+        return [f"{self.name}.png"] if self.count == 1 else [f"{self.name}-{k + 1}.png" for k in range(self.count)]
+
 
 @dataclass(frozen=True)
 class Result:
@@ -45,12 +53,13 @@ class Result:
     line: int
     status: str  # made, kept (it was there already) or failed
     error: str = ""
+    notes: tuple[str, ...] = ()  # warnings
     seconds: float = 0.0
     files: tuple[str, ...] = ()
     scores: tuple[float | None, ...] = ()  # of each picture: the judge's cosine with the photo; None: no face
     people: tuple[tuple[dict[str, Any], ...], ...] = ()  # of each picture with several people: who was found where
     parameters: Mapping[str, Any] | None = None
-    digest: str = ""  # of the order and its files
+    digest: str = ""  # of the order, its files and the model
 
 
 def read_manifest(path: str | Path) -> list[Line]:
@@ -72,12 +81,13 @@ def read_manifest(path: str | Path) -> list[Line]:
     if not raw:
         raise InputError(f"{path}: holds no orders")
     lines: list[Line] = []
-    taken: set[str] = set()
+    taken: dict[str, int] = {}  # file -> the line that writes it
     for number, content in raw:
         line = _line(number, content, path.parent)
-        if line.order and line.name in taken:
-            line = Line(number, line.name, None, f"line {number}: the id {line.name!r} was used above; give every line its own")
-        taken.add(line.name)
+        twice = next((f for f in line.files if f in taken), None)
+        if twice is not None:
+            line = Line(number, line.name, None, f"line {number}: {twice} is written by line {taken[twice]} already; give this one another id")
+        taken |= dict.fromkeys(line.files, number)
         lines.append(line)
     return lines
 
@@ -88,7 +98,7 @@ def _table(path: Path, text: str) -> list[tuple[int, Any]]:
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise InputError(f"{path}: line {reader.line_num} is no table row ({error})") from None
-    return [(n, {k: v for k, v in row.items() if v != ""} if None not in row else "") for n, row in rows]
+    return [(n, {k: v for k, v in row.items() if v not in ("", None)} if None not in row else "") for n, row in rows]
 
 
 def _line(number: int, content: Any, folder: Path) -> Line:
@@ -97,147 +107,193 @@ def _line(number: int, content: Any, folder: Path) -> Line:
         values = json.loads(content) if isinstance(content, str) and content else content
         if not isinstance(values, dict):
             raise InputError("is no JSON object" if content else "has more cells than the header")
-        name = str(values.pop("id", name))
-        if not NAME.fullmatch(name):
-            raise InputError(f"id {name!r}: give letters, digits, '.', '-' and '_', beginning with a letter or digit")
-        order = Order.of(values, folder)
+        given = str(values.pop("id", name))
+        if not NAME.fullmatch(given):
+            raise InputError(f"id {given!r}: give letters, digits, '.', '-' and '_', beginning with a letter or digit")
+        name = given
+        order = Order.of(values, folder, is_table=not isinstance(content, str))
         _ = order.request  # checks itself
+        order.check_together()
         return Line(number, name, order)
     except json.JSONDecodeError as error:
         return Line(number, name, None, f"line {number}: is no JSON ({error.msg} at {error.pos})")
-    except ValueError as error:
-        return Line(number, name, None, f"line {number}: {error}")
+    except Exception as error:  # whatever a line holds, the others go on
+        return Line(number, name, None, _said(number, error))
 
 
-def _digest(order: Order) -> str:
+def _said(number: int, error: Exception) -> str:
+    """One line about an error; its kind where it is none of ours."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"line {number}: {text}" if isinstance(error, ValueError | OSError) else f"line {number}: {type(error).__name__}: {text}"
+
+
+def _digest(order: Order, made_by: Mapping[str, Any]) -> str:
     """Of everything that decides about an order's pictures."""
-    said = hashlib.sha256(json.dumps(order_json(order), sort_keys=True).encode())
-    paths = [p for name in FILES for p in _paths(getattr(order, name))]
-    for path in paths:
+    said = hashlib.sha256(json.dumps([order_json(order), made_by], sort_keys=True).encode())
+    for path in order.files:
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             if file.is_file():
                 said.update(hashlib.sha256(file.read_bytes()).digest())
     return said.hexdigest()[:16]
 
 
-def _paths(value: Any) -> Sequence[Path]:
-    return value if isinstance(value, tuple) else [value] if value is not None else []
-
-
 def known_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """What an earlier run into this folder made, by name; a line that was cut off is left out."""
+    """What earlier runs into this folder made, by name: the last entry of each; a line that was cut off is left out."""
     path = folder / RESULTS
     known: dict[str, dict[str, Any]] = {}
-    for text in path.read_text().splitlines() if path.exists() else ():
+    for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             entry = json.loads(text)
         except json.JSONDecodeError:
             continue
-        known[entry["name"]] = entry
+        if isinstance(entry, dict) and entry.get("status") == "made" and isinstance(entry.get("name"), str):
+            known[entry["name"]] = entry
     return known
 
 
 class Prepared:
-    """An order whose pictures are to be painted."""
+    """An order whose pictures are to be painted; those that a run before this one left whole are not painted again."""
 
-    def __init__(self, line: Line, order: Order, digest: str, jobs: list[Job], notes: tuple[str, ...], photos: list[np.ndarray]) -> None:
-        self.line, self.order, self.digest, self.jobs, self.notes, self.photos = line, order, digest, jobs, notes, photos
-        self.made: dict[int, Made] = {}
-        self.seconds, self.is_done = 0.0, False
+    def __init__(self, line: Line, digest: str, jobs: list[Job], notes: tuple[str, ...], folder: Path, seconds: float) -> None:
+        assert line.order is not None
+        self.line, self.order, self.digest, self.jobs, self.seconds = line, line.order, digest, jobs, seconds
+        self.notes, self.is_done = list(notes), False
+        self.scores: dict[int, float | None] = {}
+        self.people: dict[int, tuple[dict[str, Any], ...]] = {}
+        self.left = [k for k, name in enumerate(line.files) if not _is_whole(folder / name, digest)]
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    """Whether a picture is there that this very order made."""
+    try:
+        return path.is_file() and read_metadata(path).get("digest") == digest
+    except InputError:
+        return False
 
 
 def run_batch(
-    studio: Family, lines: Sequence[Line], folder: Path, *, score: bool = True, on_picture: Callable[[int], None] = lambda count: None
+    studio: Family,
+    lines: Sequence[Line],
+    folder: Path,
+    *,
+    made_by: Mapping[str, Any] | None = None,
+    score: bool = True,
+    on_picture: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Result]:
-    """Carry out a manifest's lines; results come as lines are done, and are written to `results.jsonl` in the folder at once.
+    """Carry out a manifest's lines; pictures are written as they come, and results as lines are done, to `results.jsonl` in the folder.
 
-    A run that was stopped goes on: lines whose pictures are there, made by the same order from the same files, are kept.
+    A run that was stopped goes on: pictures that are there, made by the same order from the same files and model, are kept.
 
     Args:
         folder: for pictures and results; it must exist.
+        made_by: what else decides about the pictures: the model, its folders. It is written into them.
         score: whether the judge looks at each picture with one person.
         on_picture: hears of pictures as they are done or kept.
     """
-    known = known_results(folder)
+    known, made_by = known_results(folder), dict(made_by or {})
+    latest: dict[str, Mapping[str, Any]] = dict(known)
+    failed: list[Mapping[str, Any]] = []
+
+    def noted(result: Result) -> Result:
+        if result.status != "kept":
+            _append(folder, result)
+        if result.status == "made":
+            latest[result.name] = asdict(result)
+        elif result.status == "failed":
+            failed.append(asdict(result))
+        return result
+
     for first in range(0, len(lines), AT_ONCE):
         ready: list[Prepared] = []
         for line in lines[first : first + AT_ONCE]:
-            result = _prepared(studio, line, folder, known)
+            result = _prepared(studio, line, folder, known, made_by)
             if isinstance(result, Prepared):
                 ready.append(result)
+                on_picture(line.count - len(result.left))
                 continue
-            if result.status == "failed":
-                _append(folder, result)
-            on_picture(max(1, len(result.files)))
-            yield result
-        jobs = [(p, k) for p in ready for k in range(len(p.jobs))]
-        yield from _painted(studio, jobs, folder, score, on_picture)
+            on_picture(max(1, line.count))
+            yield noted(result)
+        for result in _painted(studio, ready, folder, made_by, score, on_picture):
+            yield noted(result)
+    _rewrite(folder, [*latest.values(), *failed])
 
 
-def _prepared(studio: Family, line: Line, folder: Path, known: Mapping[str, dict[str, Any]]) -> Prepared | Result:
+def _prepared(studio: Family, line: Line, folder: Path, known: Mapping[str, dict[str, Any]], made_by: Mapping[str, Any]) -> Prepared | Result:
     if line.order is None:
         return Result(line.name, line.number, "failed", line.error)
     try:
-        digest = _digest(line.order)
-        before = known.get(line.name, {})
-        if before.get("status") == "made" and before.get("digest") == digest and all((folder / f).is_file() for f in before["files"]):
-            return Result(line.name, line.number, "kept", files=tuple(before["files"]), digest=digest)
-        return Prepared(line, line.order, digest, *jobs_of(line.order, studio))
-    except (ValueError, OSError) as error:
-        return Result(line.name, line.number, "failed", f"line {line.number}: {' '.join(str(error).split())}")
+        began, digest = time.monotonic(), _digest(line.order, made_by)
+        if known.get(line.name, {}).get("digest") == digest and all(_is_whole(folder / f, digest) for f in line.files):
+            return Result(line.name, line.number, "kept", files=tuple(line.files), digest=digest)
+        jobs, notes, _ = jobs_of(line.order, studio)
+        return Prepared(line, digest, jobs, notes, folder, time.monotonic() - began)
+    except Exception as error:
+        return Result(line.name, line.number, "failed", _said(line.number, error))
 
 
-def _painted(studio: Family, jobs: Sequence[tuple[Prepared, int]], folder: Path, score: bool, on_picture: Callable[[int], None]) -> Iterator[Result]:
+def _painted(
+    studio: Family, ready: Sequence[Prepared], folder: Path, made_by: Mapping[str, Any], score: bool, on_picture: Callable[[int], None]
+) -> Iterator[Result]:
     """Pictures of prepared orders, together as far as that goes; when something fails, one by one, so that only the order at fault is lost."""
-    for after in sorted({(p.order.retries, p.order.refine_faces) for p, _ in jobs}):
-        mine = [(p, k) for p, k in jobs if (p.order.retries, p.order.refine_faces) == after]
+
+    def those(some: Sequence[Prepared], after: tuple[int, float]) -> Iterator[Result]:
+        left = [(p, k) for p in some for k in p.left]
+        for i, made in studio.paint_jobs([p.jobs[k] for p, k in left], retries=after[0], refine=after[1]):
+            p, k = left[i]
+            _write(studio, p, k, made, folder, made_by, score)
+            on_picture(1)
+            if not p.left:
+                yield _done(p)
+
+    for after in sorted({(p.order.retries, p.order.refine_faces) for p in ready}):
+        mine = [p for p in ready if (p.order.retries, p.order.refine_faces) == after]
+        yield from (_done(p) for p in mine if not p.left)  # all of it was there, but not its result
         try:
-            yield from _those(studio, mine, after, folder, score, on_picture)
-        except (ValueError, RuntimeError):
-            for prepared in dict.fromkeys(p for p, _ in mine):
-                left = [(prepared, k) for k in range(len(prepared.jobs)) if k not in prepared.made]
-                if prepared.is_done:
+            yield from those([p for p in mine if p.left], after)
+        except Exception:
+            for p in mine:
+                if p.is_done:
                     continue
                 try:
-                    yield from _those(studio, left, after, folder, score, on_picture)
-                except (ValueError, RuntimeError) as error:
-                    result = Result(prepared.line.name, prepared.line.number, "failed", f"line {prepared.line.number}: {' '.join(str(error).split())}")
-                    _append(folder, result)
-                    yield result
+                    yield from those([p], after)
+                except Exception as error:
+                    on_picture(len(p.left))
+                    yield Result(p.line.name, p.line.number, "failed", _said(p.line.number, error), tuple(p.notes))
 
 
-def _those(
-    studio: Family, jobs: Sequence[tuple[Prepared, int]], after: tuple[int, float], folder: Path, score: bool, on_picture: Callable[[int], None]
-) -> Iterator[Result]:  # fmt: skip
+def _write(studio: Family, p: Prepared, k: int, made: Made, folder: Path, made_by: Mapping[str, Any], score: bool) -> None:
+    """One picture, judged and written."""
     began = time.monotonic()
-    for i, made in studio.paint_jobs([p.jobs[k] for p, k in jobs], retries=after[0], refine=after[1]):
-        prepared, k = jobs[i]
-        now = time.monotonic()
-        prepared.seconds, began = prepared.seconds + now - began, now
-        prepared.made[k] = made
-        on_picture(1)
-        if len(prepared.made) == len(prepared.jobs):
-            result = _written(studio, prepared, folder, score)
-            _append(folder, result)
-            yield result
+    write_image(folder / p.line.files[k], made.pixels, {**about_picture(p.order, p.jobs[k], made), **made_by, "digest": p.digest})
+    if score and studio.judges and p.order.face:
+        p.scores[k] = studio.likeness(made.pixels, read_image(p.order.face[0]), which=p.order.which)
+    if len(made.matches) > 1:
+        p.people[k] = tuple({"person": m.name, "found": m.found is not None, "in_place": m.ok} for m in made.matches)
+    p.notes += [note for note in made.notes if note not in p.notes]
+    p.seconds += made.seconds + time.monotonic() - began
+    p.left.remove(k)
 
 
-def _written(studio: Family, p: Prepared, folder: Path, score: bool) -> Result:
-    names, scores, people = [], [], []
-    for k, made in sorted(p.made.items()):
-        name = f"{p.line.name}.png" if len(p.jobs) == 1 else f"{p.line.name}-{k + 1}.png"
-        write_image(folder / name, made.pixels, {"request": made.request.to_json(), "order": p.order.extras})
-        names.append(name)
-        if score and p.photos and studio.judges:
-            scores.append(studio.likeness(made.pixels, p.photos[0], which=p.order.which))
-        if made.matches:
-            people.append(tuple({"person": m.person, "in_place": m.ok, "alike": m.likeness} for m in made.matches))
-    p.made.clear()
+def _done(p: Prepared) -> Result:
     p.is_done = True
-    notes = "; ".join(p.notes)
-    return Result(p.line.name, p.line.number, "made", notes, round(p.seconds, 3), tuple(names), tuple(scores), tuple(people), order_json(p.order), p.digest)
+    scores, people = ([values[k] for k in sorted(values)] for values in (p.scores, p.people))
+    files, seconds = tuple(p.line.files), round(p.seconds, 3)
+    return Result(p.line.name, p.line.number, "made", "", tuple(p.notes), seconds, files, tuple(scores), tuple(people), order_json(p.order), p.digest)
 
 
 def _append(folder: Path, result: Result) -> None:
-    with open(folder / RESULTS, "a") as f:
-        f.write(json.dumps(asdict(result), default=str) + "\n")
+    path = folder / RESULTS
+    with open(path, "a+b") as f:
+        if f.tell():
+            f.seek(-1, os.SEEK_END)
+            if f.read(1) != b"\n":  # the end of a run that was killed
+                f.write(b"\n")
+        f.write((json.dumps(asdict(result), default=str) + "\n").encode())
+
+
+def _rewrite(folder: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """One entry a line at the end of a run: everything that was ever made here, and what failed this time."""
+    path = folder / RESULTS
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text("".join(json.dumps(e, default=str) + "\n" for e in entries))
+    os.replace(partial, path)

@@ -73,6 +73,8 @@ class BrushStudio:
 class BrushEditor(Editor):
     """Repainting by the official weights: things and textures; people belong to InstantID."""
 
+    together, kept_steps = 2, 1  # 30 MB a step and 50 steps: features are not kept for another edit
+
     def __init__(self, folder: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         """
         Args:

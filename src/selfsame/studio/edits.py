@@ -62,6 +62,8 @@ class Editor:
 
     side = SIDE  # pixels of the square that is painted
     dtype = torch.float32
+    together = 8  # pictures painted at a time
+    kept_steps = 1000  # timesteps whose reference features stay
 
     def __init__(self, studio: Any, method: MimicBrush | None = None) -> None:
         """
@@ -131,7 +133,7 @@ class Editor:
         key = hashlib.sha256(square.tobytes()).hexdigest() + str(self.uses_tokens)
         if key not in self._references:
             tokens = self._tokens_of(square) if self.uses_tokens else self.no_tokens
-            self._references[key] = Reference(self.method.reference_net, self.pixels_to_latents(square), tokens)
+            self._references[key] = Reference(self.method.reference_net, self.pixels_to_latents(square), tokens, self.kept_steps)
         self._references.move_to_end(key)
         while len(self._references) > KEPT_REFERENCES:
             self._references.popitem(last=False)
@@ -208,7 +210,8 @@ class Editor:
             framings = [framed(picture, region.mask, request.context, self.side) for picture in made]
             window = framings[0][2]
             squares = [Square(square, inside, reference, self.depth(square) if request.keep_shape else None) for square, inside, _ in framings]
-            painted = self.paint(squares, seeds, request, on_step=on_step)
+            parts = [slice(a, a + self.together) for a in range(0, len(squares), self.together)]
+            painted = [image for part in parts for image in self.paint(squares[part], seeds[part], request, on_step=on_step)]
             made = [put_back(picture, result, region.mask, window, request) for picture, result in zip(made, painted, strict=True)]
         return made
 
@@ -230,7 +233,7 @@ class Editor:
         seeds, count = [request.seed + i for i in range(request.num_images)], request.num_images
         known = self.pixels_to_latents(square).expand(count, -1, -1, -1), cells.expand(count, -1, -1, -1)
         painted, more = self.studio.paint([row] * count, request, seeds, known=known, on_step=on_step)
-        return [put_back(source, result, mask, window, edit) for result in painted], notes + more
+        return [put_back(source, result, mask, window, edit) for result in painted], notes + tuple(dict.fromkeys(filter(None, more)))
 
     def _pose_in(self, square: np.ndarray, inside: np.ndarray, identity: Identity) -> tuple[np.ndarray, tuple[str, ...]]:
         """Key points 5 2 of the face under the mask; else the photo's, scaled into the masked region."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,13 +42,16 @@ class Job:
     words: Mapping[str, Tensor] = field(default_factory=dict)  # learned words n d by placeholder
     people: tuple[Person, ...] = ()  # whose faces paint
     notes: tuple[str, ...] = ()
+    share: float | None = None  # of the second of two people who are mixed
 
     @property
     def kind(self) -> Hashable:
         """Jobs of one kind can be painted together."""
         shared = tuple(v for k, v in self.request.to_json().items() if k not in OWN)
         said = tuple((k, hashlib.sha256(v.numpy().tobytes()).hexdigest()) for k, v in sorted(self.words.items()))
-        return shared, said, self.row.start is not None
+        # Work that is reused between steps is made anew when somebody's window opens or closes: in one batch that must be at the same steps.
+        acts = tuple(face.strengths.windows for face in self.row.faces) if self.request.speed != "exact" else ()
+        return shared, said, self.row.start is not None, acts
 
 
 class Family(ABC):
@@ -167,13 +171,17 @@ class Family(ABC):
         for numbers in kinds.values():
             painter = self.painter(jobs[numbers[0]].words)
             for start in range(0, len(numbers), self.together):
-                group = [jobs[i] for i in numbers[start : start + self.together]]
+                group, began = [jobs[i] for i in numbers[start : start + self.together]], time.monotonic()
                 pixels, notes = painter.paint([j.row for j in group], group[0].request, [j.request.seed for j in group], on_step=on_step)
-                for i, job, image in zip(numbers[start:], group, pixels, strict=False):
-                    made = Made(image, job.request, job.request.seed, job.notes + notes)
-                    if len(job.people) > 1 or retries:
+                share = (time.monotonic() - began) / len(group)
+                for i, job, image, note in zip(numbers[start:], group, pixels, notes, strict=False):
+                    began = time.monotonic()
+                    made = Made(image, job.request, job.request.seed, (*job.notes, note) if note else job.notes)
+                    if len(job.people) > 1 or (retries and job.people):
                         made = self._with_everybody(made, job, painter, retries, on_step)
-                    yield i, self.refined(made, job, painter, refine, on_step) if refine else made
+                    if refine:
+                        made = self.refined(made, job, painter, refine, on_step)
+                    yield i, replace(made, seconds=share + time.monotonic() - began)
 
     def generate(
         self,
@@ -233,21 +241,26 @@ class Family(ABC):
             strength: share of the steps that a face is changed by.
         """
         pixels, notes = made.pixels, []
-        for match in made.matches or self.recognised(pixels, job.people):
-            if match.found is None:
-                notes.append("a face that was not found was not refined")
-                continue
-            pixels = self._face_anew(pixels, match, job, painter, made.seed, strength, on_step)
+        if not job.people:
+            notes.append("nobody's face was asked for, so none was refined")
+        for match in made.matches or (self.recognised(pixels, job.people) if job.people else ()):
+            refined = None if match.found is None else self._face_anew(pixels, match, job, painter, made.seed, strength, on_step)
+            if refined is None:
+                why = "was not found" if match.found is None else "is as large as this model paints faces"
+                notes.append(f"{match.name or 'the face'} {why}, and was not refined")
+            else:
+                pixels = refined
         return replace(made, pixels=pixels, notes=(*made.notes, *notes))
 
     def _face_anew(
         self, pixels: np.ndarray, match: Match, job: Job, painter: Painter, seed: int, strength: float, on_step: Callable[[Step], None] | None
-    ) -> np.ndarray:
+    ) -> np.ndarray | None:
+        """The picture with one face painted anew; None when it is large enough."""
         assert match.found is not None
         side, (x0, y0, x1, y1) = self.limits.side, match.found.box
         window = window_around(_marked(pixels.shape[:2], (x0, y0, x1, y1)), AROUND)
-        if window.side >= side:  # it is as large as this model paints faces
-            return pixels
+        if window.side >= side:
+            return None
         zoom = side / window.side
         kps = (match.found.kps.astype(np.float64) + 0.5 - [window.x, window.y]) * zoom - 0.5
         own = job.row.faces[match.person]
@@ -268,7 +281,7 @@ class Family(ABC):
         found, embeddings = self.known_faces(image)
         boxes = Places.of(people, *image.shape[:2]).boxes
         known = F.normalize(torch.from_numpy(np.stack([p.identity.embeddings.mean(0) for p in people])).float(), dim=1)
-        return matched((known @ F.normalize(embeddings.float().cpu(), dim=1).T).numpy(), found, boxes)
+        return matched((known @ F.normalize(embeddings.float().cpu(), dim=1).T).numpy(), found, boxes, [p.name for p in people])
 
 
 def _grown(box: Sequence[float], share: float) -> tuple[float, float, float, float]:

@@ -11,7 +11,7 @@ from selfsame.images.files import InputError
 from selfsame.models.single_file import header_of
 
 GB = 1 << 30
-ALONE = 0.5 * GB  # Python, torch and diffusers, before any weights
+ALONE = 0.5 * GB  # Python, torch and diffusers before any weights; on a GPU about what its driver takes
 SPARE = 0.9  # of what is free may be taken
 CONFIG_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 # Bytes that one row of one latent cell needs at its peak, in numbers of the computing precision: U-Net with IdentityNet, and a decoder's cell.
@@ -74,11 +74,12 @@ def needed(sizes: Sizes, plan: Plan, height: int, width: int, rows: int) -> Mapp
     base = sizes.unet * (1 if plan.fp8 else p) + sizes.method * p
     seen = min(cells, TILE) if plan.tiles else cells
     here = 0 if plan.parks else text + vae
-    return {
-        "prompt": int(text + (0 if plan.parks else base + vae)),
-        "painting": int(base + here + rows * cells * PER_CELL * p / 4),
-        "decoding": int(base + vae + (0 if plan.parks else text) + seen * PER_DECODED),
+    phases = {
+        "prompt": base + text + (0 if plan.parks else vae),  # of a second picture, when the base is there
+        "painting": base + here + rows * cells * PER_CELL * p / 4,
+        "decoding": base + vae + (0 if plan.parks else text) + seen * PER_DECODED,
     }
+    return {name: int(ALONE + size) for name, size in phases.items()}
 
 
 def free_memory(device: str) -> int:

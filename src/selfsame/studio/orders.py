@@ -84,15 +84,28 @@ class Order(Request):
         """Everything beside the request that is not as it would be unsaid, files by their full paths."""
         own = [f for f in fields(Order) if f.name not in {g.name for g in fields(Request)}]
         said = {f.name: _plain(getattr(self, f.name)) for f in own if getattr(self, f.name) != f.default}
-        return said | {name: [_moved(part, Path.cwd()) for part in said[name]] for name in ("mix", "regions") if name in said}
+        return said | {name: [_moved(name, part, Path.cwd()) for part in said[name]] for name in ("mix", "regions") if name in said}
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file or folder that decides about the pictures."""
+        named = [getattr(self, name) for name in ("face", "identity", "people", "poses", "pose", "start", "style_sheet")]
+        paths = [p for value in named for p in (value if isinstance(value, tuple) else (value,)) if p is not None]
+        return paths + [Path(mix_part(text)[0]) for text in self.mix] + [Path(text) for text in self.regions if not is_box(text)]
+
+    @property
+    def count(self) -> int:
+        """How many pictures it asks for."""
+        return self.mix_steps or self.num_images
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], folder: Path = Path()) -> Order:
+    def of(cls, values: Mapping[str, Any], folder: Path = Path(), *, is_table: bool = False) -> Order:
         """From JSON or a table's cells.
 
         Args:
-            values: by field; text is turned into what a field needs, lists may be text with spaces between.
+            values: by field; text is turned into what a field needs.
             folder: that relative paths start from.
+            is_table: lists are text with blanks between.
 
         Raises:
             InputError: an unknown field, or a value of another kind.
@@ -101,8 +114,8 @@ class Order(Request):
         known = {f.name for f in fields(Order)}
         for name in values:
             nearest(name, sorted(known), "field")
-        read = {name: _read(name, value, hints[name], folder) for name, value in values.items()}
-        return Order(**read | {name: tuple(_moved(part, folder) for part in read[name]) for name in ("mix", "regions") if name in read})
+        read = {name: _read(name, value, hints[name], folder, is_table) for name, value in values.items()}
+        return Order(**read | {name: tuple(_moved(name, part, folder) for part in read[name]) for name in ("mix", "regions") if name in read})
 
     def check_together(self) -> None:
         """Raise InputError at flags that contradict each other."""
@@ -126,6 +139,8 @@ class Order(Request):
         between(self.refine_faces, 0, 1, "refine faces")
         if self.mix_steps and (len(self.mix) != 2 or self.num_images != 1 or not 2 <= self.mix_steps <= 64):
             raise InputError("--mix-steps goes from one of two people to the other, in 2 to 64 pictures; leave out --num-images")
+        if self.mix_steps and any(mix_part(text)[1] for text in self.mix):
+            raise InputError("--mix-steps makes its own shares: give the two people without any")
         if not 0 <= self.retries <= 20:
             raise InputError(f"{self.retries} retries: give 0 to 20")
         for name in self.keep:
@@ -138,7 +153,19 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
-def _read(name: str, value: Any, hint: Any, folder: Path) -> Any:
+def is_box(text: str) -> bool:
+    """Whether a region is four numbers rather than a file."""
+    parts = text.split(",")
+    return len(parts) == 4 and all(p.strip().lstrip("-").isdigit() for p in parts)
+
+
+def mix_part(text: str) -> tuple[str, str]:
+    """A path and its share, "" where none is said: `ada.png:0.3`, `ada.png`."""
+    path, colon, share = text.rpartition(":")
+    return (path, share) if colon and path and not set(share) & set("/\\") else (text, "")
+
+
+def _read(name: str, value: Any, hint: Any, folder: Path, is_table: bool) -> Any:
     """A field's value from JSON or a table's cell."""
     inside = get_args(hint)
     kinds = [a for a in inside if a not in (NoneType, Ellipsis)] or [hint]
@@ -146,22 +173,23 @@ def _read(name: str, value: Any, hint: Any, folder: Path) -> Any:
         return None
     try:
         if get_origin(hint) is tuple:
-            parts = value.split() if isinstance(value, str) else list(value)
+            parts = (value.split() if is_table else [value]) if isinstance(value, str) else list(value)
             return tuple(_path(folder, part) if kinds[0] is Path else str(part) for part in parts)
         if kinds[0] in (int, float) and not isinstance(value, bool):
             return kinds[0](value)
         if isinstance(value, str):
             return _path(folder, value) if kinds[0] is Path else value
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise InputError(f"field {name!r}: {value!r} cannot be used")
 
 
-def _moved(text: str, folder: Path) -> str:
+def _moved(name: str, text: str, folder: Path) -> str:
     """A path in front of a share, or a mask's, as seen from a folder; a box stays."""
-    path, colon, share = text.rpartition(":")
-    name = path if colon else text
-    return text if not Path(name).suffix else f"{_path(folder, name)}{colon}{share if colon else ''}"
+    if name == "regions":
+        return text if is_box(text) else str(_path(folder, text))
+    path, share = mix_part(text)
+    return f"{_path(folder, path)}{':' if share else ''}{share}"
 
 
 def _path(folder: Path, value: str) -> Path:

@@ -53,7 +53,7 @@ class Told:
     states: Tensor  # b t c
     pooled: Tensor | None = None  # b p, SDXL
     time_ids: Tensor | None = None  # b 6, SDXL
-    notes: tuple[str, ...] = ()  # warnings
+    notes: tuple[str, ...] = ()  # a warning for each row, "" for none
 
     def conditioning(self) -> Conditioning:
         return Conditioning(self.states, self.pooled, self.time_ids)
@@ -200,6 +200,9 @@ class Painter:
         Args:
             r: size, steps, solver, guidance, speed and how far starts are changed; strengths come with the faces.
             known: latents b c h w of a picture to paint into, and a mask b 1 h w of its cells, 1 where to paint.
+
+        Returns:
+            Pictures, and a warning for each, "" for none.
         """
         told, against = self.tell([row.prompt for row in rows], [row.negative_prompt for row in rows], r)
         noise = noise_of(seeds, (self.channels, r.height // 8, r.width // 8)).to(self.device, self.dtype)
@@ -220,4 +223,5 @@ class Painter:
                 stack.enter_context(run.deep.attached())
             step = run.predict if known is None else holding(run.predict, *known, noise, scheduler.alphas_cumprod)
             latents = last_of(step, first, scheduler, r.num_steps, seeds[0], on_step, timesteps)
-        return self.decode(latents), told.notes + against.notes
+        notes = [("",) * len(rows) if not t.notes else t.notes for t in (told, against)]
+        return self.decode(latents), tuple("; ".join(filter(None, pair)) for pair in zip(*notes, strict=True))

@@ -72,11 +72,7 @@ class Person:
     region: Box | np.ndarray | None = None  # a box, or a mask h w in [0, 1] of the picture's size; None: everywhere, or a column beside the others
     pose: Pose | None = None  # key points of another picture; None: those of the identity's first photo
     strengths: Strengths | None = None  # None: the request's
-
-    @property
-    def name(self) -> str:
-        """What messages call this person."""
-        return self.identity.words.placeholder if self.identity.words else ""
+    name: str = ""  # what messages call this person
 
 
 @dataclass(frozen=True)
@@ -169,30 +165,32 @@ class Match:
 
     person: int  # number in the request
     found: Found | None  # the face that is most likely theirs
-    likeness: float | None = None  # cosine with the photo
+    likeness: float | None = None  # cosine with the photo, of the encoder that conditioned the picture: it tells people apart, it measures nothing
+    name: str = ""
     in_place: bool = False  # whether its middle lies in the person's region
 
     @property
     def ok(self) -> bool:
         return self.found is not None and self.in_place
 
-    def told(self, name: str) -> str:
+    def told(self) -> str:
         """One phrase about this person."""
-        if self.found is None:
-            return f"{name}: not found"
-        return f"{name}: {'in place' if self.in_place else 'found elsewhere'} ({self.likeness:.2f} alike)"
+        where = "not found" if self.found is None else "in place" if self.in_place else "found elsewhere"
+        return f"{self.name or f'person {self.person + 1}'}: {where}"
 
 
-def matched(alike: np.ndarray, faces: Sequence[Found], boxes: Sequence[Box]) -> list[Match]:
+def matched(alike: np.ndarray, faces: Sequence[Found], boxes: Sequence[Box], names: Sequence[str] = ()) -> list[Match]:
     """Faces given to people so that likenesses add up to most (Hungarian method).
 
     Args:
         alike: p f, how alike each person is to each face.
         boxes: where each person was to stand.
+        names: of the people.
     """
-    matches = {i: Match(i, None) for i in range(len(boxes))}
+    called = list(names) or [""] * len(boxes)
+    matches = {i: Match(i, None, name=called[i]) for i in range(len(boxes))}
     for i, j in zip(*linear_sum_assignment(-alike), strict=True) if alike.size else ():
         x, y = faces[j].kps.mean(0)
         x0, y0, x1, y1 = boxes[i]
-        matches[int(i)] = Match(int(i), faces[j], float(alike[i, j]), bool(x0 <= x < x1 and y0 <= y < y1))
+        matches[int(i)] = Match(int(i), faces[j], float(alike[i, j]), called[i], bool(x0 <= x < x1 and y0 <= y < y1))
     return list(matches.values())

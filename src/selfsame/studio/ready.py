@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from selfsame.images.files import InputError, read_image
 from selfsame.images.masks import read_mask
 from selfsame.studio.family import Family, Job
-from selfsame.studio.orders import VIEWS, Order
+from selfsame.studio.orders import VIEWS, Order, is_box, mix_part
 from selfsame.studio.people import Who, read_identity
 from selfsame.studio.places import Box, Person, Pose
-from selfsame.studio.request import Request, Strengths, nearest
+from selfsame.studio.request import Made, Request, Strengths, nearest
 from selfsame.values.identity import Identity, mixed
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -30,30 +32,40 @@ def jobs_of(order: Order, studio: Family) -> tuple[list[Job], tuple[str, ...], l
     order.check_together()
     request.sized(studio.limits)  # refuses a size before any work
     notes: list[str] = []
+    start = None if order.start is None else read_image(order.start)
     if order.mix_steps:
-        ends = [_person_of(studio, Path(text.rpartition(":")[0] or text), notes) for text in order.mix]
+        if order.keep:
+            raise InputError("--keep needs --face: a strip shows people between two photos")
+        ends = [_person_of(studio, Path(text), notes) for text in order.mix]
         pose, shares = _pose(order, studio, notes), np.linspace(0, 1, order.mix_steps)
-        each = [studio.jobs(request, _mixed(ends, [1 - s, s], order), pose=pose) for s in shares]
-        return [job for jobs in each for job in jobs], tuple(notes), []
+        each = [studio.jobs(request, _mixed(ends, [1 - s, s], order), pose=pose, start=start) for s in shares]
+        return [replace(job, share=round(float(s), 6)) for s, jobs in zip(shares, each, strict=True) for job in jobs], tuple(notes), []
     who, photos = _who(order, studio, notes)
     pose = _pose(order, studio, notes)
-    start = None if order.start is None else read_image(order.start)
     if order.keep:
         request = _kept(order, request, studio, photos)
     return studio.jobs(request, who, pose=pose, start=start), tuple(notes), photos
 
 
+def about_picture(order: Order, job: Job, made: Made) -> dict[str, Any]:
+    """What a picture's file says of it, enough to repeat it alone: the request as it was painted in the end, the order without what is done by then."""
+    extras = {k: v for k, v in order.extras.items() if k not in ("keep", "style_sheet", "retries", "mix_steps")}
+    if order.mix_steps and job.share is not None:
+        extras["mix"] = [f"{text}:{share}" for text, share in zip(extras["mix"], (1 - job.share, job.share), strict=True)]
+    return {"request": made.request.to_json(), "order": extras, "sources": [s for p in job.people for s in p.identity.sources]}
+
+
 def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], list[np.ndarray]]:
     """The people of an order, and photos of the only one."""
     if order.identity:
-        return [read_identity(p) for p in order.identity], []
+        return [Person(read_identity(p), name=p.stem) for p in order.identity], []
     if order.mix:
-        parts = [part.rpartition(":") for part in order.mix]
-        for text, (path, colon, _) in zip(order.mix, parts, strict=True):
-            if not colon or not path:
+        parts = [mix_part(text) for text in order.mix]
+        for text, (_, share) in zip(order.mix, parts, strict=True):
+            if not share:
                 raise InputError(f"--mix {text}: give a photo and its share, as in ada.png:0.3")
-        people = [_person_of(studio, Path(path), notes) for path, _, _ in parts]
-        return [_mixed(people, [_number(share, "--mix") for _, _, share in parts], order)], []
+        people = [_person_of(studio, Path(path), notes) for path, _ in parts]
+        return [_mixed(people, [_number(share, "--mix") for _, share in parts], order)], []
     if order.people:
         return _several(order, studio, notes), []
     if not order.face:
@@ -61,12 +73,12 @@ def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], lis
     images = [read_image(p) for p in order.face]
     for path, image in zip(order.face, images, strict=True):
         notes += studio.face(studio.as_read(image), which=order.which, name=str(path))[1]
-    return [studio.identity(*order.face, which=order.which)], images
+    return [Person(studio.identity(*order.face, which=order.which), name=order.face[0].stem)], images
 
 
-def _mixed(people: Sequence[Identity], shares: Sequence[float], order: Order) -> Identity:
+def _mixed(people: Sequence[Identity], shares: Sequence[float], order: Order) -> Person:
     try:
-        return mixed(people, shares, order.mix_how)
+        return Person(mixed(people, shares, order.mix_how), name="the mix")
     except ValueError as error:
         raise InputError(str(error)) from None
 
@@ -85,14 +97,15 @@ def _person_of(studio: Family, path: Path, notes: list[str]) -> Identity:
 
 
 def _several(order: Order, studio: Family, notes: list[str]) -> list[Who]:
-    size = order.request.sized(studio.limits).size
-    everyone: list[Who] = []
+    everyone = []
     for i, path in enumerate(order.people):
-        region = _region(order.regions[i], size) if order.regions else None
         pose = studio.pose_of(order.poses[i]) if order.poses else None
         strengths = _strengths(order.scales[i], order.request.strengths) if order.scales else None
-        everyone.append(Person(_person_of(studio, path, notes), region, pose, strengths))
-    return everyone
+        everyone.append(Person(_person_of(studio, path, notes), None, pose, strengths, path.stem))
+    if not order.regions:
+        return everyone
+    size = studio.sized(order.request, everyone).size  # of the picture, which may be the first photo's
+    return [replace(person, region=_region(text, size)) for person, text in zip(everyone, order.regions, strict=True)]
 
 
 def _pose(order: Order, studio: Family, notes: list[str]) -> Pose | None:
@@ -118,9 +131,9 @@ def told(prompt: str, words: str) -> str:
     """A prompt that also says these words, of the person where it names one."""
     if not words:
         return prompt
-    for somebody in ("a person", "somebody", "a man", "a woman"):
-        if somebody in prompt:
-            return prompt.replace(somebody, f"{somebody} {words}", 1)
+    named = re.search(r"\b(a person|somebody|a man|a woman)\b", prompt)
+    if named:
+        return f"{prompt[: named.end()]} {words}{prompt[named.end() :]}"
     return f"{prompt} {words}".strip() if prompt else f"a person {words}"
 
 
@@ -133,9 +146,8 @@ def _number(text: str, what: str) -> float:
 
 def _region(text: str, size: tuple[int, int]) -> Box | np.ndarray:
     """A box from its four numbers, or a mask from its file."""
-    parts = text.split(",")
-    if len(parts) == 4 and all(p.strip().lstrip("-").isdigit() for p in parts):
-        x0, y0, x1, y1 = (int(p) for p in parts)
+    if is_box(text):
+        x0, y0, x1, y1 = (int(p) for p in text.split(","))
         return x0, y0, x1, y1
     if not Path(text).suffix:
         raise InputError(f"region {text!r}: give left,top,right,bottom in pixels, or a mask picture")

@@ -96,7 +96,7 @@ class RealStudio(Family):
             InputError: the base's folder lacks a part, or no such preset.
         """
         nearest(memory, CHOICES, "memory")
-        self.memory, self._plan = memory, PLANS.get(memory)
+        self.memory, self._plan, self._largest, self._free = memory, PLANS.get(memory, PLANS["high"]), 0, -1
         self.folders, self.device = folders, torch.device(device)
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         absent = [name for name in NEEDED if not (folders.base / name).is_dir()]
@@ -104,6 +104,7 @@ class RealStudio(Family):
             raise InputError(f"{folders.base}: lacks {', '.join(absent)}; give a diffusers folder of Stable Diffusion 1.5 or SDXL (with model_index.json)")
         self.is_xl = (folders.base / "text_encoder_2").is_dir()
         self.limits = SDXL if self.is_xl else SD15
+        self._said: tuple[Any, tuple[Told, Told]] | None = None  # the last prompts, and what the text encoders made of them
 
     # ------------------------------------------------------------------------------------------ parts
 
@@ -126,11 +127,22 @@ class RealStudio(Family):
         return Sizes(text, numbers_in(base / "unet"), method, numbers_in(base / "vae"), self.dtype.itemsize)
 
     def planned(self, request: Request) -> tuple[Plan, int]:
-        """The preset of a request, and the bytes that its picture will need."""
+        """The preset for a request, and the bytes that its picture will need; for a larger picture than before what is loaded may leave.
+
+        Raises:
+            InputError: no preset fits into what is free.
+        """
         height, width = request.sized(self.limits).size
         rows = self.together * (2 if request.guidance_scale > 1 else 1)
-        plan = self._plan or chosen(self.memory, self.sizes, free_memory(str(self.device)), height, width, rows)
-        return plan, max(needed(self.sizes, plan, height, width, rows).values())
+        if height * width > self._largest:
+            if self._free < 0:  # before anything was loaded
+                self._free = free_memory(str(self.device))
+            plan = chosen(self.memory, self.sizes, self._free, height, width, rows)
+            if plan != self._plan:
+                for name in ("unet", "vae", "encoders", "instantid"):
+                    self.__dict__.pop(name, None)
+            self._plan, self._largest = plan, height * width
+        return self._plan, max(needed(self.sizes, self._plan, height, width, rows).values())
 
     @contextmanager
     def _used(self, name: str) -> Iterator[Any]:
@@ -140,11 +152,12 @@ class RealStudio(Family):
         if self.device.type != "cpu":
             for model in models:
                 model.to(self.device)
-        yield part
-        if self._plan is not None and self._plan.parks:
-            if self.device.type == "cpu":
-                del self.__dict__[name]
-            else:
+        try:
+            yield part
+        finally:
+            if self._plan.parks and self.device.type == "cpu":
+                self.__dict__.pop(name, None)
+            elif self._plan.parks:
                 for model in models:
                     model.to("cpu")
 
@@ -153,7 +166,7 @@ class RealStudio(Family):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         unet = self._part(UNet2DConditionModel, "unet")
-        if self._plan is not None and self._plan.fp8:
+        if self._plan.fp8:
             unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=self.dtype)
         return unet
 
@@ -163,7 +176,7 @@ class RealStudio(Family):
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         vae = self._part(AutoencoderKL, "vae", torch.float32)
-        if self._plan is not None and self._plan.tiles:
+        if self._plan.tiles:
             vae.enable_tiling()
         return vae
 
@@ -263,15 +276,17 @@ class RealStudio(Family):
         Raises:
             ValueError: SDXL rows whose prompts differ in length.
         """
-        self._plan = self.planned(request)[0]
-        with self._used("encoders") as encoders:
-            return self._told(self.tokenizer, encoders, prompts, against, request)
+        key = (tuple(prompts), tuple(against), request.size)
+        if self._said is None or self._said[0] != key:  # several pictures of one request are told the same
+            with self._used("encoders") as encoders:
+                self._said = key, self._told(self.tokenizer, encoders, prompts, against, request)
+        return self._said[1]
 
     def _told(self, tokenizer: Any, encoders: Sequence[Any], prompts: Sequence[str], against: Sequence[str], request: Request) -> tuple[Told, Told]:
         if not self.is_xl:
             said, not_said = (encode_prompts(tokenizer, encoders[0], p) for p in (prompts, against))
-            notes = tuple(f"the prompt is too long; these words were left out: {cut!r}" for cut in (*said.cut, *not_said.cut) if cut)
-            return Told(said.encoder_hidden_states, notes=notes), Told(not_said.encoder_hidden_states)
+            cuts = [tuple(f"the prompt is too long; these words were left out: {cut!r}" if cut else "" for cut in p.cut) for p in (said, not_said)]
+            return Told(said.encoder_hidden_states, notes=cuts[0]), Told(not_said.encoder_hidden_states, notes=cuts[1])
         both = [encode_weighted(tokenizer, encoders, a, b) for a, b in zip(prompts, against, strict=True)]
         ids = torch.tensor([[request.height, request.width, 0, 0, request.height, request.width]] * len(prompts), device=self.device, dtype=self.dtype)
         told, not_told = ((torch.cat([p[k].encoder_hidden_states for p in both]), torch.cat([p[k].pooled for p in both])) for k in (0, 1))
@@ -332,4 +347,5 @@ class RealStudio(Family):
         if people and people[0].identity.num_photos and not request.height and not request.width:
             pose = people[0].pose or Pose.of(people[0].identity)
             request = replace(request, height=pose.height, width=pose.width)
+        self.planned(request)  # before anything is loaded
         return request.sized(self.limits)

@@ -84,6 +84,11 @@ class Strengths:
         for who in ("adapter", "controlnet"):
             window(getattr(self, f"{who}_start"), getattr(self, f"{who}_end"), who)
 
+    @property
+    def windows(self) -> tuple[float | bool, ...]:
+        """When either part acts, whatever its strength."""
+        return self.adapter_scale > 0, self.adapter_start, self.adapter_end, self.controlnet_scale > 0, self.controlnet_start, self.controlnet_end
+
     def at(self, index: int, num_steps: int) -> tuple[float, float]:
         """Strength of the Image Adapter and of IdentityNet in a step."""
         adapter = self.adapter_scale * in_window(index, num_steps, self.adapter_start, self.adapter_end)
@@ -219,6 +224,7 @@ class Made:
     seed: int  # of this picture
     notes: tuple[str, ...] = ()
     matches: tuple[Any, ...] = ()  # `places.Match` of each person, when there are several
+    seconds: float = 0.0  # its share of the time that it was painted in
 
     @property
     def places_filled(self) -> int:

@@ -219,9 +219,9 @@ class Studio(Family):
         return scheduler_of(common, solver, timestep_spacing="trailing")
 
     def text_states(self, prompts: Sequence[str], words: Mapping[str, Tensor] | None = None) -> tuple[Tensor, tuple[str, ...]]:
-        """Text states b t c with learned words (n d) in place of their placeholders, and a warning for each prompt that was too long."""
+        """Text states b t c with learned words (n d) in place of their placeholders, and a warning for each prompt, "" where it was not too long."""
         prompted = encode_prompts(*self.text, prompts, words)
-        notes = tuple(f"the prompt is too long; these words were left out: {cut!r}" for cut in prompted.cut if cut)
+        notes = tuple(f"the prompt is too long; these words were left out: {cut!r}" if cut else "" for cut in prompted.cut)
         return prompted.encoder_hidden_states, notes
 
     def embedding(self, identity: Identity, photos: str) -> Tensor:
@@ -276,6 +276,9 @@ class Studio(Family):
         Args:
             words: learned words n d of the placeholders that may stand in prompts.
             known: latents b c h w of a picture to paint into, and a mask b 1 h w of its cells, 1 where to paint.
+
+        Returns:
+            Pictures, and a warning for each, "" for none.
         """
         return self.painter(words).paint(rows, request.sized(self.limits), seeds, known=known, on_step=on_step)
 

@@ -25,7 +25,7 @@ class Style:
         """Prompt and negative prompt in this style; a template without a place for the prompt is put behind it."""
         said = prompt or SOMEBODY
         whole = self.prompt.replace(PLACE, said) if PLACE in self.prompt else f"{said}, {self.prompt}" if self.prompt else said
-        return whole, " ".join(part for part in (self.negative_prompt, negative_prompt) if part)
+        return whole, ", ".join(part for part in (self.negative_prompt, negative_prompt) if part)
 
 
 def read_styles(path: Path) -> dict[str, Style]:
@@ -46,7 +46,11 @@ def read_styles(path: Path) -> dict[str, Style]:
     styles: dict[str, Style] = {}
     for number, entry in enumerate(entries, 1):
         values = {k: entry.get(k) or "" for k in ("name", "prompt", "negative_prompt")} if isinstance(entry, dict) else {}
+        if values and not any(values.values()):
+            continue  # an empty line between two
         if not values.get("name") or not all(isinstance(v, str) for v in values.values()):
             raise InputError(f"{path}: entry {number} has no name, or something else than text; give name, prompt and negative_prompt")
         styles[values["name"]] = Style(values["prompt"], values["negative_prompt"])
+    if not styles:
+        raise InputError(f"{path}: holds no styles; give a list of entries with name, prompt and negative_prompt")
     return styles

@@ -69,11 +69,15 @@ def judge_called(name: str, studio: Studio, conditioner: str) -> FaceJudge:
         found = reader(image)
         return None if not found else found[0].embedding / np.linalg.norm(found[0].embedding)
 
-    return FaceJudge(reader.name, look, conditioner in (name, reader.name))
+    same = bool(conditioner) and (conditioner == reader.name or Path(conditioner).resolve() == Path(name).resolve())
+    return FaceJudge(reader.name, look, same)
 
 
-def people_in(pictures: Path, references: Path) -> list[Known]:
+def people_in(pictures: Path, references: Path) -> tuple[list[Known], list[str]]:
     """Whose pictures a folder holds: `ada.png`, `ada-1.png`, `ada_beach.png` or all of `ada/` belong to the reference `ada.png` or `ada/`; the longest fits.
+
+    Returns:
+        Everybody with a reference, also those without pictures, and the pictures of nobody.
 
     Raises:
         InputError: a folder is missing, has no pictures, or pictures of nobody.
@@ -101,7 +105,7 @@ def people_in(pictures: Path, references: Path) -> list[Known]:
             strangers.append(label)
     if len(strangers) == len(files):
         raise InputError(f"{pictures}: {strangers[0]} and the others are named after nobody in {references}; a picture of ada.png is called ada-1.png")
-    return [k for k in known.values() if k.pictures]
+    return list(known.values()), strangers
 
 
 def folder(
@@ -122,9 +126,11 @@ def folder(
     Raises:
         InputError: a folder or judge that cannot be used.
     """
-    people = people_in(pictures, references)
+    people, strangers = people_in(pictures, references)
     studio = Studio()
     seers = [judge_called(name, studio, conditioner) for name in judges]
+    if conditioner and conditioner not in ("judge", "encoder", ENCODER_NAME) and not Path(conditioner).is_dir():
+        raise InputError(f"conditioner {conditioner!r}: choose judge, encoder, or a folder of face models, as for --judges")
     count = sum(len(p.pictures) + len(p.photos) for p in people) * len(seers)
     rows, cases, notes = [], [], []
     for judge in seers:
@@ -137,16 +143,23 @@ def folder(
                     seen[path] = None
                     notes.append(f"left as without a face: {error}")
                 on_progress(1 / count, judge.name)
-        scores = _scores(people, seen)
-        if not scores:
+        scores, faceless = _scores(people, seen)
+        if len(faceless) == len(people):
             raise InputError(f"{judge.name} finds no face in any reference; use photos with an upright, whole face")
-        low, high = bootstrap_interval([s["cosine"] for s in scores], [int(s["person"]) for s in scores])
-        columns: dict[str, float | str] = {"pictures": float(len(scores)), "cosine": mean([s["cosine"] for s in scores]), "95 %": f"{low:.3f}..{high:.3f}"}
-        columns |= {key: mean([s[key] for s in scores]) for key in ("first of all", "copy-paste", "no face")}
+        notes += [f"{judge.name}: no face in any photo of {name}: all pictures of this person count as missed" for name in faceless]
+        groups = [int(s["person"]) for s in scores]
+        low, high = bootstrap_interval([s["cosine"] for s in scores], groups)
+        interval = f"{low:.3f}..{high:.3f}" if len(set(groups)) > 1 else "-"
+        columns: dict[str, float | str] = {"pictures": str(len(scores)), "cosine": mean([s["cosine"] for s in scores]), "95 %": interval}
+        columns |= {"gallery": str(len(people) - len(faceless)), "found first in it": mean([s["first"] for s in scores])}
+        columns["copy-paste"] = mean([s["copied"] for s in scores])
+        columns["no face"] = mean([s["no face"] for s in scores])
         columns["alike among themselves"] = mean([v for p in people for v in _among(p, seen)])
         rows.append(Row(judge.name + (" (also the conditioner)" if judge.is_conditioner else ""), columns))
         if not cases:
             cases = _worst(people, scores)
+    if strangers:
+        notes.append(f"{len(strangers)} pictures are named after nobody and were not judged, such as {strangers[0]}")
     if any(j.is_conditioner for j in seers):
         notes.append("a judge that also conditioned the pictures flatters them: compare such rows with nothing else")
     notes.append("a picture without a face counts as cosine 0 and as missed")
@@ -158,27 +171,32 @@ def folder(
     return report
 
 
-def _scores(people: Sequence[Known], seen: Mapping[Path, np.ndarray | None]) -> list[dict[str, float]]:
-    """One row of numbers a picture, of people whose first photo shows a face; in their order."""
-    able = [p for p in people if seen[p.photos[0]] is not None]
-    gallery = np.stack([seen[p.photos[0]] for p in able]) if able else np.zeros((0, 1))  # type: ignore[misc]
+def _scores(people: Sequence[Known], seen: Mapping[Path, np.ndarray | None]) -> tuple[list[dict[str, float]], list[str]]:
+    """One row of numbers a picture, in the order of people, and the names of those whose photos show no face: their pictures are missed.
+
+    A person's reference is the first photo with a face.
+    """
+    shown = {p.name: [v for v in (seen[path] for path in p.photos) if v is not None] for p in people}
+    able = [p.name for p in people if shown[p.name]]
+    gallery = np.stack([shown[name][0] for name in able]) if able else np.zeros((0, 1))
     rows = []
-    for i, person in enumerate(able):
-        others = [v for v in (seen[p] for p in person.photos[1:]) if v is not None]
+    for i, person in enumerate(people):
+        known, *others = shown[person.name] or [None]
         for k, path in enumerate(person.pictures):
             vector = seen[path]
-            copied = [copy_paste(vector, gallery[i], other) for other in others] if vector is not None else []
+            compared = vector is not None and known is not None
+            copied = [copy_paste(vector, known, other) for other in others] if compared else []
             rows.append(
                 {
-                    "person": float(people.index(person)),
+                    "person": float(i),
                     "picture": float(k),
-                    "cosine": 0.0 if vector is None else float(gallery[i] @ vector),
-                    "first of all": float(is_first(vector, gallery, i)),
-                    "copy-paste": mean(copied) if copied else float("nan"),
+                    "cosine": float(known @ vector) if compared else 0.0,
+                    "first": float(compared and is_first(vector, gallery, able.index(person.name))),
+                    "copied": mean(copied) if copied else float("nan"),
                     "no face": float(vector is None),
                 }
             )
-    return rows
+    return rows, [p.name for p in people if not shown[p.name]]
 
 
 def _among(person: Known, seen: Mapping[Path, np.ndarray | None]) -> list[float]:
@@ -192,7 +210,7 @@ def _worst(people: Sequence[Known], scores: Sequence[Mapping[str, float]]) -> li
     for s in sorted(scores, key=lambda s: s["cosine"])[:WORST]:
         person = people[int(s["person"])]
         path = person.pictures[int(s["picture"])]
-        said = "no face found" if s["no face"] else f"cosine {s['cosine']:.2f}" + ("" if s["first of all"] else ", taken for somebody else")
+        said = "no face found" if s["no face"] else f"cosine {s['cosine']:.2f}" + ("" if s["first"] else ", taken for somebody else")
         cases.append(Case(f"{path.name}: {said}", [x for x in (_readable(person.photos[0]), _readable(path)) if x is not None]))
     return cases
 

@@ -25,7 +25,7 @@ from selfsame.models.latents import encode
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.common import to_pixels
 from selfsame.recipes.measure.judging import judge_gallery, notes_on_weights
-from selfsame.recipes.measure.protocols import asked, extent, protocol, reference_photo
+from selfsame.recipes.measure.protocols import asked, protocol, reference_photo
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.places import Person, Places, Pose
@@ -53,6 +53,14 @@ def pinned(name: str, digest: Callable[[Mapping[str, Any]], str]) -> dict[str, A
 
 def _hashed(asked_for: Any) -> str:
     return hashlib.sha256(json.dumps(asked_for, sort_keys=True).encode()).hexdigest()
+
+
+def _extent(p: Mapping[str, Any], count: int, what: str) -> list[str]:
+    """What a report says of how much was measured."""
+    notes = [f"{count} {what}, protocol {p['name']}, world {p['world']}"]
+    if count < p["people"]:
+        notes.append(f"only {count} of the protocol's {p['people']}: not comparable with full runs")
+    return notes
 
 
 class Bench:
@@ -155,8 +163,7 @@ def people(out: Path, *, cases: int = 0, only: Sequence[str] = (), device: str =
     bench, groups, face = Bench(p, device), groups_of(p, count), average_kps(_group_frontal())[1]
     rows, strips = [], []
     for name in names:
-        hits: dict[int, list[float]] = {2: [], 3: []}
-        errors, missing, pictures, whose = [], [], [], []
+        hits, errors, missing, pictures, whose = [], [], [], [], []
         began = time.monotonic()
         for i, g in enumerate(groups):
             image = _group_picture(bench, g, name)
@@ -164,21 +171,18 @@ def people(out: Path, *, cases: int = 0, only: Sequence[str] = (), device: str =
             for k, person in enumerate(g.people):
                 kps = group_kps(len(g.people), k, g.width)
                 vector, found = bench.vector(image, kps.mean(0))
-                hits[len(g.people)].append(float(is_first(vector, bench.gallery, person)))
+                hits.append(float(is_first(vector, bench.gallery, person)))
                 errors.append(point_error(found, kps, face))
                 missing.append(float(vector is None))
                 whose.append(i)
             on_progress(1 / len(groups) / len(names), name)
-        every = [*hits[2], *hits[3]]
-        low, high = bootstrap_interval(every, whose, num_draws=p["bootstrap"]) if every else (0.0, 0.0)
-        columns: dict[str, float | str] = {"rank-1 of 100, two": mean(hits[2]), "three": mean(hits[3]), "all": mean(every), "95 %": f"{low:.3f}..{high:.3f}"}
+        low, high = bootstrap_interval(hits, whose, num_draws=p["bootstrap"])
+        of = {n: mean([hit for hit, i in zip(hits, whose, strict=True) if len(groups[i].people) == n]) for n in (2, 3)}
+        columns: dict[str, float | str] = {"rank-1 of 100, two": of[2], "three": of[3], "all": mean(hits), "95 %": f"{low:.3f}..{high:.3f}"}
         columns |= {"kps error": mean(errors), "no face there": mean(missing), "s": (time.monotonic() - began) / len(groups)}
         rows.append(Row(name, columns))
         strips.append((name, pictures[:6]))
-    notes = [
-        f"{count} pictures of two and three people, protocol {p['name']}, world {p['world']}",
-        "no face within a quarter of the height of its place is a miss",
-    ]
+    notes = [*_extent(p, count, "pictures of two and three people"), "no face within a quarter of the height of its place is a miss"]
     return bench.report("Several people in one picture", rows, notes, strips, out)
 
 
@@ -242,10 +246,12 @@ def views(out: Path, *, people: int = 0, only: Sequence[str] = (), device: str =
             pictures.append(image)
             on_progress(1 / count / len(names), name)
         cosines[yaw] = sims
-        columns: dict[str, float | str] = {"kps error": mean(errors), "rank-1 of 100": mean(hits), "cosine": mean(sims)}
+        columns: dict[str, float | str] = {"kps error": mean(errors), "no face": float(np.isnan(errors).mean())}
+        columns |= {"rank-1 of 100": mean(hits), "cosine": mean(sims)}
         rows.append(Row(name, columns | {"s": (time.monotonic() - began) / count}))
         strips.append((name, pictures[:8]))
-    notes = extent(p | {"prompts_per_person": len(p["yaws"])}, count)
+    notes = _extent(p, count, f"people at {len(p['yaws'])} yaws")
+    notes.append("key-point errors are over pictures with a face; cosine and rank-1 count one without as missed")
     for yaw, sims in cosines.items():
         if yaw and 0 in cosines:
             middle, low, high = paired_interval(sims, cosines[0])
@@ -282,20 +288,22 @@ def mixes(out: Path, *, pairs: int = 0, only: Sequence[str] = (), device: str = 
     kps = average_kps(CANONICAL_VIEWS[0])[0]
     rows, strips = [], []
     for how in names:
-        turns, spans, pictures, began = [], [], [], time.monotonic()
+        turns, spans, missing, pictures, began = [], [], [], [], time.monotonic()
         for a, b, prompt, seed in pairs_of(p, count):
             ends = [bench.identity(a), bench.identity(b)]
             between = [mixed(ends, [1 - s, s], how) for s in p["shares"]]
             faces = [(Shown(torch.from_numpy(who.embeddings)[None], kps),) for who in between]
             images = bench.studio.paint([PaintRow(prompt, faces=f) for f in faces], bench.request, [seed] * len(faces))[0]
             seen = [bench.vector(image)[0] for image in images]
+            missing.append(float(any(v is None for v in seen)))
             towards = [[0.0 if v is None else float(bench.gallery[who] @ v) for v in seen] for who in (a, b)]
-            turns += [float(is_monotonic(towards[0], rising=False)), float(is_monotonic(towards[1], rising=True))]
+            turns.append(float(not missing[-1] and is_monotonic(towards[0], rising=False) and is_monotonic(towards[1], rising=True)))
             spans += [towards[0][0] - towards[0][-1], towards[1][-1] - towards[1][0]]
             pictures.append(images)
             on_progress(1 / count / len(names), how)
-        columns: dict[str, float | str] = {"monotonic": mean(turns), "cosine from end to end": mean(spans), "s": (time.monotonic() - began) / count}
-        rows.append(Row(how, columns))
+        low, high = bootstrap_interval(turns, num_draws=p["bootstrap"])
+        columns: dict[str, float | str] = {"monotonic to both ends": mean(turns), "95 %": f"{low:.3f}..{high:.3f}", "cosine from end to end": mean(spans)}
+        rows.append(Row(how, columns | {"a step without a face": mean(missing), "s": (time.monotonic() - began) / count}))
         strips += [(how, images) for images in pictures[:3]]
-    notes = [f"{count} pairs, {len(p['shares'])} steps each, protocol {p['name']}, world {p['world']}; each pair counts twice, towards either end"]
+    notes = [*_extent(p, count, f"pairs, {len(p['shares'])} steps each"), "a pair with a step that shows no face is not monotonic"]
     return bench.report("From one person to another", rows, notes, strips, out)
