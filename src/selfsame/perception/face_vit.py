@@ -10,7 +10,7 @@ from transformers import ViTConfig, ViTModel
 
 from selfsame.perception.embedders import CropSpec
 
-FACE_VIT_CROP = CropSpec(share=0.50, shift_y=-0.02)  # a little wider than the encoder's: some of the hair belongs to a face
+FACE_VIT_CROP = CropSpec(64, share=0.50, shift_y=-0.02)  # a little wider than the encoder's: some of the hair belongs to a face
 FEATURE_DIM = 128
 
 

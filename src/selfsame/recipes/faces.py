@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsame.data.tables import Table, open_table
+from selfsame.images.align import crop_face
 from selfsame.mannequins.people import SPLITS, Person, celebrities, person_named, person_of, split_person
 from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import neutral_scene
@@ -19,7 +20,8 @@ from selfsame.recipes.common import Options, Trained, epoch_rows, finish, genera
 from selfsame.training.loop import Batch, Loss, Run
 from selfsame.weights.mannequin import load_into
 
-SLACK = 8  # crops are cached this much larger and cut at random places
+SLACK = 8  # crops are cached larger by this part of their size, and cut at random places
+SOFT_SHARE = 0.3  # of batches are blurred: pictures that are made are softer than renders
 
 
 class Classified(nn.Module):
@@ -53,14 +55,14 @@ def face_rows(table: Table) -> np.ndarray:
 
 def cached_crops(table: Table, rows: np.ndarray, spec: CropSpec) -> np.ndarray:
     """Loose crops of rows, n s s 3 uint8 with s = size + SLACK."""
-    loose = CropSpec(spec.size + SLACK, spec.share * spec.size / (spec.size + SLACK), spec.shift_y * spec.size / (spec.size + SLACK))
+    size = spec.size + spec.size // SLACK
+    loose = CropSpec(size, spec.share * spec.size / size, spec.shift_y * spec.size / size)
     kps = table.kps
-    out = [to_crops([np.asarray(table.images[i])], [kps[i]], loose)[0] for i in rows]
-    return ((torch.stack(out) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return np.stack([crop_face(np.asarray(table.images[i]), kps[i], loose.size, share=loose.share, shift_y=loose.shift_y) for i in rows])
 
 
 def augment(crops: Tensor, rng: np.random.Generator) -> Tensor:
-    """Light, colour, greyness, a covered patch: what a face may undergo and stay itself. b 3 s s in [-1, 1]."""
+    """Light, colour, greyness, softness, a covered patch: what a face may undergo and stay itself. b 3 s s in [-1, 1]."""
     g = torch_generator(rng)
     b, _, s, _ = crops.shape
 
@@ -70,10 +72,13 @@ def augment(crops: Tensor, rng: np.random.Generator) -> Tensor:
     x = crops * u(0.8, 1.2, 1, 1, 1) + u(-0.15, 0.15, 1, 1, 1) + u(-0.08, 0.08, 3, 1, 1)
     grey = x.mean(1, keepdim=True)
     x = torch.lerp(grey.expand_as(x), x, torch.where(u(0, 1, 1, 1, 1) < 0.25, 0.0, u(0.7, 1.2, 1, 1, 1)))
+    if rng.random() < SOFT_SHARE:
+        x = F.interpolate(F.avg_pool2d(x, 2 if rng.random() < 0.7 else 4), (s, s), mode="bilinear")
     x = x + 0.04 * torch.randn(x.shape, generator=g)
-    at = torch.randint(0, s - 16, (b, 2), generator=g)
+    side = s // 4
+    at = torch.randint(0, s - side, (b, 2), generator=g)
     grid = torch.arange(s)
-    inside = [(grid >= at[:, i, None]) & (grid < at[:, i, None] + 16) for i in (0, 1)]
+    inside = [(grid >= at[:, i, None]) & (grid < at[:, i, None] + side) for i in (0, 1)]
     hole = (inside[0][:, :, None] & inside[1][:, None, :])[:, None] & (u(0, 1, 1, 1, 1) < 0.3)
     return x.masked_fill(hole, 0.0).clamp(-1, 1)
 
@@ -118,7 +123,7 @@ def _train_embedder(name: str, split: str, kind: type[nn.Module], dim: int, spec
         rng = generator_at(run.seed, step)
         at = epoch_rows(len(rows), run.batch_size, run.seed, step)
         x = to_pixels(crops[at])
-        dy, dx = rng.integers(0, SLACK + 1, 2)
+        dy, dx = rng.integers(0, spec.size // SLACK + 1, 2)
         x = x[:, :, dy : dy + spec.size, dx : dx + spec.size]
         return {"crops": augment(x, rng).contiguous(memory_format=torch.channels_last), "people": torch.from_numpy(truth[at]), "traits": traits[truth[at]]}
 

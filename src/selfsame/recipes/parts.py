@@ -127,7 +127,7 @@ def face_vit(options: Options) -> Trained:
     def batch_at(step: int) -> Batch:
         rng = generator_at(run.seed, step)
         at = epoch_rows(len(rows), run.batch_size, run.seed, step)
-        dy, dx = rng.integers(0, SLACK + 1, 2)
+        dy, dx = rng.integers(0, FACE_VIT_CROP.size // SLACK + 1, 2)
         x = to_pixels(crops[at])[:, :, dy : dy + FACE_VIT_CROP.size, dx : dx + FACE_VIT_CROP.size]
         return {"crops": augment(x, rng), "said": said[at], "traits": traits[at]}
 

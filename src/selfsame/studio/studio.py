@@ -36,7 +36,7 @@ from selfsame.studio.request import MANNEQUIN, Request, nearest
 from selfsame.values.identity import Identity
 from selfsame.weights import mannequin
 
-ENCODER_NAME = "mannequin-encoder-1"
+ENCODER_NAME = "mannequin-encoder-2"
 MODELS = ("mannequin", "instantid-sdxl", "instantid-sd15")
 ROWS = 4  # pictures denoised together
 

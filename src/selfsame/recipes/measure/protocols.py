@@ -19,7 +19,7 @@ from selfsame.mannequins.scenes import draw_light
 from selfsame.mannequins.world import CANONICAL_VIEWS, WORLD_VERSION, average_kps, draw_look, draw_view
 from selfsame.perception.embedders import JUDGE_CROP
 
-IDENTITY, WORDS = "identity-2", "words-1"
+IDENTITY, WORDS = "identity-3", "words-2"
 
 
 @dataclass(frozen=True)
