@@ -49,8 +49,9 @@ class Generate(ModelFlags, Order):
         if "order" not in content:
             raise InputError(f"{value}: was written before orders were kept in pictures, or by another command; give its flags again")
         order = Order.of(Request.from_json(content.get("request", {})).to_json() | content["order"])
-        folders = {n: Path(p) for n, p in zip(("base", "instantid", "face_models"), content.get("folders") or (), strict=False) if p}
-        return Generate(like=Path(value), model=content.get("model", "mannequin"), memory=content.get("memory", "auto"), **vars(order), **folders)
+        known: dict[str, Any] = dict(vars(order))
+        known |= {n: Path(p) for n, p in zip(("base", "instantid", "face_models"), content.get("folders") or (), strict=False) if p}
+        return Generate(like=Path(value), model=content.get("model", "mannequin"), memory=content.get("memory", "auto"), **known)
 
     def run(self) -> int:
         from selfsame.images.draw import beside

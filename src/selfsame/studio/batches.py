@@ -276,9 +276,9 @@ def _write(studio: Family, p: Prepared, k: int, made: Made, folder: Path, made_b
 
 def _done(p: Prepared) -> Result:
     p.is_done = True
-    scores, people = ([values[k] for k in sorted(values)] for values in (p.scores, p.people))
+    scores, people = tuple(p.scores[k] for k in sorted(p.scores)), tuple(p.people[k] for k in sorted(p.people))
     files, seconds = tuple(p.line.files), round(p.seconds, 3)
-    return Result(p.line.name, p.line.number, "made", "", tuple(p.notes), seconds, files, tuple(scores), tuple(people), order_json(p.order), p.digest)
+    return Result(p.line.name, p.line.number, "made", "", tuple(p.notes), seconds, files, scores, people, order_json(p.order), p.digest)
 
 
 def _append(folder: Path, result: Result) -> None:

@@ -114,8 +114,11 @@ class Order(Request):
         known = {f.name for f in fields(Order)}
         for name in values:
             nearest(name, sorted(known), "field")
-        read = {name: _read(name, value, hints[name], folder, is_table) for name, value in values.items()}
-        return Order(**read | {name: tuple(_moved(name, part, folder) for part in read[name]) for name in ("mix", "regions") if name in read})
+        read: dict[str, Any] = {name: _read(name, value, hints[name], folder, is_table) for name, value in values.items()}
+        for name in ("mix", "regions"):
+            if name in read:
+                read[name] = tuple(_moved(name, part, folder) for part in read[name])
+        return Order(**read)
 
     def check_together(self) -> None:
         """Raise InputError at flags that contradict each other."""
@@ -169,8 +172,10 @@ def _read(name: str, value: Any, hint: Any, folder: Path, is_table: bool) -> Any
     """A field's value from JSON or a table's cell."""
     inside = get_args(hint)
     kinds = [a for a in inside if a not in (NoneType, Ellipsis)] or [hint]
-    if value is None and NoneType in inside:
-        return None
+    if value is None:
+        if NoneType in inside:
+            return None
+        raise InputError(f"field {name!r}: null cannot be used")
     try:
         if get_origin(hint) is tuple:
             parts = (value.split() if is_table else [value]) if isinstance(value, str) else list(value)

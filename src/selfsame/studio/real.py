@@ -140,7 +140,7 @@ class RealStudio(Family):
             plan = chosen(self.memory, self.sizes, self._free, height, width, rows)
             if plan != self._plan:
                 for name in ("unet", "vae", "encoders", "instantid"):
-                    self.__dict__.pop(name, None)
+                    vars(self).pop(name, None)
             self._plan, self._largest = plan, height * width
         return self._plan, max(needed(self.sizes, self._plan, height, width, rows).values())
 
@@ -156,7 +156,7 @@ class RealStudio(Family):
             yield part
         finally:
             if self._plan.parks and self.device.type == "cpu":
-                self.__dict__.pop(name, None)
+                vars(self).pop(name, None)
             elif self._plan.parks:
                 for model in models:
                     model.to("cpu")

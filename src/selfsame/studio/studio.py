@@ -101,7 +101,7 @@ class Studio(Family):
         for name, part in parts.items():
             if not isinstance(getattr(type(self), name, None), cached_property):
                 raise ValueError(f"a studio has no part {name!r}")
-            self.__dict__[name] = part
+            vars(self)[name] = part
         return self
 
     # ------------------------------------------------------------------------------------------ parts

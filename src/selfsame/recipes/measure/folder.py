@@ -181,17 +181,19 @@ def _scores(people: Sequence[Known], seen: Mapping[Path, np.ndarray | None]) -> 
     gallery = np.stack([shown[name][0] for name in able]) if able else np.zeros((0, 1))
     rows = []
     for i, person in enumerate(people):
-        known, *others = shown[person.name] or [None]
+        photos = shown[person.name]
         for k, path in enumerate(person.pictures):
             vector = seen[path]
-            compared = vector is not None and known is not None
-            copied = [copy_paste(vector, known, other) for other in others] if compared else []
+            alike, is_right, copied = 0.0, False, []
+            if vector is not None and photos:
+                alike, is_right = float(photos[0] @ vector), is_first(vector, gallery, able.index(person.name))
+                copied = [copy_paste(vector, photos[0], other) for other in photos[1:]]
             rows.append(
                 {
                     "person": float(i),
                     "picture": float(k),
-                    "cosine": float(known @ vector) if compared else 0.0,
-                    "first": float(compared and is_first(vector, gallery, able.index(person.name))),
+                    "cosine": alike,
+                    "first": float(is_right),
                     "copied": mean(copied) if copied else float("nan"),
                     "no face": float(vector is None),
                 }
