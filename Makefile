@@ -20,7 +20,7 @@ demo: $(STAMP)
 	$(VENV)/bin/selfsame generate --face examples/ada.png --prompt "a watercolour of a person laughing on a beach" --out out/ada-watercolour.png
 
 test: $(STAMP)
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

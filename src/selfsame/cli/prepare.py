@@ -14,19 +14,27 @@ from selfsame.cli.say import bar, warn
 
 @dataclass(frozen=True)
 class Prepare:
-    """Pairs of looks for MimicBrush, as WebDataset shards, or a set of edits to measure it by. A run that was stopped goes on where it was.
+    """Portraits for InstantID or pairs of looks for MimicBrush, as WebDataset shards; a set of edits to measure it by. A stopped run goes on where it was.
 
     Examples:
       selfsame prepare pairs --videos clips/ --size 512 --out data/pairs        two frames of a video, alike but not too alike
       selfsame prepare pairs --stills photos/ --size 512 --out data/pairs       photo.jpg beside photo.mask.png (any value above 0: a thing)
       selfsame prepare pairs --world 5000 --out data/world2/pairs               clips of the miniature world, with exact depth
+      selfsame prepare portraits --photos people/ --face-models ~/.cache/selfsame/antelopev2 --size 1024 --out data/portraits    a folder a person
       selfsame prepare edits --world 40 --split test --out data/edits           sources, masks, references and truths as plain pictures
     """
 
-    what: Positional[Literal["pairs", "edits"]]
-    """pairs: what MimicBrush learns from. edits: so many cases a track of the world (--world), in the layout of MimicBrush's benchmark."""
+    what: Positional[Literal["portraits", "pairs", "edits"]]
+    """portraits: what InstantID learns from, for a base of your own. pairs: what MimicBrush learns from.
+    edits: so many cases a track of the world (--world), in the layout of MimicBrush's benchmark."""
     out: Path
     """Folder for the shards."""
+    photos: Path | None = None
+    """For portraits: photos/PERSON/*.jpg, all of a folder of one person; NAME.txt beside NAME.jpg is its caption."""
+    face_models: Path | None = None
+    """For portraits: the face reader's folder, such as antelopev2's; InstantID will read its embeddings."""
+    caption: str = ""
+    """For portraits: what is said of photos without a text file; default: a photo of a person."""
     videos: Path | None = None
     """Folder of videos (searched with its subfolders)."""
     stills: Path | None = None
@@ -56,6 +64,8 @@ class Prepare:
 
         if self.what == "edits":
             return self._edits()
+        if self.what == "portraits":
+            return self._portraits()
         show = check_output(self.show) if self.show else None
         if self.world and self.split not in SPLITS:
             raise InputError(f"--split {self.split!r}: the world has {', '.join(SPLITS)}")
@@ -77,6 +87,28 @@ class Prepare:
         print(f"{self.out}: {total.pairs} pairs of {total.sources} sources, {len(total.problems)} bad{seen}")
         if show:
             print(write_image(show, pairs_sheet(self.out, self.split, how)))
+        return 1 if total.problems else 0
+
+    def _portraits(self) -> int:
+        from selfsame.data.portraits import CAPTION, PortraitsJob, Report, prepare_portraits
+        from selfsame.images.files import InputError
+        from selfsame.perception.real_faces import reader_of
+
+        if self.photos is None or self.face_models is None:
+            raise InputError("portraits need --photos FOLDER (a folder for each person) and --face-models FOLDER (such as antelopev2's)")
+        reader = reader_of(self.face_models)
+        job = PortraitsJob(self.out, self.photos, reader.name, self.split, self.size, self.caption or CAPTION)
+        total = Report()
+        with bar("portraits", len(job.sources)) as tick:
+            for report in prepare_portraits(job, reader):
+                total.add(report)
+                tick(report.sources)
+        for line in total.problems:
+            warn(line)
+        if not total.portraits:
+            raise InputError(f"{self.photos}: none of {total.sources} photos can be used (see the warnings)")
+        people = f"{len(total.people)} people, {total.teachers} with several photos"
+        print(f"{self.out}: {total.portraits} portraits of {people}; {len(total.problems)} photos left out")
         return 1 if total.problems else 0
 
     def _edits(self) -> int:

@@ -16,7 +16,9 @@ from selfsame.cli.say import bar
 class Train:
     """Train one of the models; a run that was stopped goes on where it was.
 
-    Example: selfsame train instantid --smoke
+    Examples:
+      selfsame train instantid --smoke
+      selfsame train instantid --base stable-diffusion-v1-5/ --data data/portraits      for your own base and photos (selfsame prepare portraits)
     """
 
     name: Positional[str]
@@ -26,6 +28,10 @@ class Train:
     """Folder with the packed dataset (selfsame render --dataset ... --pack)."""
     runs: Path = Path("runs")
     """Folder for checkpoints, curves and caches."""
+    base: Path | None = None
+    """For instantid: your own Stable Diffusion 1.5 or SDXL folder (diffusers) instead of the miniature; --data then holds portraits."""
+    start: Path | None = None
+    """With --base: InstantID weights to go on from, a folder of the official layout, instead of new ones."""
     steps: int = 0
     """Steps in all; 0: the recipe's own number."""
     accumulate: int = 1
@@ -46,10 +52,19 @@ class Train:
     """Install the trained weights into the package."""
 
     def run(self) -> int:
+        from selfsame.images.files import InputError
         from selfsame.recipes.catalogue import SHARES
         from selfsame.studio.request import nearest
 
         nearest(self.name, (*SHARES, "all"), "recipe")
+        if (self.base or self.start) and self.name != "instantid":
+            raise InputError(f"--base and --start belong to instantid, not to {self.name}")
+        if self.start and not self.base:
+            raise InputError("--start needs --base, the folder of the base that those weights are for")
+        if self.base and (self.ship or self.warm):
+            raise InputError(
+                "--ship and --warm are about the miniature's own weights; with --base the result lies in the run's folder, and --start says where to begin"
+            )
         if self.name != "all":
             self._train(self.name, self.minutes, self.ship)
             return 0
@@ -87,11 +102,12 @@ class Train:
                 smoke=self.smoke,
                 on_progress=show,
             )
+            called = name if self.base is None else f"{name}-{self.base.resolve().name}"
             try:
-                trained = catalogue.recipes()[name](options)
+                trained = catalogue.recipes()[name](options) if self.base is None else self._for_base(options, self.base)
             finally:  # also after Ctrl-C: the curve so far
-                if (log := options.folder(name) / "log.csv").exists():
-                    draw_curve(log, log.with_name("curve.png"), name)
+                if (log := options.folder(called) / "log.csv").exists():
+                    draw_curve(log, log.with_name("curve.png"), called)
         if not trained.is_main:
             return
         print(f"{name}: " + "  ".join(f"{k} {v:.4g}" for k, v in trained.figures.items()))
@@ -101,6 +117,14 @@ class Train:
 
             ship_trained(name, trained)
             print(f"{name} installed into the package")
+
+    def _for_base(self, options: Any, base: Path) -> Any:
+        from selfsame.recipes.portraits import instantid_of
+
+        trained = instantid_of(options, base.resolve(), start=self.start)
+        if trained.is_main:
+            print(f"{trained.folder / 'weights'}: what `selfsame generate --base {base} --instantid` reads, in the official layout")
+        return trained
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -23,9 +22,8 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from webdataset.writer import TarWriter
 
-from selfsame.data.shards import open_shard, png_of
+from selfsame.data.shards import jpg_of, new_shard, open_shard, picture_of, png_of, write_json
 from selfsame.images.files import InputError, read_image
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import Picture, draw
@@ -172,12 +170,6 @@ def _at_most(image: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(image, (max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom))), interpolation=cv2.INTER_AREA)
 
 
-def _jpg(image: np.ndarray) -> bytes:
-    ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
-    assert ok
-    return data.tobytes()
-
-
 Sample = dict[str, Any]
 
 
@@ -195,8 +187,8 @@ def _from_video(job: PairsJob, source: str, rng: np.random.Generator, report: Re
     frames = video_frames(job.videos / source, job.size)
     for i, j, value in _of_frames(frames, job, rng, report):
         yield {
-            "first.jpg": _jpg(frames[i]),
-            "second.jpg": _jpg(frames[j]),
+            "first.jpg": jpg_of(frames[i]),
+            "second.jpg": jpg_of(frames[j]),
             "json": {"kind": "clip", "source": source, "frames": [i, j], "ssim": round(value, 4)},
         }
 
@@ -216,7 +208,7 @@ def _from_still(job: PairsJob, source: str, rng: np.random.Generator, report: Re
     things = values[counts >= SMALLEST * marks.size]
     if not len(things):
         raise InputError(f"{beside}: no thing in the mask covers {SMALLEST:.0%} of the picture; mark one with any value above 0")
-    data = _jpg(square_of(image, job.size))
+    data = jpg_of(square_of(image, job.size))
     for value in rng.permutation(things)[: job.pairs_per_source]:
         mask = square_of(np.where(marks == value, 255, 0).astype(np.uint8), job.size, 0)
         yield {"first.jpg": data, "mask.png": png_of(np.where(mask > 127, 255, 0).astype(np.uint8)), "json": {"kind": "still", "source": source}}
@@ -278,24 +270,17 @@ def prepare_shard(job: PairsJob, first: int, sources: list[str]) -> Report:
             return Report(**known)
     torch.set_num_threads(1)
     report = Report(digest, len(sources))
-    partial = path.with_suffix(f".tar.{os.getpid()}.part")
-    try:
-        with open(partial, "wb") as stream, TarWriter(stream, mtime=0, encoder=False) as tar:
-            for k, source in enumerate(sources):
-                rng = np.random.default_rng([0x9A12, first + k])
-                try:
-                    for n, made in enumerate(_MAKERS[job.kind](job, source, rng, report)):
-                        tar.write({"__key__": f"{job.split}-{job.kind}{first + k:07d}-{n}"} | made | {"json": json.dumps(made["json"]).encode()})
-                        report.pairs += 1
-                except InputError as error:
-                    report.problems.append(str(error))
-        beside.unlink(missing_ok=True)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    partial = beside.with_suffix(f".{os.getpid()}.part")
-    partial.write_text(json.dumps(asdict(report)))
-    os.replace(partial, beside)
+    beside.unlink(missing_ok=True)
+    with new_shard(path) as tar:
+        for k, source in enumerate(sources):
+            rng = np.random.default_rng([0x9A12, first + k])
+            try:
+                for n, made in enumerate(_MAKERS[job.kind](job, source, rng, report)):
+                    tar.write({"__key__": f"{job.split}-{job.kind}{first + k:07d}-{n}"} | made | {"json": json.dumps(made["json"]).encode()})
+                    report.pairs += 1
+            except InputError as error:
+                report.problems.append(str(error))
+    write_json(beside, asdict(report))
     return report
 
 
@@ -321,8 +306,7 @@ def prepare_pairs(job: PairsJob, num_processes: int) -> Iterator[Report]:
 
 def _picture(raw: dict[str, Any], name: str) -> np.ndarray | None:
     data = raw.get(f"{name}.jpg", raw.get(f"{name}.png"))
-    bgr = None if data is None else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return None if data is None else picture_of(data)
 
 
 def read_pairs(folder: Path, split: str, *, pictures: bool = True) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,39 @@ def png_of(array: np.ndarray) -> bytes:
     return data.tobytes()
 
 
+def jpg_of(array: np.ndarray) -> bytes:
+    """A picture h w 3 RGB as JPEG."""
+    ok, data = cv2.imencode(".jpg", cv2.cvtColor(array, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert ok
+    return data.tobytes()
+
+
+def picture_of(data: bytes) -> np.ndarray:
+    """What `png_of` and `jpg_of` made of a picture, h w 3 RGB."""
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert bgr is not None
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """A small JSON file, written atomically."""
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    partial.write_text(json.dumps(values))
+    os.replace(partial, path)
+
+
+@contextmanager
+def new_shard(path: Path) -> Iterator[TarWriter]:
+    """A shard that appears under its name when it is whole, or not at all."""
+    partial = path.with_suffix(f".tar.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as stream, TarWriter(stream, mtime=0, encoder=False) as tar:
+            yield tar
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def record_of(item: Sample, picture: Picture, index: int) -> dict[str, Any]:
     """The JSON of a sample."""
     return {
@@ -96,26 +130,21 @@ def render_shard(job: RenderJob, samples: range) -> Path:
         return path
     torch.set_num_threads(1)
     items = [sample(job.split, i) for i in samples]
-    partial = path.with_suffix(f".tar.{os.getpid()}.part")
-    try:
-        with open(partial, "wb") as stream, TarWriter(stream, mtime=0, encoder=False) as tar:
-            for i, item, picture in zip(samples, items, draw_many(items, job.device), strict=True):
-                tar.write(
-                    {
-                        "__key__": f"{job.split}{i:07d}",
-                        "png": png_of(picture.image),
-                        "labels.png": png_of(picture.labels),
-                        "depth.png": png_of(picture.depth),
-                        "txt": item.caption.encode(),
-                        "json": json.dumps(record_of(item, picture, i)).encode(),
-                    }
-                )
-        os.replace(partial, path)
-        for shorter in job.folder.glob(f"{job.split}-{samples.start:07d}-*.tar"):
-            if shorter != path:  # the end of a dataset that has grown since
-                shorter.unlink()
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_shard(path) as tar:
+        for i, item, picture in zip(samples, items, draw_many(items, job.device), strict=True):
+            tar.write(
+                {
+                    "__key__": f"{job.split}{i:07d}",
+                    "png": png_of(picture.image),
+                    "labels.png": png_of(picture.labels),
+                    "depth.png": png_of(picture.depth),
+                    "txt": item.caption.encode(),
+                    "json": json.dumps(record_of(item, picture, i)).encode(),
+                }
+            )
+    for shorter in job.folder.glob(f"{job.split}-{samples.start:07d}-*.tar"):
+        if shorter != path:  # the end of a dataset that has grown since
+            shorter.unlink()
     return path
 
 
@@ -150,9 +179,7 @@ def render_dataset(job: RenderJob, num_processes: int) -> Iterator[int]:
     about = job.folder / "dataset.json"
     if about.exists():
         world_of(job.folder)
-    partial = about.with_suffix(".part")
-    partial.write_text(json.dumps({"world": WORLD_VERSION, "size": 128}, indent=1))
-    os.replace(partial, about)
+    write_json(about, {"world": WORLD_VERSION, "size": 128})
     todo = []
     for samples in job.shards:
         held = max((int(p.stem.rsplit("-", 1)[1]) for p in job.folder.glob(f"{job.split}-{samples.start:07d}-*.tar")), default=0)
@@ -179,10 +206,8 @@ def read_shards(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     if not paths:
         raise FileNotFoundError(f"{folder} holds no shards of split {split!r}: make them with `selfsame render --dataset {folder} --split {split}`")
     for raw in (item for path in paths for item in open_shard(path)):
-        bgr = cv2.imdecode(np.frombuffer(raw["png"], np.uint8), cv2.IMREAD_COLOR)
-        assert bgr is not None
         record = json.loads(raw["json"])
-        record["image"] = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        record["image"] = picture_of(raw["png"])
         for name in ("labels", "depth"):
             record[name] = cv2.imdecode(np.frombuffer(raw[f"{name}.png"], np.uint8), cv2.IMREAD_GRAYSCALE)
         record["caption"] = raw["txt"].decode()

@@ -60,6 +60,16 @@ def target(prediction_type: str, latents: Tensor, noise: Tensor, timesteps: Tens
     raise ValueError(f"prediction_type {prediction_type!r}: choose epsilon, v_prediction or sample")
 
 
+def noised(latents: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction_type: str, generator: torch.Generator) -> dict[str, Tensor]:
+    """What a network is shown of clean latents b c h w and should say: `noisy`, `t` and `target`."""
+    noise = torch.randn(latents.shape, generator=generator)
+    return {
+        "noisy": add_noise(latents, noise, timesteps, alphas_cumprod),
+        "t": timesteps,
+        "target": target(prediction_type, latents, noise, timesteps, alphas_cumprod),
+    }
+
+
 def denoised_of(prediction_type: str, noise_pred: Tensor, noisy: Tensor, abar: Tensor) -> Tensor:
     """The clean latents that a raw prediction stands for.
 

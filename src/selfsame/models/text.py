@@ -93,6 +93,17 @@ def encode_prompts(
     return Prompted(torch.cat(states), tuple(cut))
 
 
+@torch.no_grad()
+def encode_for_sdxl(tokenizer: Any, text_encoders: Sequence[Any], prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Plain prompts for SDXL's two encoders: states b t c, the last but one of each side by side, and the second's pooled vectors b p.
+
+    Both read the first tokenizer's ids, as `models.weighted` does; what is too long is cut.
+    """
+    ids = tokenize(tokenizer, prompts).ids
+    outs = [encoder(ids.to(encoder.device), output_hidden_states=True) for encoder in text_encoders]
+    return torch.cat([out.hidden_states[-2] for out in outs], -1), outs[-1][0]
+
+
 def tower_hash(*text_encoders: Any) -> str:
     """Which text tower(s) a learned word belongs to: a short hash of the shapes and values of their token tables, in half precision.
 

@@ -11,9 +11,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from selfsame.data.tables import has_table, open_table
-from selfsame.diffusion.schedule import add_noise, lognormal_timesteps, scaled_linear_alphas_cumprod, velocity
+from selfsame.diffusion.schedule import lognormal_timesteps, noised, scaled_linear_alphas_cumprod
 from selfsame.methods.instantid.samples import face_weights
-from selfsame.models.mannequin import new_unet
+from selfsame.models.mannequin import SCHEDULE, new_unet
 from selfsame.models.text import encode_prompts
 from selfsame.recipes.caches import as_tensor, face_shares_of, latents_of, text_of
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
@@ -79,33 +79,32 @@ def base(options: Options) -> Trained:
     empty = encode_prompts(tokenizer, text_encoder, [""]).encoder_hidden_states[0]
     abar = scaled_linear_alphas_cumprod()
 
-    def noised(rows: Rows, at: np.ndarray, rng: np.random.Generator) -> Batch:
+    def batch_of(rows: Rows, at: np.ndarray, rng: np.random.Generator) -> Batch:
         clean, text = as_tensor(rows.latents[at]), as_tensor(rows.text[at])
         g = torch_generator(rng)
-        t = lognormal_timesteps(len(clean), abar, g)
-        noise = torch.randn(clean.shape, generator=g)
+        made = noised(clean, lognormal_timesteps(len(clean), abar, g), abar, SCHEDULE["prediction_type"], g)
         drop = torch.rand(len(clean), generator=g) < TEXT_DROP
         text = torch.where(drop[:, None, None], empty, text)
         weight = face_weights(as_tensor(rows.shares[at]), (clean.shape[2], clean.shape[3]), FACE_WEIGHT)
-        return {"noisy": add_noise(clean, noise, t, abar), "t": t, "text": text, "v": velocity(clean, noise, t, abar), "weight": weight}
+        return {**made, "text": text, "weight": weight}
 
     def batch_at(step: int) -> Batch:
         rng = generator_at(run.seed, step)
         if step >= small_steps and wide and rng.random() < wide_share:  # groups on wider canvases, a whole batch of one size
             rows = wide[int(rng.integers(len(wide)))]
-            return noised(rows, np.sort(rng.integers(len(rows), size=run.batch_size)), rng)
+            return batch_of(rows, np.sort(rng.integers(len(rows), size=run.batch_size)), rng)
         rows = small if step < small_steps else whole
-        return noised(rows, np.sort(epoch_rows(len(rows), run.batch_size, run.seed, step)), rng)
+        return batch_of(rows, np.sort(epoch_rows(len(rows), run.batch_size, run.seed, step)), rng)
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
-        square = (model(batch["noisy"], batch["t"], batch["text"]).float() - batch["v"]).square().mean(1, keepdim=True)
+        square = (model(batch["noisy"], batch["t"], batch["text"]).float() - batch["target"]).square().mean(1, keepdim=True)
         face = batch["weight"] > 1
         parts = {"plain": square.mean(), "face": (square * face).sum() / face.sum().clamp_min(1)}
         return Loss((square * batch["weight"]).mean(), parts)
 
     def held_batches(shrink: int) -> list[Batch]:
         rows = rows_of("validation", shrink=shrink)
-        return [noised(rows, np.arange(i, min(i + 64, len(rows))), generator_at(run.seed, 10**9 + i)) for i in range(0, min(256, len(rows)), 64)]
+        return [batch_of(rows, np.arange(i, min(i + 64, len(rows))), generator_at(run.seed, 10**9 + i)) for i in range(0, min(256, len(rows)), 64)]
 
     fixed = {"": held_batches(1), "_small": held_batches(2)}
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.common import compute_device, to_pixels
 
+T = TypeVar("T")
 FACE_LABELS = (paint.SKIN, paint.HAIR, paint.EYES, paint.BROWS, paint.NOSE, paint.MOUTH, paint.EARS, paint.GLASSES)
 
 
@@ -55,6 +58,28 @@ def cached_folder(folder: Path, fill: Callable[[Path], None]) -> dict[str, np.nd
         fill(partial)
         os.replace(partial, folder)
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+
+
+def fill_maps(folder: Path, parts: Iterable[dict[str, np.ndarray]], count: int) -> None:
+    """Parts of `count` rows in all, by name, one after the other into memory maps in a folder: for what does not fit into memory."""
+    maps: dict[str, np.memmap] = {}
+    at = 0
+    for part in parts:
+        for name, value in part.items():
+            if name not in maps:
+                maps[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=value.dtype, shape=(count, *value.shape[1:]))
+            maps[name][at : at + len(value)] = value
+        at += len(value)
+    assert at == count, f"{at} rows came, {count} were announced"
+    for values in maps.values():
+        values.flush()
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Runs of at most `size` items."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part
 
 
 def _chunks(count: int, size: int) -> Iterable[slice]:

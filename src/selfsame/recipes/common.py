@@ -47,8 +47,13 @@ class Options:
     smoke: bool = False  # two steps, to see that everything is in place
     on_progress: Callable[[Progress], None] | None = None
 
-    def run(self, default: Run, **on_gpu: Any) -> Run:
-        """The recipe's run with these changes; `on_gpu` are its own on a GPU, where big batches cost nothing."""
+    def run(self, default: Run, *, data: str = "", **on_gpu: Any) -> Run:
+        """The recipe's run with these changes.
+
+        Args:
+            data: what it learns from; "": the world.
+            on_gpu: its own changes on a GPU, where big batches cost nothing.
+        """
         run = replace(default, max_minutes=self.minutes)
         if compute_device().type != "cpu":
             run = replace(run, prefetch=4, **on_gpu)
@@ -60,7 +65,7 @@ class Options:
             run = replace(run, learning_rate=self.learning_rate)
         if self.smoke:
             run = replace(run, max_steps=2, log_every=1, save_every=1, look_every=0)
-        return replace(run, accumulate=self.accumulate, gradient_checkpointing=self.gradient_checkpointing, data=f"world {world_of(self.data)}")
+        return replace(run, accumulate=self.accumulate, gradient_checkpointing=self.gradient_checkpointing, data=data or f"world {world_of(self.data)}")
 
     def folder(self, name: str) -> Path:
         """Where a run of this name lies."""

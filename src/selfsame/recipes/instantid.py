@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from selfsame.data.tables import Table, open_table
-from selfsame.diffusion.schedule import add_noise, lognormal_timesteps, scaled_linear_alphas_cumprod, target
+from selfsame.diffusion.schedule import lognormal_timesteps, noised, scaled_linear_alphas_cumprod
 from selfsame.images.draw import draw_kps_small
 from selfsame.methods.instantid.method import InstantID, ResamplerSize
 from selfsame.methods.instantid.objective import InstantIDTrainer, instantid_loss
@@ -79,12 +79,8 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
             g = torch_generator(rng)
             clean = as_tensor(self.latents[shrink][at])
             drawn = torch.from_numpy(np.ascontiguousarray(self.drawings[at])).permute(0, 3, 1, 2).float() / 255
-            t = lognormal_timesteps(len(at), abar, g)
-            noise = torch.randn(clean.shape, generator=g)
             made = {
-                "noisy": add_noise(clean, noise, t, abar),
-                "t": t,
-                "target": target(SCHEDULE["prediction_type"], clean, noise, t, abar),
+                **noised(clean, lognormal_timesteps(len(at), abar, g), abar, SCHEDULE["prediction_type"], g),
                 "text": as_tensor(self.text[at]),
                 "embedding": lend_faces(self.faces, self.photos, list(at), how, rng),
                 "kps_image": F.avg_pool2d(drawn, shrink),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from selfsame.data.pairs import read_pairs, shards_of
-from selfsame.diffusion.schedule import add_noise, lognormal_timesteps, scaled_linear_alphas_cumprod, target
+from selfsame.diffusion.schedule import lognormal_timesteps, noised, scaled_linear_alphas_cumprod
 from selfsame.methods.mimicbrush import samples
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.methods.mimicbrush.objective import MimicBrushTrainer, mimicbrush_loss
@@ -21,7 +20,7 @@ from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.methods.mimicbrush.samples import Pair, PairSamples, training_sample
 from selfsame.models.latents import encode
 from selfsame.models.mannequin import SCHEDULE, image_states, load_image_encoder
-from selfsame.recipes.caches import as_tensor, cached_folder, fingerprint_of
+from selfsame.recipes.caches import as_tensor, batched, cached_folder, fill_maps, fingerprint_of
 from selfsame.recipes.common import Options, Trained, beside, compute_device, epoch_rows, finish, generator_at, save_grid, to_pixels, torch_generator
 from selfsame.studio.edits import SIDE, Editor, Square
 from selfsame.studio.request import EditRequest
@@ -86,33 +85,19 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int) ->
         arrays["still"] = np.array([r["kind"] == "still" for r in records])
         return arrays | {"shown": np.stack([sources, references, collages], 1)}
 
-    def fill(place: Path) -> None:
-        maps: dict[str, np.ndarray] = {}
+    def parts(place: Path) -> Iterator[dict[str, np.ndarray]]:
         at = 0
         for _ in range(variations):
             for records in batched(read_pairs(folder, split), 32):
-                for name, value in encoded(records, at).items():
-                    if name == "shown":
-                        if at == 0:
-                            np.save(place / "shown.npy", value[:SHOWN])
-                        continue
-                    if name not in maps:
-                        path = place / f"{name}.npy"
-                        maps[name] = np.lib.format.open_memmap(path, mode="w+", dtype=value.dtype, shape=(count * variations, *value.shape[1:]))
-                    maps[name][at : at + len(records)] = value
+                part = encoded(records, at)
+                shown = part.pop("shown")
+                if at == 0:
+                    np.save(place / "shown.npy", shown[:SHOWN])
                 at += len(records)
-        for value in maps.values():
-            value.flush()  # type: ignore[attr-defined]
+                yield part
 
     key = _key(folder, split, how, variations, [vae.encoder, vae.quant_conv, tower])
-    return Side(**cached_folder(options.runs / "cache" / f"pairs-{split}.{key}", fill))
-
-
-def batched(items: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    """Runs of at most `size` items."""
-    rest = iter(items)
-    while part := list(islice(rest, size)):
-        yield part
+    return Side(**cached_folder(options.runs / "cache" / f"pairs-{split}.{key}", lambda place: fill_maps(place, parts(place), count * variations)))
 
 
 def mimicbrush(options: Options, how: PairSamples = PairSamples()) -> Trained:
@@ -130,13 +115,10 @@ def mimicbrush(options: Options, how: PairSamples = PairSamples()) -> Trained:
     def batch_of(rows: Side, at: np.ndarray, rng: np.random.Generator, how: PairSamples) -> Batch:
         g = torch_generator(rng)
         clean = as_tensor(rows.source[at])
-        t = lognormal_timesteps(len(at), abar, g)
-        noise = torch.randn(clean.shape, generator=g)
+        made = noised(clean, lognormal_timesteps(len(at), abar, g), abar, SCHEDULE["prediction_type"], g)
         shaped = torch.rand(len(at), generator=g) >= how.drop_depth
         return {
-            "noisy": add_noise(clean, noise, t, abar),
-            "t": t,
-            "target": target(SCHEDULE["prediction_type"], clean, noise, t, abar),
+            **made,
             "mask": as_tensor(rows.mask[at]),
             "collage": as_tensor(rows.collage[at]),
             "depth": as_tensor(rows.depth[at])[:, None] / 255 * shaped[:, None, None, None],

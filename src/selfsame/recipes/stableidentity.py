@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfsame.diffusion.schedule import add_noise, target
+from selfsame.diffusion.schedule import noised
 from selfsame.images.files import InputError, read_image, write_image
 from selfsame.methods.stableidentity.method import FreeWords, PersonTrainer, celebrity_space
 from selfsame.methods.stableidentity.modules import LANDINGS, WordProjection
@@ -104,13 +104,11 @@ class Samples:
         mean, std = posterior.mean.cpu(), posterior.std.cpu()
         clean = (mean + std * torch.randn(mean.shape, generator=g)) * vae.config.scaling_factor
         t = torch.randint(0, len(abar), (len(items),), generator=g)
-        noise = torch.randn(clean.shape, generator=g)
+        made = noised(clean, t, abar, self.base.prediction_type, g)
         captions = [i["caption"] for i in items]
         return {
+            **made,
             "clean": clean,
-            "noisy": add_noise(clean, noise, t, abar),
-            "target": target(self.base.prediction_type, clean, noise, t, abar),
-            "t": t,
             "features": torch.stack([i["feature"] for i in items]),
             "ids": self.ids[captions],
             "first": self.first[captions],

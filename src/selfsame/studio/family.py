@@ -6,14 +6,15 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsame.diffusion.sampling import Step
 from selfsame.images.files import InputError
@@ -24,13 +25,13 @@ from selfsame.perception.detector import Found
 from selfsame.studio.painting import Painter, Row, calls_of, run_steps
 from selfsame.studio.people import Cast, Who, people_of
 from selfsame.studio.places import Match, Person, Places, Pose, matched, shown
-from selfsame.studio.request import Limits, Made, Request
+from selfsame.studio.request import Limits, Made, Request, Strengths
 from selfsame.values.identity import Identity
 
 ANOTHER = 1_000_003  # from a seed to the next try's
 AROUND = 2.0  # side of the square in which a face is refined, over the face's: heads fill half of the pictures that models learn from
-OWN = ("prompt", "negative_prompt", "style", "adapter_scale", "adapter_start", "adapter_end", "controlnet_scale", "controlnet_start", "controlnet_end")
-OWN = (*OWN, "use", "photos", "seed", "num_images")  # what rows of one batch need not share
+# What rows of one batch need not share.
+OWN = ("prompt", "negative_prompt", "style", *(f.name for f in fields(Strengths)), "use", "photos", "seed", "num_images")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,14 @@ class Family(ABC):
     limits: Limits
     together: int  # pictures denoised at a time
     judges: bool  # whether a second encoder can score a likeness
+
+    def with_parts(self, **parts: nn.Module) -> Self:
+        """This studio with other networks in place of the loaded ones, by the names of its parts: how training looks at itself."""
+        for name, part in parts.items():
+            if not isinstance(getattr(type(self), name, None), cached_property):
+                raise ValueError(f"a studio has no part {name!r}")
+            vars(self)[name] = part
+        return self
 
     # ------------------------------------------------------------------------------------------ what a family says
 

@@ -96,14 +96,6 @@ class Studio(Family):
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
 
-    def with_parts(self, **parts: nn.Module) -> Studio:
-        """This studio with other networks in place of the shipped ones, by the names of its parts: how training looks at itself."""
-        for name, part in parts.items():
-            if not isinstance(getattr(type(self), name, None), cached_property):
-                raise ValueError(f"a studio has no part {name!r}")
-            vars(self)[name] = part
-        return self
-
     # ------------------------------------------------------------------------------------------ parts
 
     @cached_property

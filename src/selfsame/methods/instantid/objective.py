@@ -38,11 +38,20 @@ class InstantIDTrainer(nn.Module):
         """Leave the base as it was found."""
         self._attachment.close()
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, embedding: Tensor, kps_image: Tensor) -> Tensor:
-        """noisy b c h w (VP), timesteps b, text b t c, embedding b k 512 (zeros: no face), kps_image b 3 H W in [0, 1]."""
+    def forward(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        embedding: Tensor,
+        kps_image: Tensor,
+        pooled: Tensor | None = None,
+        time_ids: Tensor | None = None,
+    ) -> Tensor:
+        """noisy b c h w (VP), timesteps b, text b t c, embedding b k 512 (zeros: no face), kps_image b 3 H W in [0, 1]; SDXL's pooled b p, time_ids b 6."""
         tokens = self.method.tokens(embedding)
         rows = torch.ones(len(noisy), device=noisy.device)
-        c = Conditioning(text, face=FaceCondition(tokens, rows), spatial=SpatialCondition(kps_image, tokens, rows))
+        c = Conditioning(text, pooled, time_ids, face=FaceCondition(tokens, rows), spatial=SpatialCondition(kps_image, tokens, rows))
         return predict(self.unet, self.method.identity_net, noisy, timesteps, c)
 
 
@@ -50,9 +59,11 @@ def instantid_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tenso
     """Weighted mean square error and its parts.
 
     Args:
-        batch: `noisy`, `t`, `text`, `embedding`, `kps_image` as the trainer's call takes them, `target` b c h w, `weight` b 1 h w.
+        batch: `noisy`, `t`, `text`, `embedding`, `kps_image` as the trainer's call takes them, `target` b c h w, `weight` b 1 h w;
+            for SDXL `pooled` and `time_ids`.
     """
-    out = model(batch["noisy"], batch["t"], batch["text"], batch["embedding"], batch["kps_image"]).float()
+    more = {k: batch[k] for k in ("pooled", "time_ids") if k in batch}
+    out = model(batch["noisy"], batch["t"], batch["text"], batch["embedding"], batch["kps_image"], **more).float()
     square = (out - batch["target"]).square().mean(1, keepdim=True)
     face = batch["weight"] > 1.0
     return (square * batch["weight"]).mean(), {"plain": square.mean(), "face": (square * face).sum() / face.sum().clamp_min(1)}

@@ -34,21 +34,24 @@ class InstantIDSamples:
 
 
 class PhotosOf:
-    """Which rows show whom; people with a single picture cannot teach."""
+    """Which rows show whom; people with a single picture cannot teach, unless they may lend it for itself."""
 
-    def __init__(self, people: np.ndarray, rows: np.ndarray) -> None:
+    def __init__(self, people: np.ndarray, rows: np.ndarray, *, alone: bool = False) -> None:
+        """
+        Args:
+            alone: somebody's only picture lends the face for itself, as the paper does with all.
+        """
         self.of: dict[int, np.ndarray] = {}
-        for who in np.unique(people[rows]):
-            mine = rows[people[rows] == who]
-            if len(mine) > 1:
-                self.of[int(who)] = mine
+        for mine in np.split(rows[np.argsort(people[rows], kind="stable")], np.unique(people[rows], return_counts=True)[1].cumsum()[:-1]):
+            if len(mine) > 1 or (alone and len(mine)):
+                self.of[int(people[mine[0]])] = mine
         self.rows = np.concatenate(list(self.of.values())) if self.of else rows[:0]
         self.people = people
 
     def others(self, row: int, count: int, rng: np.random.Generator) -> np.ndarray:
-        """`count` photos of the person of `row`, never `row` itself; repeated when there are too few."""
+        """`count` photos of the person of `row`, never `row` itself unless it is the only one; repeated when there are too few."""
         mine = self.of[int(self.people[row])]
-        mine = mine[mine != row]
+        mine = mine[mine != row] if len(mine) > 1 else mine
         return rng.choice(mine, count, replace=len(mine) < count)
 
 
@@ -60,17 +63,22 @@ def lend_faces(embeddings: np.ndarray, photos: PhotosOf, rows: Sequence[int], ho
     return lent if rng.random() < how.joint_share else lent.mean(1, keepdim=True)
 
 
-def drop(batch: Mapping[str, Tensor], empty_text: Tensor, how: InstantIDSamples, generator: torch.Generator) -> dict[str, Tensor]:
-    """Take away face, text or both of some rows: the face becomes an embedding of zeros, the text an empty prompt."""
+def drop(
+    batch: Mapping[str, Tensor], empty_text: Tensor, how: InstantIDSamples, generator: torch.Generator, *, empty_pooled: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Take away face, text or both of some rows: the face becomes an embedding of zeros, the text an empty prompt (for SDXL `pooled` too)."""
     draw = torch.rand(len(batch["text"]), generator=generator)
     face = draw < how.drop_face
     text = (draw >= how.drop_face) & (draw < how.drop_face + how.drop_text)
     both = (draw >= how.drop_face + how.drop_text) & (draw < how.drop_face + how.drop_text + how.drop_both)
-    return {
+    made = {
         **batch,
         "embedding": batch["embedding"].masked_fill((face | both)[:, None, None], 0.0),
         "text": torch.where((text | both)[:, None, None], empty_text, batch["text"]),
     }
+    if empty_pooled is not None:
+        made["pooled"] = torch.where((text | both)[:, None], empty_pooled, batch["pooled"])
+    return made
 
 
 def face_weights(face: Tensor, size: tuple[int, int], weight: float) -> Tensor:
