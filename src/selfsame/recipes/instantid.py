@@ -33,7 +33,7 @@ PROMPTS = (
     "a photo of a person in a garden", "a watercolour of a person laughing on a beach", "a pencil sketch of a person", "a photo of a person wearing a suit",
     "a comic of a person in space", "a photo of a smiling person in a library", "a pixel art picture of a person", "a photo of a person in the city",
 )  # fmt: skip
-SMALL_SHARE = 0.15  # of the steps, the first, see pictures of half the size, as the base's do
+SMALL_SHARE = 0.05  # of the steps, the first, see pictures of half the size, as the base's do
 
 
 def drawings_of(table: Table, rows: np.ndarray, folder, name: str) -> np.ndarray:
@@ -112,7 +112,10 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
         painted, _ = studio.paint(rows, request, list(range(len(rows))))
         save_grid(run, step, [[held.table.images[i] for i, _ in shown], painted])
         parts = [instantid_loss(model, beside(model, b))[1] for b in fixed]
-        return {f"held_out_{k}": float(np.mean([float(p[k]) for p in parts])) for k in parts[0]}
+        strangers = [instantid_loss(model, beside(model, b | {"embedding": b["embedding"].roll(len(b["embedding"]) // 2, 0)}))[1]["face"] for b in fixed]
+        figures = {f"held_out_{k}": float(np.mean([float(p[k]) for p in parts])) for k in parts[0]}
+        # What a stranger's embedding costs: 0 while nobody's likeness is painted, long before pictures show it.
+        return figures | {"stranger_costs": float(np.mean([float(x) for x in strangers])) - figures["held_out_face"]}
 
     torch.manual_seed(run.seed)
     method = options.start(
