@@ -102,7 +102,9 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     for more, says in (
         (["--reference", r, "--model", "mimicbrsh"], "did you mean 'mimicbrush'"),
         (["--reference", r, "--weights", str(folder)], "belongs to --model mimicbrush"),
-        (["--person", r, "--model", "mimicbrush"], "the miniature's InstantID"),
+        (["--person", r, "--model", "mimicbrush"], "is painted by InstantID"),
+        (["--reference", r, "--model", "instantid-sdxl"], "paints people"),
+        (["--reference", r, "--base", r], "belong to --person"),
         (["--reference", r, "--model", "mimicbrush", "--weights", str(tmp_path)], "lacks mimicbrush/mimicbrush.bin"),
     ):
         capsys.readouterr()

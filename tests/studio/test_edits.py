@@ -17,6 +17,7 @@ from selfsame.mannequins.render import draw
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.perception.depth import DepthNet
 from selfsame.studio.edits import SIDE, Editor, Region, Square
+from selfsame.studio.inpainting import put_person
 from selfsame.studio.request import EditRequest, Request
 from selfsame.studio.studio import Studio
 
@@ -129,16 +130,16 @@ def test_picture_i_is_that_of_its_seed(editor: Editor, pictures: list[np.ndarray
     assert np.abs(two[1].astype(int) - five).max() <= 1
 
 
-def test_a_person_is_put_where_the_mask_is_and_nowhere_else(editor: Editor, studio: Studio, pictures: list[np.ndarray]):
+def test_a_person_is_put_where_the_mask_is_and_nowhere_else(studio: Studio, pictures: list[np.ndarray]):
     who = studio.identity(EXAMPLES / "ada.png")
     source = np.array(Image.fromarray(pictures[0]).resize((300, 200)))
     mask = box(200, 300, 60, 100, 80, 80)
-    made, notes = editor.put_person(source, mask, who, Request(num_steps=2), QUICK)
+    made, notes = put_person(studio, source, mask, who, Request(num_steps=2), QUICK)
     near = box(200, 300, 60 - 4, 100 - 4, 88, 88) > 0
     assert np.array_equal(made[0][~near], source[~near])
     assert "no face was found under the mask" in notes[0]
     bo = read_image(EXAMPLES / "bo.png")
-    _, notes = editor.put_person(bo, box(*bo.shape[:2], 20, 20, 90, 90), who, Request(num_steps=2), QUICK)
+    _, notes = put_person(studio, bo, box(*bo.shape[:2], 20, 20, 90, 90), who, Request(num_steps=2), QUICK)
     assert not notes
 
 
@@ -208,7 +209,7 @@ def test_a_thin_line_is_painted_too(editor: Editor, pictures: list[np.ndarray], 
     made = editor.edit(source, [Region(line, pictures[1])], EditRequest(num_steps=1, feather=0))[0]
     assert not np.array_equal(made[line > 0], source[line > 0])
     assert np.array_equal(made[line == 0], source[line == 0])
-    editor.put_person(source, line, editor.studio.identity(EXAMPLES / "ada.png"), Request(num_steps=1), EditRequest(num_steps=1))
+    put_person(editor.studio, source, line, editor.studio.identity(EXAMPLES / "ada.png"), Request(num_steps=1), EditRequest(num_steps=1))
 
 
 def test_a_mask_that_does_not_fit_is_refused(editor: Editor, pictures: list[np.ndarray]):

@@ -28,7 +28,7 @@ from selfsame.studio import real
 from selfsame.studio.people import lent_embedding
 from selfsame.studio.places import Person
 from selfsame.studio.real import Folders, RealStudio
-from selfsame.studio.request import Request, Strengths
+from selfsame.studio.request import Limits, Request, Strengths
 from selfsame.weights.mannequin import checked_folder
 from tests.goldens import recipe
 from tests.methods.test_instantid_interop import SD15, filled
@@ -199,3 +199,19 @@ def test_several_people_views_and_starts_work_at_this_size_too(studio: RealStudi
     assert studio.generate(request, who, start=start)[0].pixels.shape == (64, 128, 3)
     fast = studio.generate(replace(request, num_steps=8, speed="fast"), who)[0].pixels
     assert fast.shape == (64, 128, 3)
+
+
+def test_a_person_is_put_into_a_photo_and_nothing_else_changes(folders: Folders, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(real, "SDXL", Limits(64, 8, 128))
+    monkeypatch.setitem(real.LONGEST, 64, 1280)
+    source = read_image(photo)
+    mask = np.zeros(source.shape[:2], np.uint8)
+    mask[200:330, 150:290] = 255
+    path, out = write_image(tmp_path / "mask.png", np.repeat(mask[..., None], 3, 2)), tmp_path / "out.png"
+    args = ["edit", "--model", "instantid-sdxl", "--base", str(folders.base), "--instantid", str(folders.instantid), "--face-models", str(folders.face_models)]
+    args += ["--source", str(photo), "--mask", str(path), "--person", str(photo), "--num-steps", "2", "--feather", "0", "--num-images", "2", "--out", str(out)]
+    assert main(args) == 0
+    made = [read_image(tmp_path / f"out-{i}.png") for i in (1, 2)]
+    assert all(np.array_equal(m[mask == 0], source[mask == 0]) for m in made)
+    assert not np.array_equal(made[0][mask > 0], source[mask > 0])
+    assert not np.array_equal(*made)

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from selfsame.cli.model_flags import ModelFlags
 from selfsame.cli.say import bar, warn
 from selfsame.studio.request import EditRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit(EditRequest):
+class Edit(EditRequest, ModelFlags):
     """Paint a region of a picture by imitating another picture (MimicBrush), or put a person into it (InstantID).
 
     The mask is a picture of the source's size: white is painted anew, black stays, bit for bit.
@@ -25,6 +26,7 @@ class Edit(EditRequest):
       selfsame edit --source mug.png --mask body.png --reference teapot.png --keep-shape --out out.png      the texture only
       selfsame edit --source room.png --mask left.png right.png --reference mug.png duck.png --out out.png  several regions
       selfsame edit --source group.png --mask face.png --person ada.png --prompt "a photo of a person smiling" --out out.png
+      selfsame edit --model instantid-sdxl --device cuda --source group.jpg --mask face.png --person me.jpg --prompt "a photo of a person" --out out.png
     """
 
     source: Path
@@ -42,11 +44,10 @@ class Edit(EditRequest):
     out: Path = Path("out.png")
     """The PNG to write; several pictures get -1, -2 ... before the ending."""
     model: str = "mannequin"
-    """mannequin, or mimicbrush: the official weights, 512 pixels (they were made for --num-steps 50 --guidance-scale 5 --solver ddim)."""
+    """mannequin; mimicbrush: the official weights, 512 pixels (they were made for --num-steps 50 --guidance-scale 5 --solver ddim); with --person
+    instantid-sdxl or instantid-sd15."""
     weights: Path | None = None
     """With --model mimicbrush: a folder of the official layout instead of the fetched one."""
-    device: str = "cpu"
-    """cpu, cuda or mps."""
 
     def __post_init__(self) -> None:
         """Flags are checked when the command runs, so that errors read as ours and not as the parser's."""
@@ -54,10 +55,13 @@ class Edit(EditRequest):
     def run(self) -> int:
         from selfsame.images.files import InputError, check_output, read_image, write_image
         from selfsame.images.masks import read_mask
+        from selfsame.studio.request import nearest
+        from selfsame.studio.studio import MODELS
 
         began = time.monotonic()
         request = EditRequest(**{f.name: getattr(self, f.name) for f in fields(EditRequest)})
         out = check_output(self.out)
+        nearest(self.model, (*MODELS, "mimicbrush"), "model")
         if bool(self.reference) == bool(self.person):
             raise InputError("give --reference or --person, one of them")
         if self.person and len(self.mask) > 1:
@@ -69,7 +73,7 @@ class Edit(EditRequest):
             masks.append(mask)
             for note in notes:
                 warn(note)
-        about = {"source": str(self.source.resolve()), "mask": [str(p.resolve()) for p in self.mask], "edit": asdict(request)}
+        about = {"model": self.model, "source": str(self.source.resolve()), "mask": [str(p.resolve()) for p in self.mask], "edit": asdict(request)}
         made = self._person(source, masks[0], request) if self.person else self._imitate(source, masks, request)
         sources = [str(p.resolve()) for p in (*self.reference, *self.reference_mask, *self.person)]
         hashes = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (self.source, *self.mask, *self.reference, *self.reference_mask, *self.person)]
@@ -106,10 +110,12 @@ class Edit(EditRequest):
     def _editor(self) -> Any:
         from selfsame.images.files import InputError
         from selfsame.studio.edits import Editor
-        from selfsame.studio.request import nearest
         from selfsame.studio.studio import checked_device, load
 
-        nearest(self.model, ("mannequin", "mimicbrush"), "model")
+        if self.model not in ("mannequin", "mimicbrush"):
+            raise InputError(f"--model {self.model} paints people (--person); a --reference needs mannequin or mimicbrush")
+        if any((self.base, self.instantid, self.face_models)):
+            raise InputError("--base, --instantid and --face-models belong to --person with a model for photographs")
         if self.model == "mannequin":
             if self.weights:
                 raise InputError("--weights belongs to --model mimicbrush; the miniature brings its own")
@@ -122,19 +128,18 @@ class Edit(EditRequest):
 
     def _person(self, source: np.ndarray, mask: np.ndarray, request: EditRequest) -> list[np.ndarray]:
         from selfsame.images.files import InputError
-        from selfsame.studio.edits import Editor
+        from selfsame.studio.inpainting import put_person
         from selfsame.studio.request import Request
-        from selfsame.studio.studio import load
 
-        if self.model != "mannequin":
-            raise InputError(f"--person paints with the miniature's InstantID, not with --model {self.model}")
-        if self.reference_mask or self.keep_shape:
-            raise InputError("--reference-mask and --keep-shape belong to --reference, not to --person")
+        if self.model == "mimicbrush":
+            raise InputError("--person is painted by InstantID, not by --model mimicbrush: choose mannequin, instantid-sdxl or instantid-sd15")
+        if self.reference_mask or self.keep_shape or self.weights:
+            raise InputError("--reference-mask, --keep-shape and --weights belong to --reference, not to --person")
         shared: dict[str, Any] = {n: getattr(self, n) for n in ("seed", "num_images", "num_steps", "guidance_scale", "solver", "prompt")}
-        studio = load(device=self.device)
+        studio = self.studio()
         who = studio.identity(*self.person)
-        with bar("painting", self._calls(studio)) as tick:
-            made, notes = Editor(studio).put_person(source, mask, who, Request(**shared), request, on_step=lambda _: tick(1))
+        with bar("painting", self._calls(studio) * -(-self.num_images // studio.together)) as tick:
+            made, notes = put_person(studio, source, mask, who, Request(**shared), request, on_step=lambda _: tick(1))
         for note in notes:
             warn(note)
         return made

@@ -1,4 +1,4 @@
-"""Edits: a region of a picture painted anew after a reference, by MimicBrush."""
+"""Edits: a region of a picture painted anew after a reference, by MimicBrush. (`inpainting` puts people into pictures.)"""
 
 from __future__ import annotations
 
@@ -22,16 +22,13 @@ from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.models.latents import encode, pixels_of
 from selfsame.models.mannequin import image_states, load_image_encoder
 from selfsame.perception.depth import DepthNet, depth_of
-from selfsame.studio.crowd import Shown
-from selfsame.studio.painting import Row, last_of, noise_of
-from selfsame.studio.request import EditRequest, Request
+from selfsame.studio.painting import last_of, noise_of
+from selfsame.studio.request import EditRequest
 from selfsame.values.conditioning import Conditioning, stacked
-from selfsame.values.identity import Identity
 from selfsame.weights import mannequin
 
 SIDE = 128  # pixels of the square that the miniature paints
 KEPT_REFERENCES = 4  # whose features stay in memory
-FACE_SHARE = 0.4  # of a region's side lies between the eyes, when a face must be fitted into it
 TINY = 8  # pixels: smaller pictures show nothing
 
 
@@ -55,7 +52,7 @@ class Square:
 
 
 class Editor:
-    """Painting into pictures behind one door: things and textures by MimicBrush, people by InstantID.
+    """Painting things and textures into pictures, after references.
 
     References that were seen lately stay in memory, with their features at each timestep.
     """
@@ -68,7 +65,7 @@ class Editor:
     def __init__(self, studio: Any, method: MimicBrush | None = None) -> None:
         """
         Args:
-            studio: whose `device`, `vae`, `scheduler` and `decode` are used; for people a whole `Studio`.
+            studio: whose `device`, `vae`, `scheduler` and `decode` are used.
         """
         self.studio = studio
         if method is not None:
@@ -214,39 +211,6 @@ class Editor:
             painted = [image for part in parts for image in self.paint(squares[part], seeds[part], request, on_step=on_step)]
             made = [put_back(picture, result, region.mask, window, request) for picture, result in zip(made, painted, strict=True)]
         return made
-
-    @torch.no_grad()
-    def put_person(
-        self, source: np.ndarray, mask: np.ndarray, identity: Identity, request: Request, edit: EditRequest, *, on_step: Callable[[Step], None] | None = None
-    ) -> tuple[list[np.ndarray], tuple[str, ...]]:
-        """Paint a person into the masked region: in the pose of the face that is there, else in that of the photo, fitted into the region.
-
-        Args:
-            request: prompt, strengths, steps, guidance, seed and number of pictures; its size is the model's.
-            edit: context, feather and colours.
-        """
-        square, inside, window = framed(source, mask, edit.context)
-        kps, notes = self._pose_in(square, inside, identity)
-        face = Shown(self.studio.embedding(identity, request.photos), kps, strengths=request.strengths)
-        row = Row(request.full_prompt, request.negative_prompt, (face,))
-        cells = latent_mask(inside).to(self.studio.device)
-        seeds, count = [request.seed + i for i in range(request.num_images)], request.num_images
-        known = self.pixels_to_latents(square).expand(count, -1, -1, -1), cells.expand(count, -1, -1, -1)
-        painted, more = self.studio.paint([row] * count, request, seeds, known=known, on_step=on_step)
-        return [put_back(source, result, mask, window, edit) for result in painted], notes + tuple(dict.fromkeys(filter(None, more)))
-
-    def _pose_in(self, square: np.ndarray, inside: np.ndarray, identity: Identity) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Key points 5 2 of the face under the mask; else the photo's, scaled into the masked region."""
-        for found in self.studio.faces(square):
-            x, y = found.kps.mean(0).round().astype(int).clip(0, SIDE - 1)
-            if inside[y, x]:
-                return found.kps.astype(np.float64), ()
-        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-        (y0, y1), (x0, x1) = (rows[0], rows[-1]), (columns[0], columns[-1])
-        own = identity.kps[0].astype(np.float64)
-        wide = (own[:, 0].max() - own[:, 0].min()) / (FACE_SHARE * max(1, min(x1 - x0, y1 - y0)))
-        fitted = (own - own.mean(0)) / wide + [(x0 + x1) / 2, (y0 + y1) / 2]
-        return fitted, ("no face was found under the mask: the photo's pose is used, fitted into the region",)
 
 
 def framed(picture: np.ndarray, mask: np.ndarray, context: float, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, Window]:

@@ -60,6 +60,7 @@ class Family(ABC):
 
     limits: Limits
     together: int  # pictures denoised at a time
+    device: torch.device
     judges: bool  # whether a second encoder can score a likeness
 
     def with_parts(self, **parts: nn.Module) -> Self:

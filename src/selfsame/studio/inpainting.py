@@ -1,0 +1,70 @@
+"""A person painted into a region of a picture of any size by InstantID, whatever the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from selfsame.diffusion.sampling import Step
+from selfsame.methods.mimicbrush.pictures import latent_mask
+from selfsame.models.latents import pixels_of
+from selfsame.studio.crowd import Shown
+from selfsame.studio.edits import framed, put_back
+from selfsame.studio.family import Family
+from selfsame.studio.painting import Row
+from selfsame.studio.request import EditRequest, Request
+from selfsame.values.identity import Identity
+
+FACE_SHARE = 0.4  # of a region's side lies between the eyes, when a face must be fitted into it
+
+
+def put_person(
+    studio: Family,
+    source: np.ndarray,
+    mask: np.ndarray,
+    identity: Identity,
+    request: Request,
+    edit: EditRequest,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """Paint a person into the masked region: in the pose of the face that is there, else in that of the photo, fitted into the region.
+
+    Args:
+        source, mask: h w 3 and h w uint8; white is painted, and outside its feathered edge the source's pixels stay, bit for bit.
+        request: prompt, strengths, steps, guidance, seed and number of pictures; its size is the model's own square.
+        edit: context, feather and colours.
+
+    Returns:
+        `request.num_images` pictures of the source's size, and warnings.
+    """
+    side = studio.limits.side
+    request = studio.sized(replace(request, height=side, width=side), ())
+    square, inside, window = framed(source, mask, edit.context, side)
+    kps, notes = _pose_in(studio, square, inside, identity)
+    row = Row(request.full_prompt, request.negative_prompt, (Shown(studio.embedding(identity, request.photos), kps, strengths=request.strengths),))
+    known = studio.encode(pixels_of(square)), latent_mask(inside).to(studio.device)
+    painter, made = studio.painter(), []
+    for first in range(0, request.num_images, studio.together):
+        seeds = [request.seed + i for i in range(first, min(first + studio.together, request.num_images))]
+        parts = [x.expand(len(seeds), -1, -1, -1) for x in known]
+        painted, more = painter.paint([row] * len(seeds), request, seeds, known=(parts[0], parts[1].to(parts[0])), on_step=on_step)
+        made += [put_back(source, result, mask, window, edit) for result in painted]
+        notes += tuple(filter(None, more))
+    return made, tuple(dict.fromkeys(notes))
+
+
+def _pose_in(studio: Family, square: np.ndarray, inside: np.ndarray, identity: Identity) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Key points 5 2 of the face under the mask; else the photo's, scaled into the masked region."""
+    for found in studio.known_faces(square)[0]:
+        x, y = found.kps.mean(0).round().astype(int).clip(0, len(inside) - 1)
+        if inside[y, x]:
+            return found.kps.astype(np.float64), ()
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    (y0, y1), (x0, x1) = (rows[0], rows[-1]), (columns[0], columns[-1])
+    own = identity.kps[0].astype(np.float64)
+    wide = (own[:, 0].max() - own[:, 0].min()) / (FACE_SHARE * max(1, min(x1 - x0, y1 - y0)))
+    fitted = (own - own.mean(0)) / wide + [(x0 + x1) / 2, (y0 + y1) / 2]
+    return fitted, ("no face was found under the mask: the photo's pose is used, fitted into the region",)
