@@ -23,6 +23,8 @@ def test_one_person_two_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for row in report.rows:
         assert 0 <= float(row.columns["rank-1 of 100"]) <= 1
         assert 0 <= float(row.columns["attributes"]) <= 1
+    assert [len(c.pictures) for c in report.cases] == [2] * 4, "the photo beside each picture of the row that counts"
+    assert all("cosine" in c.said or "no face" in c.said for c in report.cases)
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["protocol"]["weights_sha256"]["judge.safetensors"]
     assert any("only 1 of the protocol" in n for n in content["notes"])

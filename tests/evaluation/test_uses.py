@@ -43,13 +43,17 @@ def test_groups_are_judged_where_everyone_was_to_stand(small: None, tmp_path: Pa
     assert oracle.columns["no face there"] == 0
     assert oracle.columns["kps error"] < 0.15
     assert oracle.columns["all"] > 0.4
-    assert (tmp_path / "report.html").exists()
+    assert [len(c.pictures) for c in report.cases] in ([3, 3, 4], [3, 4, 3], [4, 3, 3]), "everybody's photo beside the picture"
+    shares = [float(c.said.split(": ")[1][0]) / float(c.said.split(" of ")[-1][0]) for c in report.cases]
+    assert shares == sorted(shares)
+    assert "Worst cases first" in (tmp_path / "report.html").read_text()
 
 
 def test_views_and_mixes_run(small: None, tmp_path: Path):
     views = uses.views(tmp_path, people=1, only=("yaw +0", "yaw +30"))
     assert [r.name for r in views.rows] == ["yaw +0", "yaw +30"]
     assert any("minus frontal" in n for n in views.notes)
+    assert len(views.cases) == 2
     mixes = uses.mixes(tmp_path, pairs=1, only=("linear",))
     assert set(mixes.rows[0].columns) == {"monotonic to both ends", "95 %", "cosine from end to end", "a step without a face", "s"}
     assert any("only 1 of the protocol's 6" in n for n in mixes.notes)

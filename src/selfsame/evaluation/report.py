@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+WORST = 24  # cases that a page shows
+
 
 @dataclass(frozen=True)
 class Row:

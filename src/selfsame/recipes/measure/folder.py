@@ -11,14 +11,13 @@ import numpy as np
 import torch.nn.functional as F
 
 from selfsame.evaluation.metrics import bootstrap_interval, copy_paste, is_first, mean
-from selfsame.evaluation.report import Case, Report, Row, write_report
+from selfsame.evaluation.report import WORST, Case, Report, Row, write_report
 from selfsame.images.files import InputError, read_image
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.perception.real_faces import reader_of
 from selfsame.studio.ready import PICTURES
 from selfsame.studio.studio import ENCODER_NAME, Studio
 
-WORST = 24  # pictures that the page shows first
 See = Callable[[np.ndarray], np.ndarray | None]  # a picture -> unit vector of its largest face, None without one
 
 
@@ -209,7 +208,7 @@ def _among(person: Known, seen: Mapping[Path, np.ndarray | None]) -> list[float]
 def _worst(people: Sequence[Known], scores: Sequence[Mapping[str, float]]) -> list[Case]:
     """Pictures beside their photos, the least alike first."""
     cases = []
-    for s in sorted(scores, key=lambda s: s["cosine"])[:WORST]:
+    for s in sorted(scores, key=lambda s: (not s["no face"], s["cosine"]))[:WORST]:
         person = people[int(s["person"])]
         path = person.pictures[int(s["picture"])]
         said = "no face found" if s["no face"] else f"cosine {s['cosine']:.2f}" + ("" if s["first"] else ", taken for somebody else")

@@ -13,7 +13,7 @@ from selfsame.evaluation.metrics import paired_interval
 from selfsame.evaluation.report import Report, Row, write_report
 from selfsame.mannequins.render import Picture
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
-from selfsame.recipes.measure.judging import Judges, columns_of, notes_on_weights, oracle_pictures, rows_by_style
+from selfsame.recipes.measure.judging import Judges, Seen, columns_of, notes_on_weights, oracle_pictures, rows_by_style, worst_of
 from selfsame.recipes.measure.protocols import IDENTITY, Task, asked, canonical_kps, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
@@ -78,6 +78,7 @@ def identity(
     total = len(names) * len(tasks)
     rows, by_style, strips = [], [], []
     cosines: dict[str, list[float]] = {}
+    seen: list[Seen] = []
     for name in names:
         began = time.monotonic()
         images = _paint_row(studio, name, tasks, split, request, lambda n, name=name: on_progress(n / total, name))
@@ -85,6 +86,9 @@ def identity(
         strips.append((name, images[:8]))
         results = judges.results(tasks, images, judges.kps(images))
         cosines[name] = [r["cosine"] for r in results]
+        if name == "both":
+            judged = zip(tasks, results, images, strict=True)
+            seen = [Seen.of_one(t.prompt, None if r["no_face"] else r["cosine"], image, t.person) for t, r, image in judged]
         rows.append(Row(name, columns_of(results, seconds, p["bootstrap"], [t.person for t in tasks])))
         by_style += rows_by_style(name, tasks, results)
     notes = extent(p, count)
@@ -102,6 +106,7 @@ def identity(
         by_style,
         notes,
         [("reference photo", references), *strips],
+        worst_of(seen, split),
     )
     write_report(report, out)
     return report

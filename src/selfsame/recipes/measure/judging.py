@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from selfsame.evaluation.metrics import bootstrap_interval, is_first, mean, point_error
-from selfsame.evaluation.report import Row
+from selfsame.evaluation.report import WORST, Case, Row
 from selfsame.mannequins.attributes import STYLES
 from selfsame.mannequins.people import SPLITS, split_person
 from selfsame.mannequins.render import draw
@@ -18,7 +19,7 @@ from selfsame.models.latents import encode
 from selfsame.perception.embedders import JUDGE_CROP, embed, to_crops
 from selfsame.perception.reader import AttributeReader, agreement, read
 from selfsame.recipes.common import to_pixels
-from selfsame.recipes.measure.protocols import Task, canonical_kps, oracle_picture
+from selfsame.recipes.measure.protocols import Task, canonical_kps, oracle_picture, reference_photo
 from selfsame.studio.studio import Studio
 from selfsame.weights import mannequin
 
@@ -50,6 +51,27 @@ def reader_net() -> AttributeReader:
     net = AttributeReader()
     mannequin.load_into(net, "reader.safetensors")
     return net
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A judged picture that may be worth a look."""
+
+    score: float  # the lower, the sooner
+    said: str
+    image: np.ndarray = field(repr=False)
+    people: tuple[int, ...]  # who was asked for
+
+    @classmethod
+    def of_one(cls, what: str, cosine: float | None, image: np.ndarray, person: int) -> Seen:
+        """A picture of one person; without a face (None) it is worse than any cosine."""
+        return cls(-2.0, f"{what}: no face found", image, (person,)) if cosine is None else cls(cosine, f"{what}: cosine {cosine:.2f}", image, (person,))
+
+
+def worst_of(seen: Sequence[Seen], split: str) -> list[Case]:
+    """The worst pictures beside the photos of who was asked for, worst first."""
+    worst = sorted(seen, key=lambda s: s.score)[:WORST]
+    return [Case(s.said, [*(reference_photo(split, who, 0).image for who in s.people), s.image]) for s in worst]
 
 
 class Judges:

@@ -24,7 +24,7 @@ from selfsame.mannequins.world import CANONICAL_VIEWS, SIZE, WORLD_VERSION, aver
 from selfsame.models.latents import encode
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.common import to_pixels
-from selfsame.recipes.measure.judging import judge_gallery, notes_on_weights
+from selfsame.recipes.measure.judging import Seen, judge_gallery, notes_on_weights, worst_of
 from selfsame.recipes.measure.protocols import asked, protocol, reference_photo
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
@@ -97,9 +97,11 @@ class Bench:
         with torch.no_grad():
             return self.studio.decode(encode(self.studio.vae, to_pixels(image[None])))[0]
 
-    def report(self, title: str, rows: Sequence[Row], notes: Sequence[str], strips: Sequence[tuple[str, Sequence[np.ndarray]]], out: Path) -> Report:
+    def report(
+        self, title: str, rows: Sequence[Row], notes: Sequence[str], strips: Sequence[tuple[str, Sequence[np.ndarray]]], seen: Sequence[Seen], out: Path
+    ) -> Report:
         about = {**self.p, "weights_sha256": mannequin.manifest()["files"]}
-        made = Report(title, about, rows, (), [*notes, *notes_on_weights()], strips)
+        made = Report(title, about, rows, (), [*notes, *notes_on_weights()], strips, worst_of(seen, self.split))
         write_report(made, out)
         return made
 
@@ -162,6 +164,7 @@ def people(out: Path, *, cases: int = 0, only: Sequence[str] = (), device: str =
     count, names = asked(p, cases, only, ("both, a region each", "both, without regions", "IdentityNet alone", "oracle"))
     bench, groups, face = Bench(p, device), groups_of(p, count), average_kps(_group_frontal())[1]
     rows, strips = [], []
+    seen: list[Seen] = []
     for name in names:
         hits, errors, missing, pictures, whose = [], [], [], [], []
         began = time.monotonic()
@@ -175,6 +178,9 @@ def people(out: Path, *, cases: int = 0, only: Sequence[str] = (), device: str =
                 errors.append(point_error(found, kps, face))
                 missing.append(float(vector is None))
                 whose.append(i)
+            if name == names[0]:
+                right = sum(hits[-len(g.people) :])
+                seen.append(Seen(right / len(g.people), f"{g.prompt}: {right:.0f} of {len(g.people)} in their places", image, g.people))
             on_progress(1 / len(groups) / len(names), name)
         low, high = bootstrap_interval(hits, whose, num_draws=p["bootstrap"])
         of = {n: mean([hit for hit, i in zip(hits, whose, strict=True) if len(groups[i].people) == n]) for n in (2, 3)}
@@ -183,7 +189,7 @@ def people(out: Path, *, cases: int = 0, only: Sequence[str] = (), device: str =
         rows.append(Row(name, columns))
         strips.append((name, pictures[:6]))
     notes = [*_extent(p, count, "pictures of two and three people"), "no face within a quarter of the height of its place is a miss"]
-    return bench.report("Several people in one picture", rows, notes, strips, out)
+    return bench.report("Several people in one picture", rows, notes, strips, seen, out)
 
 
 def _group_picture(bench: Bench, g: Group, name: str) -> np.ndarray:
@@ -230,6 +236,7 @@ def views(out: Path, *, people: int = 0, only: Sequence[str] = (), device: str =
     count, names = asked(p, people, only, [f"yaw {yaw:+d}" for yaw in p["yaws"]])
     bench = Bench(p, device)
     rows, strips, cosines = [], [], {}
+    seen: list[Seen] = []
     for yaw in p["yaws"]:
         name = f"yaw {yaw:+d}"
         if name not in names:
@@ -244,6 +251,7 @@ def views(out: Path, *, people: int = 0, only: Sequence[str] = (), device: str =
             hits.append(float(is_first(vector, bench.gallery, i)))
             sims.append(0.0 if vector is None else float(bench.gallery[i] @ vector))
             pictures.append(image)
+            seen.append(Seen.of_one(name, None if vector is None else sims[-1], image, i))
             on_progress(1 / count / len(names), name)
         cosines[yaw] = sims
         columns: dict[str, float | str] = {"kps error": mean(errors), "no face": float(np.isnan(errors).mean())}
@@ -256,7 +264,7 @@ def views(out: Path, *, people: int = 0, only: Sequence[str] = (), device: str =
         if yaw and 0 in cosines:
             middle, low, high = paired_interval(sims, cosines[0])
             notes.append(f"judge cosine, yaw {yaw:+d} minus frontal: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired over people)")
-    return bench.report("One person from several sides", rows, notes, strips, out)
+    return bench.report("One person from several sides", rows, notes, strips, seen, out)
 
 
 # ---------------------------------------------------------------------------------------------- mixes
@@ -287,6 +295,7 @@ def mixes(out: Path, *, pairs: int = 0, only: Sequence[str] = (), device: str = 
     bench = Bench(p, device)
     kps = average_kps(CANONICAL_VIEWS[0])[0]
     rows, strips = [], []
+    seen: list[Seen] = []
     for how in names:
         turns, spans, missing, pictures, began = [], [], [], [], time.monotonic()
         for a, b, prompt, seed in pairs_of(p, count):
@@ -294,16 +303,18 @@ def mixes(out: Path, *, pairs: int = 0, only: Sequence[str] = (), device: str = 
             between = [mixed(ends, [1 - s, s], how) for s in p["shares"]]
             faces = [(Shown(torch.from_numpy(who.embeddings)[None], kps),) for who in between]
             images = bench.studio.paint([PaintRow(prompt, faces=f) for f in faces], bench.request, [seed] * len(faces))[0]
-            seen = [bench.vector(image)[0] for image in images]
-            missing.append(float(any(v is None for v in seen)))
-            towards = [[0.0 if v is None else float(bench.gallery[who] @ v) for v in seen] for who in (a, b)]
+            vectors = [bench.vector(image)[0] for image in images]
+            missing.append(float(any(v is None for v in vectors)))
+            towards = [[0.0 if v is None else float(bench.gallery[who] @ v) for v in vectors] for who in (a, b)]
             turns.append(float(not missing[-1] and is_monotonic(towards[0], rising=False) and is_monotonic(towards[1], rising=True)))
             spans += [towards[0][0] - towards[0][-1], towards[1][-1] - towards[1][0]]
             pictures.append(images)
+            strip = np.concatenate(images, 1)
+            seen.append(Seen(turns[-1] + spans[-1] + spans[-2], f"{how}: cosine to the ends {spans[-2]:+.2f} and {spans[-1]:+.2f}", strip, (a, b)))
             on_progress(1 / count / len(names), how)
         low, high = bootstrap_interval(turns, num_draws=p["bootstrap"])
         columns: dict[str, float | str] = {"monotonic to both ends": mean(turns), "95 %": f"{low:.3f}..{high:.3f}", "cosine from end to end": mean(spans)}
         rows.append(Row(how, columns | {"a step without a face": mean(missing), "s": (time.monotonic() - began) / count}))
         strips += [(how, images) for images in pictures[:3]]
     notes = [*_extent(p, count, f"pairs, {len(p['shares'])} steps each"), "a pair with a step that shows no face is not monotonic"]
-    return bench.report("From one person to another", rows, notes, strips, out)
+    return bench.report("From one person to another", rows, notes, strips, seen, out)
