@@ -21,7 +21,7 @@ from selfsame.methods.mimicbrush.method import Reference, inpaint_channels, pred
 from selfsame.models.latents import encode
 from selfsame.studio.brush import BRUSH, DEPTH, TOWER, VAE, BrushEditor
 from selfsame.studio.edits import Region, Square
-from selfsame.studio.painting import noise_of
+from selfsame.studio.painting import generators_of, noise_of
 from selfsame.studio.request import EditRequest
 from selfsame.values.conditioning import Conditioning, stacked
 from tests.goldens import mimicbrush_recipe as recipe
@@ -76,7 +76,7 @@ def test_an_edit_is_the_official_composition(editor: BrushEditor):
             return predict(method.unet, latents, t, stacked(Conditioning(nothing, inpaint=channels), with_))
 
         with method.attached("mean"):
-            *_, last = sample(guided_together(both, 5.0), noise_of([3], (4, 16, 16)), recipe.scheduler(), 4)
+            *_, last = sample(guided_together(both, 5.0), noise_of(generators_of([3]), (4, 16, 16)), recipe.scheduler(), 4)
     expected = editor.studio.decode(last.latents)[0]
     square = Square(p.source, p.mask, p.reference)
     made = editor.paint([square], [3], EditRequest(num_steps=4, guidance_scale=5, solver="ddim"))[0]

@@ -14,9 +14,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import selfsame
+from selfsame.adapters.processors import cross_attention_paths
 from selfsame.cli.main import main
 from selfsame.images.draw import draw_kps
 from selfsame.images.files import InputError, read_image, read_metadata, write_image
@@ -215,3 +217,25 @@ def test_a_person_is_put_into_a_photo_and_nothing_else_changes(folders: Folders,
     assert all(np.array_equal(m[mask == 0], source[mask == 0]) for m in made)
     assert not np.array_equal(made[0][mask > 0], source[mask > 0])
     assert not np.array_equal(*made)
+
+
+def test_a_lora_paints_along_and_like_repeats_it(folders: Folders, photo: Path, tmp_path: Path):
+    unet = RealStudio(folders).unet
+    values = {}
+    for k, path in enumerate(cross_attention_paths(unet)):
+        shape = unet.get_submodule(f"{path}.to_q").weight.shape
+        g = torch.Generator().manual_seed(k)
+        values |= {f"unet.{path}.to_q.lora_{n}.weight": torch.randn(size, generator=g) for n, size in (("A", (2, shape[1])), ("B", (shape[0], 2)))}
+    save_file(values, tmp_path / "style.safetensors")
+    where = ["--base", str(folders.base), "--instantid", str(folders.instantid), "--face-models", str(folders.face_models)]
+    args = ["generate", "--model", "instantid-sdxl", *where, "--face", str(photo), "--prompt", "a photo", "--height", "64", "--width", "64"]
+    args += ["--num-steps", "2", "--solver", "lcm", "--guidance-scale", "1"]
+    made = {}
+    for name, more in (("plain", []), ("none", ["--lora", f"{tmp_path}/style.safetensors:0"]), ("style", ["--lora", f"{tmp_path}/style.safetensors:0.5"])):
+        assert main([*args, *more, "--out", str(tmp_path / f"{name}.png")]) == 0
+        made[name] = read_image(tmp_path / f"{name}.png")
+    assert np.array_equal(made["plain"], made["none"])
+    assert not np.array_equal(made["plain"], made["style"])
+    assert main(["generate", "--like", str(tmp_path / "style.png"), "--out", str(tmp_path / "again.png")]) == 0
+    assert np.array_equal(made["style"], read_image(tmp_path / "again.png"))
+    assert main(["generate", "--lora", f"{tmp_path}/style.safetensors", "--prompt", "a photo", "--out", str(tmp_path / "no.png")]) == 2

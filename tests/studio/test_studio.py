@@ -209,3 +209,12 @@ def test_words_that_cannot_be_used_are_refused(studio: Studio, ada_fox: LearnedW
     refused(Request(prompt="<x> in space"), [bare, bare], "share the placeholder <x>")
     with pytest.raises(InputError, match="use 'mouth'"):
         Request(use="mouth")  # type: ignore[arg-type]
+
+
+def test_rows_of_a_solver_that_draws_noise_on_the_way_do_not_depend_on_their_neighbours(studio: Studio):
+    request = Request(prompt="a photo of a person", num_steps=3, solver="lcm", guidance_scale=1, height=64, width=64, seed=4)
+    alone = studio.generate(replace(request, seed=5))[0].pixels
+    together = studio.generate(replace(request, num_images=2))[1].pixels
+    assert np.abs(alone.astype(int) - together).max() <= 1
+    with pytest.raises(InputError, match="at most 50"):
+        Request(num_steps=60, solver="lcm")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfsame.cli.model_flags import ModelFlags
+from selfsame.cli.model_flags import FOLDERS, ModelFlags
 from selfsame.cli.say import bar, warn
 from selfsame.studio.orders import Order
 
@@ -50,8 +50,10 @@ class Generate(ModelFlags, Order):
             raise InputError(f"{value}: was written before orders were kept in pictures, or by another command; give its flags again")
         order = Order.of(Request.from_json(content.get("request", {})).to_json() | content["order"])
         known: dict[str, Any] = dict(vars(order))
-        known |= {n: Path(p) for n, p in zip(("base", "instantid", "face_models"), content.get("folders") or (), strict=False) if p}
-        return Generate(like=Path(value), model=content.get("model", "mannequin"), memory=content.get("memory", "auto"), **known)
+        known |= {n: Path(p) for n, p in zip(FOLDERS, content.get("folders") or (), strict=False) if p}
+        return Generate(
+            like=Path(value), model=content.get("model", "mannequin"), memory=content.get("memory", "auto"), lora=tuple(content.get("loras", ())), **known
+        )
 
     def run(self) -> int:
         from selfsame.images.draw import beside

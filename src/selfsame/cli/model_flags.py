@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+FOLDERS = ("base", "instantid", "face_models")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags:
@@ -19,6 +21,9 @@ class ModelFlags:
     """For photographs: a folder of InstantID's layout instead of the fetched one."""
     face_models: Path | None = None
     """For photographs: a folder of face models instead of antelopev2."""
+    lora: tuple[str, ...] = ()
+    """For photographs: LoRAs of the base, each FILE or FILE:WEIGHT, as in style.safetensors:0.8. With a few-step one: --solver lcm --num-steps 8
+    --guidance-scale 1."""
     device: str = "cpu"
     """cpu, cuda or mps."""
     memory: str = "auto"
@@ -27,7 +32,8 @@ class ModelFlags:
     def studio(self) -> Any:
         from selfsame.studio.studio import load
 
-        return load(self.model, device=self.device, base=self.base, instantid=self.instantid, face_models=self.face_models, memory=self.memory)
+        folders = {name: getattr(self, name) for name in FOLDERS}
+        return load(self.model, device=self.device, memory=self.memory, loras=self.lora, **folders)
 
     def made_by(self, studio: Any, request: Any) -> dict[str, Any]:
         """What of the model decides about pictures; says what memory a picture will need, where that is worth saying."""
@@ -38,4 +44,5 @@ class ModelFlags:
             plan, peak = studio.planned(request)
             print(f"memory {plan.name}: about {peak / 2**30:.1f} GB at the peak", file=sys.stderr)
             memory = plan.name if plan.fp8 else "auto"  # the others paint the same pictures
-        return {"model": self.model, "folders": [str(p.resolve()) if p else None for p in (self.base, self.instantid, self.face_models)], "memory": memory}
+        folders = [str(p.resolve()) if p else None for p in (getattr(self, name) for name in FOLDERS)]
+        return {"model": self.model, "folders": folders, "memory": memory, "loras": [str(lora) for lora in getattr(studio, "loras", ())]}

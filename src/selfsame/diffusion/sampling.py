@@ -70,13 +70,20 @@ def holding(predict: Predict, known: Tensor, mask: Tensor, noise: Tensor, alphas
 
 @torch.no_grad()
 def sample(
-    predict: Predict, noise: Tensor, scheduler: Any, num_steps: int, *, generator: torch.Generator | None = None, timesteps: Tensor | None = None
+    predict: Predict,
+    noise: Tensor,
+    scheduler: Any,
+    num_steps: int,
+    *,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    timesteps: Tensor | None = None,
 ) -> Iterator[Step]:
     """Denoise with a fresh diffusers scheduler.
 
     Args:
         noise: b c h w standard normal; scaled by the scheduler's init_noise_sigma here. With `timesteps` given it is the
             already noised start.
+        generator: for solvers that draw noise on the way; one for each row keeps rows independent.
         scheduler: an instance of this run alone; its config names the prediction type.
         timesteps: the last part of the schedule (image to image); the scheduler must have been set up by the caller.
     """

@@ -22,7 +22,7 @@ from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.models.latents import encode, pixels_of
 from selfsame.models.mannequin import image_states, load_image_encoder
 from selfsame.perception.depth import DepthNet, depth_of
-from selfsame.studio.painting import last_of, noise_of
+from selfsame.studio.painting import generators_of, last_of, noise_of
 from selfsame.studio.request import EditRequest
 from selfsame.values.conditioning import Conditioning, stacked
 from selfsame.weights import mannequin
@@ -162,7 +162,8 @@ class Editor:
         mask = torch.cat([latent_mask(s.mask) for s in squares]).to(collage)
         depth = torch.cat([self.no_depth if s.depth is None else s.depth for s in squares]).to(collage)
         channels = inpaint_channels(mask, collage, self.method.depth_feature(depth, collage))
-        noise = noise_of(seeds, tuple(collage.shape[1:])).to(collage)
+        generators = generators_of(seeds)
+        noise = noise_of(generators, tuple(collage.shape[1:])).to(collage)
         without = Conditioning(nothing, inpaint=channels)
 
         def with_at(t: Tensor) -> Conditioning:
@@ -176,7 +177,7 @@ class Editor:
 
         with self.method.attached():
             step = guided_together(both, request.guidance_scale) if request.guidance_scale > 1 else one
-            latents = last_of(step, noise, self.studio.scheduler(request.solver), request.num_steps, seeds[0], on_step)
+            latents = last_of(step, noise, self.studio.scheduler(request.solver), request.num_steps, generators, on_step)
         return self.studio.decode(latents)
 
     def edit(

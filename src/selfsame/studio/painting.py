@@ -66,6 +66,7 @@ SOLVERS: dict[str, str] = {
     "ddim": "DDIMScheduler",
     "unipc": "UniPCMultistepScheduler",
     "heun": "HeunDiscreteScheduler",
+    "lcm": "LCMScheduler",
 }
 
 
@@ -93,17 +94,28 @@ def calls_of(scheduler: Any, num_steps: int) -> int:
     return len(scheduler.timesteps)
 
 
-def noise_of(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal latents b c h w, each of its own seed."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
+    """Each row's own randomness: its first noise, and what a solver draws on the way."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def noise_of(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal latents b c h w, a row of each generator."""
+    return torch.stack([torch.randn(shape, generator=g) for g in generators])
 
 
 def last_of(
-    step: Predict, noise: Tensor, scheduler: Any, num_steps: int, seed: int, on_step: Callable[[Step], None] | None, timesteps: Tensor | None = None
+    step: Predict,
+    noise: Tensor,
+    scheduler: Any,
+    num_steps: int,
+    generators: list[torch.Generator],
+    on_step: Callable[[Step], None] | None,
+    timesteps: Tensor | None = None,
 ) -> Tensor:
     """The latents at the end of the sampling loop; `on_step` sees every step. `timesteps` as of `sample`."""
     latents = noise
-    for state in sample(step, noise, scheduler, num_steps, generator=torch.Generator().manual_seed(seed), timesteps=timesteps):
+    for state in sample(step, noise, scheduler, num_steps, generator=generators, timesteps=timesteps):
         latents = state.latents
         if on_step:
             on_step(state)
@@ -205,7 +217,8 @@ class Painter:
             Pictures, and a warning for each, "" for none.
         """
         told, against = self.tell([row.prompt for row in rows], [row.negative_prompt for row in rows], r)
-        noise = noise_of(seeds, (self.channels, r.height // 8, r.width // 8)).to(self.device, self.dtype)
+        generators = generators_of(seeds)
+        noise = noise_of(generators, (self.channels, r.height // 8, r.width // 8)).to(self.device, self.dtype)
         unet = self.unet()
         method = self.instantid() if any(row.faces for row in rows) else None
         crowd = None if method is None else Crowd.of([row.faces for row in rows], r.size, method, self.draw_kps, self.dtype)
@@ -222,6 +235,6 @@ class Painter:
             if run.pace.deep_every > 1:
                 stack.enter_context(run.deep.attached())
             step = run.predict if known is None else holding(run.predict, *known, noise, scheduler.alphas_cumprod)
-            latents = last_of(step, first, scheduler, r.num_steps, seeds[0], on_step, timesteps)
+            latents = last_of(step, first, scheduler, r.num_steps, generators, on_step, timesteps)
         notes = [("",) * len(rows) if not t.notes else t.notes for t in (told, against)]
         return self.decode(latents), tuple("; ".join(filter(None, pair)) for pair in zip(*notes, strict=True))

@@ -23,6 +23,7 @@ from selfsame.images.resize import official_size, resize_official
 from selfsame.methods.instantid.checkpoint import ABOUT, NET_FOLDER, OFFICIAL_ENCODER, encoder_of, instantid_from_official
 from selfsame.methods.instantid.method import InstantID
 from selfsame.models.latents import encode, pictures_of
+from selfsame.models.loras import Lora, fuse_text, fuse_unet
 from selfsame.models.single_file import kind_of, unpacked
 from selfsame.models.text import encode_prompts
 from selfsame.models.weighted import encode_weighted
@@ -87,9 +88,10 @@ class RealStudio(Family):
 
     together, judges = 1, False  # large pictures fill a GPU alone; the encoder that conditions must not judge
 
-    def __init__(self, folders: Folders, *, device: str = "cpu", dtype: torch.dtype | None = None, memory: str = "auto") -> None:
+    def __init__(self, folders: Folders, *, device: str = "cpu", dtype: torch.dtype | None = None, memory: str = "auto", loras: Sequence[Lora] = ()) -> None:
         """
         Args:
+            loras: fused into the base when it is loaded.
             memory: high, medium, low, or auto: the fastest of them that fits (`studio.memory`).
 
         Raises:
@@ -97,7 +99,7 @@ class RealStudio(Family):
         """
         nearest(memory, CHOICES, "memory")
         self.memory, self._plan, self._largest, self._free = memory, PLANS.get(memory, PLANS["high"]), 0, -1
-        self.folders, self.device = folders, torch.device(device)
+        self.folders, self.device, self.loras = folders, torch.device(device), tuple(loras)
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         absent = [name for name in NEEDED if not (folders.base / name).is_dir()]
         if absent:
@@ -166,6 +168,7 @@ class RealStudio(Family):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         unet = self._part(UNet2DConditionModel, "unet")
+        fuse_unet(self.loras, unet, is_xl=self.is_xl)
         if self._plan.fp8:
             unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=self.dtype)
         return unet
@@ -195,6 +198,7 @@ class RealStudio(Family):
         encoders = [self._part(CLIPTextModel, "text_encoder")]
         if self.is_xl:
             encoders.append(self._part(CLIPTextModelWithProjection, "text_encoder_2"))
+        fuse_text(self.loras, encoders, is_xl=self.is_xl)
         return encoders
 
     @cached_property

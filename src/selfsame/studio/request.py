@@ -15,7 +15,8 @@ from selfsame.images.files import InputError
 from selfsame.mannequins.captions import STYLE_PHRASES
 
 SPEEDS = ("exact", "fast")
-SOLVERS = ("dpmpp-2m", "dpmpp-2m-karras", "euler", "ddim", "unipc", "heun")
+SOLVERS = ("dpmpp-2m", "dpmpp-2m-karras", "euler", "ddim", "unipc", "heun", "lcm")
+LCM_STEPS = 50  # its distillation's own schedule
 STYLES = ("none", *STYLE_PHRASES)
 
 
@@ -53,6 +54,11 @@ def _counts(num_images: int, num_steps: int, seed: int) -> None:
         raise InputError(f"{num_steps} steps: give 1 to 200")
     if not 0 <= seed < 2**63:
         raise InputError(f"seed {seed}: give a number from 0 to 2^63 - 1")
+
+
+def _steps_of(solver: str, num_steps: int) -> None:
+    if solver == "lcm" and num_steps > LCM_STEPS:
+        raise InputError(f"{num_steps} steps: solver lcm takes at most {LCM_STEPS}, and is meant for 4 to 8")
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ class Request:
     guidance_rescale: float = 0.0
     """0 to 1: how far the spread that guidance adds is taken back; 0.7 against burnt colours."""
     solver: str = "dpmpp-2m"
-    """dpmpp-2m, dpmpp-2m-karras, euler, ddim, unipc or heun."""
+    """dpmpp-2m, dpmpp-2m-karras, euler, ddim, unipc or heun; lcm for weights distilled to few steps."""
     start_strength: float = 0.6
     """With a start picture: the share of the steps that are run; 0 leaves it almost as it is, 1 paints it anew."""
     speed: str = "exact"
@@ -168,6 +174,7 @@ class Request:
         _counts(self.num_images, self.num_steps, self.seed)
         between(self.guidance_scale, 0, 30, "guidance")
         nearest(self.solver, SOLVERS, "solver")
+        _steps_of(self.solver, self.num_steps)
         nearest(self.style, STYLES, "style")
 
     @property
@@ -251,7 +258,7 @@ class EditRequest:
     guidance_scale: float = 3.0
     """How strongly the reference is followed; 1 and below: no guidance."""
     solver: str = "dpmpp-2m"
-    """dpmpp-2m, dpmpp-2m-karras, euler, ddim, unipc or heun."""
+    """dpmpp-2m, dpmpp-2m-karras, euler, ddim, unipc or heun; lcm for weights distilled to few steps."""
     context: float = 1.8
     """Side of the square that is looked at, over the side of the masked region."""
     feather: int = 4
@@ -263,6 +270,7 @@ class EditRequest:
         between(self.guidance_scale, 0, 30, "guidance")
         between(self.context, 1, 8, "context")
         nearest(self.solver, SOLVERS, "solver")
+        _steps_of(self.solver, self.num_steps)
         if not 0 <= self.feather <= 100:
             raise InputError(f"feather {self.feather}: give 0 to 100 pixels")
         _counts(self.num_images, self.num_steps, self.seed)

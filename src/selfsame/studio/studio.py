@@ -49,11 +49,13 @@ def load(
     instantid: str | Path | None = None,
     face_models: str | Path | None = None,
     memory: str = "auto",
+    loras: Sequence[str] = (),
 ) -> Any:
     """Load a model family: a `Studio` of the miniature, or a `RealStudio` for photographs.
 
     Args:
         base, instantid, face_models: for photographs, folders of your own in place of those that `selfsame models fetch` brought.
+        loras: for photographs, LoRAs of the base: FILE or FILE:WEIGHT.
         memory: for photographs, a preset of `studio.memory`: high, medium, low or auto.
 
     Raises:
@@ -64,12 +66,13 @@ def load(
     where = str(checked_device(device))
     given = [None if p is None else Path(p) for p in (base, instantid, face_models)]
     if name == "mannequin":
-        if any(given):
-            raise InputError("base, instantid and face_models are folders of a model for photographs; the miniature brings its own")
+        if any(given) or loras:
+            raise InputError("base, instantid, face_models and LoRAs are for a model for photographs; the miniature brings its own")
         return Studio(where)
+    from selfsame.models.loras import Lora
     from selfsame.studio.real import Folders, RealStudio
 
-    return RealStudio(Folders.of(name, *given), device=where, memory=memory)
+    return RealStudio(Folders.of(name, *given), device=where, memory=memory, loras=[Lora.read(text) for text in loras])
 
 
 def checked_device(name: str) -> torch.device:

@@ -148,6 +148,10 @@ _ALL = (
         "lcm-lora-sdxl", "a LoRA with which SDXL paints in 4 to 10 steps",
         (Part(("hf:latent-consistency/lcm-lora-sdxl",), ("pytorch_lora_weights.safetensors",)),), "MIT", _RAILPP, True, 394, needs=("sdxl",),
     ),
+    Model(
+        "lcm-lora-sd15", "the same for Stable Diffusion 1.5",
+        (Part(("hf:latent-consistency/lcm-lora-sdv1-5",), ("pytorch_lora_weights.safetensors",)),), "MIT", _RAILPP, True, 135, needs=("sd15",),
+    ),
 )  # fmt: skip
 CATALOGUE: dict[str, Model] = {m.name: m for m in _ALL}
 
