@@ -25,6 +25,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
+from selfsame.adapters.processors import cross_attention_paths
 from selfsame.images.draw import draw_kps
 from selfsame.methods.instantid.checkpoint import instantid_to_official
 from selfsame.methods.instantid.method import InstantID, ResamplerSize
@@ -68,12 +69,14 @@ def _resident(name: str) -> float:
 
 
 def made_up(name: str, dtype: torch.dtype) -> tuple[UNet2DConditionModel, InstantID]:
-    """Random networks, IdentityNet's output layers included."""
+    """Random networks, also where a fresh method starts at zero."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**SIZES[name], sample_size=64, in_channels=4).to(dtype).eval().requires_grad_(False)
     size = ResamplerSize(**RESAMPLERS[name], output_dim=SIZES[name]["cross_attention_dim"])
     method = InstantID.new(unet, size).to(dtype).eval().requires_grad_(False)
-    for layer in [*method.identity_net.controlnet_down_blocks, method.identity_net.controlnet_mid_block]:
+    net = method.identity_net
+    values = [layer.to_v_ip for layer in method.adapter.layers.values()] + [net.get_submodule(path).to_v for path in cross_attention_paths(net)]
+    for layer in [*values, *net.controlnet_down_blocks, net.controlnet_mid_block]:
         torch.nn.init.normal_(layer.weight, std=0.01)
     return unet, method
 

@@ -41,9 +41,15 @@ def unet() -> UNet2DConditionModel:
 @pytest.fixture(scope="module")
 def method(unet: UNet2DConditionModel) -> InstantID:
     torch.manual_seed(1)
-    made = InstantID.new(unet, SIZE, conditioning_channels=(8, 8, 8, 16)).eval()
-    for block in [*made.identity_net.controlnet_down_blocks, made.identity_net.controlnet_mid_block]:
-        torch.nn.init.normal_(block.weight, std=0.2)  # a trained net: its residuals are not zero
+    return as_if_trained(InstantID.new(unet, SIZE, conditioning_channels=(8, 8, 8, 16)).eval())
+
+
+def as_if_trained(made: InstantID) -> InstantID:
+    """What starts at zero is not."""
+    net = made.identity_net
+    values = [layer.to_v_ip for layer in made.adapter.layers.values()] + [net.get_submodule(path).to_v for path in cross_attention_paths(net)]
+    for layer in (*values, *net.controlnet_down_blocks, net.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight, std=0.2)
     return made
 
 
@@ -154,10 +160,33 @@ def test_official_keys_are_strict(method):
         resampler_from_official({}, method.resampler)
 
 
-def test_adapter_starts_from_the_base_projections(unet):
-    fresh = InstantID.new(unet, SIZE, conditioning_channels=(8, 8, 8, 16))
+@torch.no_grad()
+def test_a_fresh_method_is_the_base_and_its_tokens_are_about_the_face(unet):
+    torch.manual_seed(2)
+    fresh = InstantID.new(unet, SIZE, conditioning_channels=(8, 8, 8, 16)).eval()
     for path, layer in zip(cross_attention_paths(unet), fresh.adapter.layers.values(), strict=True):
         assert torch.equal(layer.to_k_ip.weight, unet.get_submodule(path).to_k.weight)
+    x, text, embedding, kps = inputs()
+    tokens = fresh.tokens(embedding)
+    one = torch.ones(1)
+    with fresh.attached(unet):
+        made = predict(
+            unet, fresh.identity_net, x, torch.tensor(500), Conditioning(text, face=FaceCondition(tokens, one), spatial=SpatialCondition(kps, tokens, one))
+        )
+    assert torch.equal(made, base(unet))
+    people = fresh.tokens(torch.randn(64, 1, 512, generator=torch.Generator().manual_seed(0)))
+    assert people.std(0).mean() / people.std() > 0.6
+
+
+def test_while_the_resampler_is_held_all_else_learns(unet, method):
+    for holds in (0.0, 1.0):
+        trainer = InstantIDTrainer(copy.deepcopy(method).requires_grad_(True), copy.deepcopy(unet)).train()
+        instantid_loss(trainer, training_batch() | {"holds": torch.full((2,), holds)})[0].backward()
+        moved = [float(p.grad.abs().sum()) for p in trainer.method.resampler.parameters() if p.grad is not None]
+        assert len(moved) == len(list(trainer.method.resampler.parameters())), "several processes wait for a gradient of each"
+        assert any(moved) == (holds == 0)
+        for part in (trainer.method.adapter, trainer.method.identity_net):
+            assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
 
 
 def training_batch() -> dict[str, Tensor]:
@@ -170,7 +199,7 @@ def training_batch() -> dict[str, Tensor]:
 
 def test_training_moves_the_method_and_never_the_base(unet):
     before = base(unet)
-    trainer = InstantIDTrainer(InstantID.new(unet, SIZE, conditioning_channels=(8, 8, 8, 16)), unet)
+    trainer = InstantIDTrainer(as_if_trained(InstantID.new(unet, SIZE, conditioning_channels=(8, 8, 8, 16))), unet)
     loss, parts = instantid_loss(trainer, training_batch())
     loss.backward()
     assert set(parts) == {"plain", "face"}

@@ -34,6 +34,7 @@ PROMPTS = (
     "a comic of a person in space", "a photo of a smiling person in a library", "a pixel art picture of a person", "a photo of a person in the city",
 )  # fmt: skip
 SMALL_SHARE = 0.05  # of the steps, the first, see pictures of half the size, as the base's do
+HELD_SHARE = 0.1  # of the steps, the first, leave the Resampler as it was drawn: until somebody reads it, it would only learn to be silent
 
 
 def drawings_of(table: Table, rows: np.ndarray, folder, name: str) -> np.ndarray:
@@ -80,7 +81,7 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
             clean = as_tensor(self.latents[shrink][at])
             drawn = torch.from_numpy(np.ascontiguousarray(self.drawings[at])).permute(0, 3, 1, 2).float() / 255
             made = {
-                **noised(clean, lognormal_timesteps(len(at), abar, g), abar, SCHEDULE["prediction_type"], g),
+                **noised(clean, lognormal_timesteps(len(at), abar, g, mean=how.log_sigma_mean), abar, SCHEDULE["prediction_type"], g),
                 "text": as_tensor(self.text[at]),
                 "embedding": lend_faces(self.faces, self.photos, list(at), how, rng),
                 "kps_image": F.avg_pool2d(drawn, shrink),
@@ -89,8 +90,8 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
             return drop(made, empty, how, g)
 
     side, held = Side("train"), Side("validation")
-    small_steps = math.ceil(SMALL_SHARE * run.max_steps)
-    never = InstantIDSamples(drop_face=0, drop_text=0, drop_both=0, max_photos=1)
+    small_steps, held_steps = math.ceil(SMALL_SHARE * run.max_steps), 0 if options.warm else math.ceil(HELD_SHARE * run.max_steps)
+    never = InstantIDSamples(drop_face=0, drop_text=0, drop_both=0, max_photos=1, log_sigma_mean=-0.5)  # as the base's held-out figures
     fixed = [held.batch(held.photos.rows[i : i + 64], generator_at(run.seed, 10**9 + i), never) for i in range(0, min(256, len(held.photos.rows)), 64)]
 
     first = [held.photos.of[who] for who in list(held.photos.of)[: len(PROMPTS)]]
@@ -98,7 +99,8 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
 
     def batch_at(step: int) -> Batch:
         at = np.sort(side.photos.rows[epoch_rows(len(side.photos.rows), run.batch_size, run.seed, step)])
-        return side.batch(at, generator_at(run.seed, step), how, shrink=2 if step < small_steps else 1)
+        made = side.batch(at, generator_at(run.seed, step), how, shrink=2 if step < small_steps else 1)
+        return made | {"holds": torch.full((len(at),), float(step < held_steps))}
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         return Loss(*instantid_loss(model, batch))
@@ -114,8 +116,10 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
         parts = [instantid_loss(model, beside(model, b))[1] for b in fixed]
         strangers = [instantid_loss(model, beside(model, b | {"embedding": b["embedding"].roll(len(b["embedding"]) // 2, 0)}))[1]["face"] for b in fixed]
         figures = {f"held_out_{k}": float(np.mean([float(p[k]) for p in parts])) for k in parts[0]}
-        # What a stranger's embedding costs: 0 while nobody's likeness is painted, long before pictures show it.
-        return figures | {"stranger_costs": float(np.mean([float(x) for x in strangers])) - figures["held_out_face"]}
+        # Long before pictures show a likeness: what a stranger's embedding costs (0: nobody's is painted), and whether tokens still differ from face to face.
+        tokens = model.method.tokens(torch.cat([b["embedding"] for b in fixed]))
+        figures["stranger_costs"] = float(np.mean([float(x) for x in strangers])) - figures["held_out_face"]
+        return figures | {"faces_in_tokens": float(tokens.std(0).mean() / tokens.std())}
 
     torch.manual_seed(run.seed)
     method = options.start(

@@ -7,6 +7,7 @@ prediction. From public adapters' scripts: uniform timesteps, AdamW at a constan
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from selfsame.models.latents import encode
 from selfsame.models.text import encode_for_sdxl, encode_prompts
 from selfsame.recipes.caches import as_tensor, batched, cached_folder, fill_maps, fingerprint_of
 from selfsame.recipes.common import Options, Trained, beside, compute_device, epoch_rows, finish, generator_at, save_grid, to_pixels, torch_generator
+from selfsame.recipes.instantid import HELD_SHARE
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
 from selfsame.studio.real import Folders, RealStudio
@@ -154,6 +156,7 @@ def instantid_of(
         ),
         data=f"portraits {table.digest[:12]}",
     )  # fmt: skip
+    held_steps = 0 if start else math.ceil(HELD_SHARE * run.max_steps)
     cache = options.runs / "cache"
     side = Side(studio, table, cache, side_px, alone=True)
     held = Side(studio, open_portraits(options.data, "validation"), cache, side_px, alone=True) if has_portraits(options.data, "validation") else None
@@ -173,7 +176,8 @@ def instantid_of(
 
     def batch_at(step: int) -> Batch:
         at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
-        return side.batch(at, generator_at(run.seed, step), how, clock, empty)
+        made = side.batch(at, generator_at(run.seed, step), how, clock, empty)
+        return made | {"holds": torch.full((len(at),), float(step < held_steps))}
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         return Loss(*instantid_loss(model, batch))

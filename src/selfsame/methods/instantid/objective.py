@@ -47,9 +47,13 @@ class InstantIDTrainer(nn.Module):
         kps_image: Tensor,
         pooled: Tensor | None = None,
         time_ids: Tensor | None = None,
+        holds: Tensor | None = None,
     ) -> Tensor:
-        """noisy b c h w (VP), timesteps b, text b t c, embedding b k 512 (zeros: no face), kps_image b 3 H W in [0, 1]; SDXL's pooled b p, time_ids b 6."""
+        """noisy b c h w (VP), timesteps b, text b t c, embedding b k 512 (zeros: no face), kps_image b 3 H W in [0, 1]; SDXL's pooled b p, time_ids b 6;
+        holds b, 1 where the Resampler shall not learn."""
         tokens = self.method.tokens(embedding)
+        if holds is not None:  # a gradient of zeros rather than none: several processes wait for one from every parameter
+            tokens = torch.lerp(tokens, tokens.detach(), holds.to(tokens).view(-1, 1, 1))
         rows = torch.ones(len(noisy), device=noisy.device)
         c = Conditioning(text, pooled, time_ids, face=FaceCondition(tokens, rows), spatial=SpatialCondition(kps_image, tokens, rows))
         return predict(self.unet, self.method.identity_net, noisy, timesteps, c)
@@ -60,9 +64,9 @@ def instantid_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tenso
 
     Args:
         batch: `noisy`, `t`, `text`, `embedding`, `kps_image` as the trainer's call takes them, `target` b c h w, `weight` b 1 h w;
-            for SDXL `pooled` and `time_ids`.
+            for SDXL `pooled` and `time_ids`; `holds` b while the Resampler stays as it is.
     """
-    more = {k: batch[k] for k in ("pooled", "time_ids") if k in batch}
+    more = {k: batch[k] for k in ("pooled", "time_ids", "holds") if k in batch}
     out = model(batch["noisy"], batch["t"], batch["text"], batch["embedding"], batch["kps_image"], **more).float()
     square = (out - batch["target"]).square().mean(1, keepdim=True)
     face = batch["weight"] > 1.0
