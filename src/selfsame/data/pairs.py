@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from selfsame.data.shards import jpg_of, new_shard, open_shard, picture_of, png_of, write_json
+from selfsame.data.shards import finished, jpg_of, new_shard, open_shard, picture_of, png_of, report_beside, write_json
 from selfsame.images.files import InputError, read_image
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import Picture, draw
@@ -263,14 +263,11 @@ def shards_of(folder: Path, split: str, kind: str = "world|videos|stills") -> li
 def prepare_shard(job: PairsJob, first: int, sources: list[str]) -> Report:
     """Make one shard and its report, atomically; when both are there the report is read."""
     path, digest = job.path(first, sources), job.digest(sources)
-    beside = path.with_suffix(".report.json")
-    if path.exists() and beside.exists():
-        known = json.loads(beside.read_text())
-        if known.get("digest") == digest:
-            return Report(**known)
+    if known := finished(path, digest):
+        return Report(**known)
     torch.set_num_threads(1)
     report = Report(digest, len(sources))
-    beside.unlink(missing_ok=True)
+    report_beside(path).unlink(missing_ok=True)
     with new_shard(path) as tar:
         for k, source in enumerate(sources):
             rng = np.random.default_rng([0x9A12, first + k])
@@ -280,7 +277,7 @@ def prepare_shard(job: PairsJob, first: int, sources: list[str]) -> Report:
                     report.pairs += 1
             except InputError as error:
                 report.problems.append(str(error))
-    write_json(beside, asdict(report))
+    write_json(report_beside(path), asdict(report))
     return report
 
 
@@ -296,7 +293,7 @@ def prepare_pairs(job: PairsJob, num_processes: int) -> Iterator[Report]:
     for old in shards_of(job.folder, job.split, job.kind):
         if old.name not in ours:  # of a smaller or another job: its pairs would come twice
             old.unlink()
-            old.with_suffix(".report.json").unlink(missing_ok=True)
+            report_beside(old).unlink(missing_ok=True)
     if num_processes == 1:
         yield from map(_worker, todo)
         return

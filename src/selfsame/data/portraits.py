@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from selfsame.data.shards import jpg_of, new_shard, open_shard, picture_of, write_json
+from selfsame.data.shards import finished, jpg_of, new_shard, open_shard, picture_of, report_beside, write_json
 from selfsame.images.files import InputError, read_image
 from selfsame.perception.real_faces import RealFace
 
@@ -162,13 +162,10 @@ def _sample(job: PortraitsJob, source: str, read: Read) -> dict[str, Any]:
 
 def _prepare_shard(job: PortraitsJob, first: int, sources: list[str], read: Read) -> Report:
     path, digest = job.path(first, sources), job.digest(sources)
-    beside = path.with_suffix(".report.json")
-    if path.exists() and beside.exists():
-        known = json.loads(beside.read_text())
-        if known.get("digest") == digest:
-            return Report(**known)
+    if known := finished(path, digest):
+        return Report(**known)
     report, people = Report(digest, len(sources)), Counter[str]()
-    beside.unlink(missing_ok=True)
+    report_beside(path).unlink(missing_ok=True)
     with new_shard(path) as tar:
         for k, source in enumerate(sources):
             try:
@@ -177,7 +174,7 @@ def _prepare_shard(job: PortraitsJob, first: int, sources: list[str], read: Read
             except InputError as error:
                 report.problems.append(str(error))
     report.people = dict(people)
-    write_json(beside, asdict(report))
+    write_json(report_beside(path), asdict(report))
     return report
 
 
@@ -197,7 +194,7 @@ def prepare_portraits(job: PortraitsJob, read: Read) -> Iterator[Report]:
     for old in job.folder.glob(f"{job.split}-portraits-*.tar"):
         if old.name not in ours:  # of fewer or other photos: some would come twice
             old.unlink()
-            old.with_suffix(".report.json").unlink(missing_ok=True)
+            report_beside(old).unlink(missing_ok=True)
     for first, sources in shards:
         yield _prepare_shard(job, first, sources, read)
 

@@ -79,6 +79,19 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     os.replace(partial, path)
 
 
+def report_beside(path: Path) -> Path:
+    """Where the report of a shard lies."""
+    return path.with_suffix(".report.json")
+
+
+def finished(path: Path, digest: str) -> dict[str, Any] | None:
+    """What the report beside a shard says, when both are there and of this very job."""
+    if not path.exists() or not report_beside(path).exists():
+        return None
+    known = json.loads(report_beside(path).read_text())
+    return known if known.get("digest") == digest else None
+
+
 @contextmanager
 def new_shard(path: Path) -> Iterator[TarWriter]:
     """A shard that appears under its name when it is whole, or not at all."""

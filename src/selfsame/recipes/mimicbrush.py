@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from selfsame.data.pairs import read_pairs, shards_of
+from selfsame.data.shards import report_beside
 from selfsame.diffusion.schedule import lognormal_timesteps, noised, scaled_linear_alphas_cumprod
 from selfsame.methods.mimicbrush import samples
 from selfsame.methods.mimicbrush.method import MimicBrush
@@ -56,7 +57,7 @@ def pairs_folder(data: Path) -> Path:
 def _key(folder: Path, split: str, how: PairSamples, variations: int, modules: list[nn.Module]) -> str:
     """What encoded samples depend on: the shards, how samples are drawn (also its code), the networks."""
     drawn = replace(how, mask_weight=1.0, still_share=0.3, drop_reference=0.1, drop_depth=0.5)  # those act on batches
-    reports = [json.loads(path.with_suffix(".report.json").read_text())["digest"] for path in shards_of(folder, split)]
+    reports = [json.loads(report_beside(path).read_text())["digest"] for path in shards_of(folder, split)]
     return fingerprint_of(modules, repr((drawn, variations, reports, Path(samples.__file__).read_text())))
 
 
