@@ -11,12 +11,20 @@ from safetensors.torch import load_file
 
 from selfsame.data.pairs import PairsJob, prepare_pairs
 from selfsame.data.shards import RenderJob, render_dataset
-from selfsame.data.tables import open_table, pack
+from selfsame.data.tables import Table, open_table, pack
 from selfsame.images.files import read_image
+from selfsame.mannequins.people import celebrities, person_named
+from selfsame.mannequins.render import draw
+from selfsame.mannequins.world import neutral_scene
+from selfsame.methods.instantid.method import InstantID
+from selfsame.models.text import encode_prompts
+from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.catalogue import SHARES, recipes
 from selfsame.recipes.common import Options, generator_at
 from selfsame.recipes.faces import moved
+from selfsame.recipes.instantid import SIZE, land
 from selfsame.recipes.mimicbrush import pairs_folder
+from selfsame.studio.studio import Studio
 from selfsame.weights.mannequin import FOLDER, WeightsError, load_vae
 
 SHIPPED = {"clip": FOLDER / "clip_image.safetensors", **{n: FOLDER / "base" / m for n, m in (("vae", "vae"), ("decoder", "vae"), ("base", "unet"))}}
@@ -95,3 +103,19 @@ def test_a_warm_run_starts_from_the_installed_weights(name: str, options: Option
         for key, value in ours.items():
             if not any(part in key for part in ("running_", "num_batches", "quant_conv")):  # measured on the data at hand
                 assert torch.allclose(value, theirs[key], atol=2e-3), (path.name, key)
+
+
+def test_a_resampler_lands_on_the_names_of_celebrities():
+    studio, names = Studio(), [" ".join(n) for n in celebrities()[:6]]
+    pictures = [draw([neutral_scene(person_named(*name.split()))])[0] for name in names]
+    faces = embed(studio.encoder, to_crops([p.image for p in pictures], [p.kps[0] for p in pictures], ENCODER_CROP)).numpy()
+    nothing = np.zeros((6, 1, 1), np.uint8)
+    table = Table(nothing, nothing, nothing, [{"kind": "celebrity", "names": [name]} for name in names])
+    torch.manual_seed(0)
+    method = InstantID.new(studio.unet, SIZE, conditioning_channels=(16, 32, 64, 96))
+    assert land(method, table, faces, *studio.text, seed=0, steps=40) < 0.5, "most of the names' spread is said"
+    with torch.no_grad():
+        tokens = method.tokens(torch.from_numpy(faces)[:, None])
+        said = encode_prompts(*studio.text, [f"a photo of {name}" for name in names]).encoder_hidden_states[:, 4:20]
+    nearest = torch.cdist(tokens.flatten(1), said.flatten(1)).argmin(1)
+    assert (nearest == torch.arange(6)).float().mean() >= 0.8

@@ -75,18 +75,21 @@ class InstantID(nn.Module):
         self.resampler, self.adapter, self.identity_net, self.size = resampler, adapter, identity_net, size
 
     @classmethod
-    def new(cls, unet: UNet2DConditionModel, size: ResamplerSize, conditioning_channels: Sequence[int] = (16, 32, 96, 256)) -> InstantID:
-        """A fresh method for a base: K' and IdentityNet start from the base's weights, whatever reads values out of face tokens from zero.
+    def new(
+        cls, unet: UNet2DConditionModel, size: ResamplerSize, conditioning_channels: Sequence[int] = (16, 32, 96, 256), *, loudness: float = 0.0
+    ) -> InstantID:
+        """A fresh method for a base: K', V' and IdentityNet start from the base's weights, but whatever reads values out of face tokens is made quieter.
 
-        It thus starts as the base itself. With the base's V, tokens of a fresh Resampler are noise, and the first thing that is learned is to make them
-        all alike (`docs/training.md`, InstantID).
+        Args:
+            loudness: of V' and of IdentityNet's V, over the base's V. At 0 the method starts as the base itself. Tokens of a fresh Resampler are noise to
+                the base's own V (loudness 1, as in the papers), and the first thing that is learned is to make them all alike (`docs/training.md`).
         """
         net: Any = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=tuple(conditioning_channels))
         adapter, resampler = ImageAdapter.of(unet), Resampler(**asdict(size))
         for layer in adapter.layers.values():
-            nn.init.zeros_(layer.to_v_ip.weight)  # type: ignore[union-attr, arg-type]
+            layer.to_v_ip.weight.data.mul_(loudness)  # type: ignore[union-attr, operator]
         for path in cross_attention_paths(net):
-            nn.init.zeros_(net.get_submodule(path).to_v.weight)
+            net.get_submodule(path).to_v.weight.data.mul_(loudness)
         for attention, _ in resampler.layers:  # type: ignore[misc]
             nn.init.constant_(attention.norm1.weight, FACE_GAIN)
         return cls(resampler, adapter, net.requires_grad_(True), size)
