@@ -25,7 +25,8 @@ from selfsame.weights.mannequin import load_text, load_unet, load_vae
 
 TEXT_DROP = 0.10
 FACE_WEIGHT = 3.0  # loss weight on faces and hair, mean 1 over each picture: eyes are few cells, and what people look at
-LOG_SIGMA_MEAN = 0.3  # of the training noise: words, places and shapes are decided while little is to be seen; held-out figures stay at EDM's -0.5
+LOG_SIGMA_MEAN = 1.0  # of the training noise: what words decide is decided above sigma 3 here (docs/training.md)
+HELD_OUT_MEAN = -0.5  # of the noise of held-out losses: EDM's, at which all runs so far were measured
 SMALL_SHARE = 0.20  # of the steps, the first, see pictures of half the size: words and colours are learned there at a third of the cost
 WIDE = (192, 256)  # widths of the groups' canvases
 PROMPTS = (
@@ -103,12 +104,12 @@ def base(options: Options) -> Trained:
         parts = {"plain": square.mean(), "face": (square * face).sum() / face.sum().clamp_min(1)}
         return Loss((square * batch["weight"]).mean(), parts)
 
-    def held_batches(shrink: int) -> list[Batch]:
+    def held_batches(shrink: int, mean: float = HELD_OUT_MEAN) -> list[Batch]:
         rows = rows_of("validation", shrink=shrink)
         starts = range(0, min(256, len(rows)), 64)
-        return [batch_of(rows, np.arange(i, min(i + 64, len(rows))), generator_at(run.seed, 10**9 + i), -0.5) for i in starts]
+        return [batch_of(rows, np.arange(i, min(i + 64, len(rows))), generator_at(run.seed, 10**9 + i), mean) for i in starts]
 
-    fixed = {"": held_batches(1), "_small": held_batches(2)}
+    fixed, early = {"": held_batches(1), "_small": held_batches(2)}, held_batches(1, LOG_SIGMA_MEAN)
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, Denoiser)
@@ -120,6 +121,9 @@ def base(options: Options) -> Trained:
         for size, batches in fixed.items():
             losses = [objective(model, beside(model, b)).parts for b in batches]
             figures |= {f"held_out_{part}{size}": float(np.mean([float(x[part]) for x in losses])) for part in losses[0]}
-        return figures
+        told = [objective(model, beside(model, b)).parts["plain"] for b in early]
+        untold = [objective(model, beside(model, b | {"text": b["text"].roll(1, 0)})).parts["plain"] for b in early]
+        # What another picture's caption costs: how much the words say.
+        return figures | {"wrong_words_cost": float(np.mean([float(b - a) for a, b in zip(told, untold, strict=True)]))}
 
     return finish(run, Denoiser(options.start(new_unet, load_unet)), objective, batch_at, options, look)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, drop,
 from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import FaceEncoder
+from selfsame.recipes.base import HELD_OUT_MEAN
 from selfsame.recipes.caches import as_tensor, cached, face_shares_of, faces_of, latents_of, text_of
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
@@ -128,8 +130,13 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
 
     side, held = Side("train"), Side("validation")
     small_steps, held_steps = math.ceil(SMALL_SHARE * run.max_steps), 0 if options.warm else math.ceil(HELD_SHARE * run.max_steps)
-    never = InstantIDSamples(drop_face=0, drop_text=0, drop_both=0, max_photos=1, log_sigma_mean=-0.5)  # as the base's held-out figures
-    fixed = [held.batch(held.photos.rows[i : i + 64], generator_at(run.seed, 10**9 + i), never) for i in range(0, min(256, len(held.photos.rows)), 64)]
+    never = InstantIDSamples(drop_face=0, drop_text=0, drop_both=0, max_photos=1)
+
+    def held_batches(log_sigma_mean: float) -> list[Batch]:
+        how, starts = replace(never, log_sigma_mean=log_sigma_mean), range(0, min(256, len(held.photos.rows)), 64)
+        return [held.batch(held.photos.rows[i : i + 64], generator_at(run.seed, 10**9 + i), how) for i in starts]
+
+    fixed, early = held_batches(HELD_OUT_MEAN), held_batches(how.log_sigma_mean)
 
     first = [held.photos.of[who] for who in list(held.photos.of)[: len(PROMPTS)]]
     shown = [(rows[0], rows[1]) for rows in first]  # whose face, whose key points: two photos of a person
@@ -151,11 +158,12 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
         painted, _ = studio.paint(rows, request, list(range(len(rows))))
         save_grid(run, step, [[held.table.images[i] for i, _ in shown], painted])
         parts = [instantid_loss(model, beside(model, b))[1] for b in fixed]
-        strangers = [instantid_loss(model, beside(model, b | {"embedding": b["embedding"].roll(len(b["embedding"]) // 2, 0)}))[1]["face"] for b in fixed]
+        own = [instantid_loss(model, beside(model, b))[1]["face"] for b in early]
+        strangers = [instantid_loss(model, beside(model, b | {"embedding": b["embedding"].roll(len(b["embedding"]) // 2, 0)}))[1]["face"] for b in early]
         figures = {f"held_out_{k}": float(np.mean([float(p[k]) for p in parts])) for k in parts[0]}
         # Long before pictures show a likeness: what a stranger's embedding costs (0: nobody's is painted), and whether tokens still differ from face to face.
         tokens = model.method.tokens(torch.cat([b["embedding"] for b in fixed]))
-        figures["stranger_costs"] = float(np.mean([float(x) for x in strangers])) - figures["held_out_face"]
+        figures["stranger_costs"] = float(np.mean([float(b - a) for a, b in zip(own, strangers, strict=True)]))
         return figures | {"faces_in_tokens": float(tokens.std(0).mean() / tokens.std())}
 
     torch.manual_seed(run.seed)

@@ -21,6 +21,7 @@ from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.methods.mimicbrush.samples import Pair, PairSamples, training_sample
 from selfsame.models.latents import encode
 from selfsame.models.mannequin import SCHEDULE, image_states, load_image_encoder
+from selfsame.recipes.base import LOG_SIGMA_MEAN
 from selfsame.recipes.caches import as_tensor, batched, cached_folder, fill_maps, fingerprint_of
 from selfsame.recipes.common import Options, Trained, beside, compute_device, epoch_rows, finish, generator_at, save_grid, to_pixels, torch_generator
 from selfsame.studio.edits import SIDE, Editor, Square
@@ -116,7 +117,7 @@ def mimicbrush(options: Options, how: PairSamples = PairSamples()) -> Trained:
     def batch_of(rows: Side, at: np.ndarray, rng: np.random.Generator, how: PairSamples) -> Batch:
         g = torch_generator(rng)
         clean = as_tensor(rows.source[at])
-        made = noised(clean, lognormal_timesteps(len(at), abar, g), abar, SCHEDULE["prediction_type"], g)
+        made = noised(clean, lognormal_timesteps(len(at), abar, g, mean=LOG_SIGMA_MEAN), abar, SCHEDULE["prediction_type"], g)
         shaped = torch.rand(len(at), generator=g) >= how.drop_depth
         return {
             **made,

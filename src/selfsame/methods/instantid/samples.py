@@ -25,7 +25,7 @@ class InstantIDSamples:
     max_photos: int = 4  # photos that lend the face, 1 to this many
     joint_share: float = 0.3  # of steps with several photos that give them as K tokens rather than as their mean
     face_weight: float = 3.0  # loss weight on the face mask; 1 is the paper
-    log_sigma_mean: float = 0.6  # of the noise, where timesteps are log-normal: who it is gets decided while little is to be seen (the base learned at -0.5)
+    log_sigma_mean: float = 1.2  # of the noise, where timesteps are log-normal: who it is gets decided while little is to be seen
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_face + self.drop_text + self.drop_both <= 1:
