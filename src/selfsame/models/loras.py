@@ -100,7 +100,7 @@ def _read(lora: Lora, is_xl: bool, config: Any) -> tuple[dict[str, Tensor], Any,
         values, alphas, metadata = _loader(is_xl).lora_state_dict(
             str(lora.path), unet_config=config, local_files_only=True, use_safetensors=True, return_lora_metadata=True
         )
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise InputError(f"{lora.path}: not a LoRA that can be read ({' '.join(str(error).split())[:160]})") from None
     if not any(LORA.search(k) for k in values):
         raise InputError(f"{lora.path}: holds no LoRA; its keys are {', '.join(sorted(values)[:3])}")
