@@ -105,6 +105,7 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
         (["--person", r, "--model", "mimicbrush"], "is painted by InstantID"),
         (["--reference", r, "--model", "instantid-sdxl"], "paints people"),
         (["--reference", r, "--base", r], "belong to --person"),
+        (["--reference", r, "--lora", r], "belong to --person"),
         (["--reference", r, "--model", "mimicbrush", "--weights", str(tmp_path)], "lacks mimicbrush/mimicbrush.bin"),
     ):
         capsys.readouterr()

@@ -114,8 +114,8 @@ class Edit(EditRequest, ModelFlags):
 
         if self.model not in ("mannequin", "mimicbrush"):
             raise InputError(f"--model {self.model} paints people (--person); a --reference needs mannequin or mimicbrush")
-        if any((self.base, self.instantid, self.face_models)):
-            raise InputError("--base, --instantid and --face-models belong to --person with a model for photographs")
+        if any((self.base, self.instantid, self.face_models, self.lora)):
+            raise InputError("--base, --instantid, --face-models and --lora belong to --person with a model for photographs")
         if self.model == "mannequin":
             if self.weights:
                 raise InputError("--weights belongs to --model mimicbrush; the miniature brings its own")
