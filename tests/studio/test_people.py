@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import selfsame
-from selfsame.images.files import InputError, read_image
+from selfsame.images.files import InputError, path_and_share, read_image
 from selfsame.images.head import head_kps
 from selfsame.mannequins.attributes import Look, View
 from selfsame.mannequins.people import person_of
 from selfsame.mannequins.render import PersonIn, Scene, draw
 from selfsame.perception.detector import Found
 from selfsame.studio.family import Family
-from selfsame.studio.orders import Order, mix_part
+from selfsame.studio.orders import Order
 from selfsame.studio.people import people_of
 from selfsame.studio.places import Match, Person, Places, Pose, matched, shown
 from selfsame.studio.ready import jobs_of, told
@@ -324,9 +324,9 @@ def test_orders_that_contradict_themselves_are_refused(studio: Studio):
 
 
 def test_paths_and_shares_are_told_apart():
-    assert mix_part("a/b.png:0.3") == ("a/b.png", "0.3")
-    assert mix_part("folder:1e-1") == ("folder", "1e-1")
-    assert mix_part("a:b/c.png") == ("a:b/c.png", "")
+    assert path_and_share("a/b.png:0.3") == ("a/b.png", "0.3")
+    assert path_and_share("folder:1e-1") == ("folder", "1e-1")
+    assert path_and_share("a:b/c.png") == ("a:b/c.png", "")
     assert Order.of({"mix": ["ada:0.3", "b.png:0.7"], "regions": ["0,0,9,9", "mask"]}, Path("/x")).mix == ("/x/ada:0.3", "/x/b.png:0.7")
     assert Order.of({"face": "my photo.png"}, Path("/x")).face == (Path("/x/my photo.png"),)
     assert Order.of({"regions": ["0,0,9,9", "mask"]}, Path("/x")).regions == ("0,0,9,9", "/x/mask")

@@ -116,3 +116,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: carries no selfsame parameters; give a picture that `selfsame generate` wrote")
     return content
+
+
+def path_and_share(text: str) -> tuple[str, str]:
+    """A path and its share, "" where none is said: `ada.png:0.3`, `ada.png`."""
+    path, colon, share = text.rpartition(":")
+    return (path, share) if colon and path and not set(share) & set("/\\") else (text, "")

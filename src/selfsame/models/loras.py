@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from selfsame.images.files import InputError
+from selfsame.images.files import InputError, path_and_share
 from selfsame.models.single_file import header_of
 from selfsame.weights.catalogue import CATALOGUE
 from selfsame.weights.fetch import local
@@ -38,10 +36,10 @@ class Lora:
         Raises:
             InputError: no such file, a pickle, a weight that cannot be used, or one of the catalogue that was not fetched.
         """
-        name, colon, share = text.rpartition(":")
-        path, weight = (Path(name), share) if colon and name and not set(share) & set("/\\") else (Path(text), "1")
+        name, weight = path_and_share(text)
+        path = Path(name)
         try:
-            number = float(weight)
+            number = float(weight or 1)
         except ValueError:
             raise InputError(f"LoRA {text!r}: {weight!r} is no number; write FILE:WEIGHT, as in style.safetensors:0.8") from None
         if not math.isfinite(number) or abs(number) > STRONGEST:
@@ -67,8 +65,7 @@ def fuse_unet(loras: Sequence[Lora], unet: Any, *, is_xl: bool) -> None:
         InputError: one is for another base, or is no LoRA.
     """
     for lora in loras:
-        values, alphas, metadata = _read(lora, is_xl, unet.config)
-        _fuse(lora, unet, values, "unet", lambda v=values, a=alphas, m=metadata: _loader(is_xl).load_lora_into_unet(v, a, unet, "lora", metadata=m))
+        _fuse(lora, unet, "unet", is_xl, unet.config)
 
 
 def fuse_text(loras: Sequence[Lora], encoders: Sequence[Any], *, is_xl: bool) -> None:
@@ -78,58 +75,43 @@ def fuse_text(loras: Sequence[Lora], encoders: Sequence[Any], *, is_xl: bool) ->
         InputError: one is for another base.
     """
     for lora in loras:
-        values, alphas, metadata = _read(lora, is_xl, None)
         for name, encoder in zip(TOWERS, encoders, strict=False):
-            if any(k.startswith(f"{name}.") for k in values):
-
-                def load(name: str = name, encoder: Any = encoder, v: Any = values, a: Any = alphas, m: Any = metadata) -> None:
-                    _loader(is_xl).load_lora_into_text_encoder(v, a, encoder, prefix=name, adapter_name="lora", metadata=m)
-
-                _fuse(lora, encoder, values, name, load)
+            _fuse(lora, encoder, name, is_xl, None)
 
 
-def _loader(is_xl: bool) -> Any:
+def _fuse(lora: Lora, model: Any, prefix: str, is_xl: bool, config: Any) -> None:
+    """Load what a file says under a prefix, see that all of it found its layer, and add it to the weights."""
     from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+    from diffusers.utils import recurse_remove_peft_layers
+    from peft.tuners.lora import LoraLayer
 
-    return StableDiffusionXLLoraLoaderMixin if is_xl else StableDiffusionLoraLoaderMixin
-
-
-def _read(lora: Lora, is_xl: bool, config: Any) -> tuple[dict[str, Tensor], Any, Any]:
-    """Values under diffusers' names, their alphas, and what the file says of itself."""
+    loader: Any = StableDiffusionXLLoraLoaderMixin if is_xl else StableDiffusionLoraLoaderMixin
     try:
-        values, alphas, metadata = _loader(is_xl).lora_state_dict(
+        values, alphas, about = loader.lora_state_dict(
             str(lora.path), unet_config=config, local_files_only=True, use_safetensors=True, return_lora_metadata=True
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise InputError(f"{lora.path}: not a LoRA that can be read ({' '.join(str(error).split())[:160]})") from None
     if not any(LORA.search(k) for k in values):
         raise InputError(f"{lora.path}: holds no LoRA; its keys are {', '.join(sorted(values)[:3])}")
-    return values, alphas, metadata
-
-
-def _fuse(lora: Lora, model: Any, values: dict[str, Tensor], prefix: str, load: Any) -> None:
-    """Load what stands under a prefix, see that all of it found its layer, and add it to the weights."""
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     wanted = {LORA.split(k)[0] for k in values if k.startswith(f"{prefix}.") and LORA.search(k)}
     if not wanted:
         return
     other = f"{lora.path}: a LoRA for another base than this one"
     try:
-        load()
+        if prefix == "unet":
+            loader.load_lora_into_unet(values, alphas, model, "lora", metadata=about)
+        else:
+            loader.load_lora_into_text_encoder(values, alphas, model, prefix=prefix, adapter_name="lora", metadata=about)
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{other} ({' '.join(str(error).split())[:160]})") from None
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and "lora" in m.lora_A]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, LoraLayer) and "lora" in m.lora_A]
     if len(layers) != len(wanted):
         raise InputError(f"{other}: {len(layers)} of its {len(wanted)} layers are here; it names {sorted(wanted)[0]}")
     for layer in layers:
         layer.set_scale("lora", lora.weight)
-        layer.merge(safe_merge=True, adapter_names=["lora"])  # type: ignore[attr-defined]
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.get_base_layer())
+        layer.merge(safe_merge=True, adapter_names=["lora"])
+    recurse_remove_peft_layers(model)
     model._hf_peft_config_loaded = False
     if hasattr(model, "peft_config"):
         del model.peft_config

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from selfsame.images.files import InputError
+from selfsame.images.files import InputError, path_and_share
 from selfsame.studio.request import Request, between, nearest
 from selfsame.studio.styles import read_styles
 
@@ -91,7 +91,7 @@ class Order(Request):
         """Every file or folder that decides about the pictures."""
         named = [getattr(self, name) for name in ("face", "identity", "people", "poses", "pose", "start", "style_sheet")]
         paths = [p for value in named for p in (value if isinstance(value, tuple) else (value,)) if p is not None]
-        return paths + [Path(mix_part(text)[0]) for text in self.mix] + [Path(text) for text in self.regions if not is_box(text)]
+        return paths + [Path(path_and_share(text)[0]) for text in self.mix] + [Path(text) for text in self.regions if not is_box(text)]
 
     @property
     def count(self) -> int:
@@ -142,7 +142,7 @@ class Order(Request):
         between(self.refine_faces, 0, 1, "refine faces")
         if self.mix_steps and (len(self.mix) != 2 or self.num_images != 1 or not 2 <= self.mix_steps <= 64):
             raise InputError("--mix-steps goes from one of two people to the other, in 2 to 64 pictures; leave out --num-images")
-        if self.mix_steps and any(mix_part(text)[1] for text in self.mix):
+        if self.mix_steps and any(path_and_share(text)[1] for text in self.mix):
             raise InputError("--mix-steps makes its own shares: give the two people without any")
         if not 0 <= self.retries <= 20:
             raise InputError(f"{self.retries} retries: give 0 to 20")
@@ -160,12 +160,6 @@ def is_box(text: str) -> bool:
     """Whether a region is four numbers rather than a file."""
     parts = text.split(",")
     return len(parts) == 4 and all(p.strip().lstrip("-").isdigit() for p in parts)
-
-
-def mix_part(text: str) -> tuple[str, str]:
-    """A path and its share, "" where none is said: `ada.png:0.3`, `ada.png`."""
-    path, colon, share = text.rpartition(":")
-    return (path, share) if colon and path and not set(share) & set("/\\") else (text, "")
 
 
 def _read(name: str, value: Any, hint: Any, folder: Path, is_table: bool) -> Any:
@@ -193,7 +187,7 @@ def _moved(name: str, text: str, folder: Path) -> str:
     """A path in front of a share, or a mask's, as seen from a folder; a box stays."""
     if name == "regions":
         return text if is_box(text) else str(_path(folder, text))
-    path, share = mix_part(text)
+    path, share = path_and_share(text)
     return f"{_path(folder, path)}{':' if share else ''}{share}"
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from selfsame.images.files import InputError, read_image
+from selfsame.images.files import InputError, path_and_share, read_image
 from selfsame.images.masks import read_mask
 from selfsame.studio.family import Family, Job
-from selfsame.studio.orders import VIEWS, Order, is_box, mix_part
+from selfsame.studio.orders import VIEWS, Order, is_box
 from selfsame.studio.people import Who, read_identity
 from selfsame.studio.places import Box, Person, Pose
 from selfsame.studio.request import Made, Request, Strengths, nearest
@@ -60,7 +60,7 @@ def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], lis
     if order.identity:
         return [Person(read_identity(p), name=p.stem) for p in order.identity], []
     if order.mix:
-        parts = [mix_part(text) for text in order.mix]
+        parts = [path_and_share(text) for text in order.mix]
         for text, (_, share) in zip(order.mix, parts, strict=True):
             if not share:
                 raise InputError(f"--mix {text}: give a photo and its share, as in ada.png:0.3")
