@@ -24,7 +24,7 @@ from selfsame.training.loop import Batch, Loss, Run
 from selfsame.weights.mannequin import load_text, load_unet, load_vae
 
 TEXT_DROP = 0.10
-FACE_WEIGHT = 3.0  # loss weight on faces and hair, mean 1 over each picture: eyes are few cells, and what people look at
+FACE_WEIGHT = 5.0  # loss weight on faces and hair, mean 1 over each picture: eyes are few cells, and what people look at
 LOG_SIGMA_MEAN = 1.0  # of the training noise: what words decide is decided above sigma 3 here (docs/training.md)
 HELD_OUT_MEAN = -0.5  # of the noise of held-out losses: EDM's, at which all runs so far were measured
 SMALL_SHARE = 0.20  # of the steps, the first, see pictures of half the size: words and colours are learned there at a third of the cost

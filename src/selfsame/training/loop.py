@@ -348,7 +348,8 @@ def train(
     module.train()
     try:
         with stoppable() as stop, prefetched(batch_at, run.prefetch) as next_batch:
-            while step < run.max_steps and not stop.asked and not (run.patience and stale >= run.patience):
+            asked = ending = False
+            while step < run.max_steps and not ending and not (run.patience and stale >= run.patience):
                 for group in optimizer.param_groups:
                     group["lr"] = run.learning_rate_at(step)
                 batch = next_batch(step)
@@ -395,9 +396,10 @@ def train(
                 if step % run.save_every == 0 or time.monotonic() - saved > 60 * run.save_minutes:
                     save()
                     saved = time.monotonic()
-                if run.max_minutes and time.monotonic() - began > 60 * run.max_minutes:
-                    break
-            if stop.asked:
+                late = bool(run.max_minutes) and time.monotonic() - began > 60 * run.max_minutes
+                asked, late = _in_any_process(accelerator, stop.asked, late)
+                ending = asked or late
+            if asked:
                 raise KeyboardInterrupt
     finally:
         if whole:
@@ -417,6 +419,15 @@ def _must_be_finite(what: str, value: Tensor | float, step: int, run: Run) -> No
     if not math.isfinite(number):
         remedy = f"lower the learning rate of {run.learning_rate:g}; {run.folder} keeps the last good state"
         raise FloatingPointError(f"{what} is {number} at step {step}: {remedy}")
+
+
+def _in_any_process(accelerator: Accelerator, *mine: bool) -> list[bool]:
+    """Which of these hold in any process: all end after the same step, or one would wait for ever for the others' gradients."""
+    if accelerator.num_processes == 1:
+        return list(mine)
+    together = accelerator.reduce(torch.tensor([float(x) for x in mine], device=accelerator.device), reduction="sum")
+    assert isinstance(together, Tensor)
+    return [x > 0 for x in together.tolist()]
 
 
 def _mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> dict[str, float]:
