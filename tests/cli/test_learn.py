@@ -32,7 +32,7 @@ def test_a_person_becomes_a_file_with_a_preview(ada: Path):
     assert who.words is not None
     assert who.words.placeholder == "<ada>"
     assert who.num_photos == 1
-    assert sorted(p.name for p in ada.parent.iterdir()) == ["ada.png", "ada.safetensors", "batch.png"]
+    assert sorted(p.name for p in ada.parent.iterdir()) == ["ada.preview.png", "ada.safetensors", "batch.png"]
     assert read_image(ada.with_name("batch.png")).shape == (512, 1024, 3)
 
 
@@ -101,3 +101,19 @@ def test_bad_input_is_one_line(ada: Path, tmp_path: Path, capsys: pytest.Capture
     for args, match in cases:
         assert match in fails(capsys, *args), args
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_nobodys_photo_and_nobody_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A preview never replaces a photo, two people never share a file, and what is no picture beside the photos is left alone."""
+    people, out = tmp_path / "people", tmp_path / "out"
+    (people / "bo").mkdir(parents=True)
+    shutil.copy(ADA, people / "ada.png")
+    shutil.copy(BO, people / "bo/one.png")
+    (people / "bo/one.txt").write_text("a photo of bo")
+    before = (people / "ada.png").read_bytes()
+    assert main(["learn", "--people", str(people), "--out", str(people.with_name("out")), *FEW]) == 0
+    assert (people / "ada.png").read_bytes() == before
+    assert sorted(p.name for p in out.iterdir()) == ["ada.preview.png", "ada.safetensors", "bo.preview.png", "bo.safetensors"]
+    shutil.copy(BO, people / "bo.png")
+    assert "would be written as bo.safetensors" in fails(capsys, "learn", "--people", str(people), "--out", str(tmp_path / "more"))
+    assert "is a file" in fails(capsys, "learn", "--people", str(people / "bo"), "--out", str(out / "ada.safetensors"))

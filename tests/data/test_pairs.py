@@ -15,7 +15,7 @@ from selfsame.data.pairs import PairsJob, prepare_pairs, read_pairs, square_of, 
 from selfsame.images.files import InputError, read_image
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import draw
-from selfsame.methods.mimicbrush.samples import PairSamples
+from selfsame.methods.mimicbrush.samples import Pair, PairSamples, training_sample
 
 WIDE = PairSamples(ssim_low=-1, ssim_high=1)
 
@@ -182,3 +182,20 @@ def test_an_empty_folder_and_missing_pairs_say_what_to_do(tmp_path: Path):
         PairsJob(tmp_path, videos=tmp_path).sources()
     with pytest.raises(FileNotFoundError, match="selfsame prepare pairs"):
         next(read_pairs(tmp_path, "train"))
+
+
+def test_wide_videos_become_squares(tmp_path: Path, frames: list[np.ndarray]):
+    video(tmp_path / "videos/wide.avi", [frame[20:92] for frame in frames])
+    job = PairsJob(tmp_path / "out", videos=tmp_path / "videos", how=WIDE, size=64)
+    assert run(job).pairs
+    for record in read_pairs(tmp_path / "out", "train"):
+        assert record["first"].shape == record["second"].shape == (64, 64, 3)
+        training_sample(Pair(record["first"], record["second"]), np.random.default_rng(0), WIDE)
+
+
+def test_what_is_transparent_in_a_mask_is_nothing(tmp_path: Path):
+    image = np.zeros((64, 64, 4), np.uint8)
+    image[10:26, 10:26, 3] = 255  # a black thing
+    Image.fromarray(image).save(tmp_path / "a.mask.png")
+    marks = pairs.read_marks(tmp_path / "a.mask.png")
+    assert (marks > 0).sum() == 256

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from selfsame.diffusion.sampling import guided_together, rescaled, sample
+from selfsame.diffusion.sampling import guided_together, rescaled, sample, set_steps
 from selfsame.diffusion.schedule import add_noise, denoised_of, lognormal_timesteps, scaled_linear_alphas_cumprod, target, velocity
 from selfsame.diffusion.windows import in_window
 
@@ -116,3 +117,22 @@ def test_rescaled_guidance_has_the_spread_of_the_conditional_prediction(share: f
 @pytest.mark.parametrize(("steps", "kept"), [(5, [1, 2, 3]), (4, [1, 2]), (30, list(range(6, 24)))])
 def test_windows_keep_the_official_steps(steps: int, kept: list[int]):
     assert [i for i in range(steps) if in_window(i, steps, 0.2, 0.8)] == kept
+
+
+@pytest.mark.parametrize("count", [16, 61, 103, 121, 122])
+@pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+def test_no_timestep_lies_before_the_first(count: int, kind: Any):
+    scheduler = kind(**CONFIG)
+    set_steps(scheduler, count)
+    assert int(scheduler.timesteps.min()) >= 0
+    assert count <= len(scheduler.timesteps) <= count + 1
+
+
+def test_ddim_of_61_steps_ends_where_its_neighbours_do():
+    ends = {}
+    for count in (60, 61):
+        steps = sample(
+            gaussian_denoiser(0.5), torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0)), DDIMScheduler(**CONFIG, clip_sample=False), count
+        )
+        ends[count] = float(list(steps)[-1].latents.std())
+    assert ends[61] == pytest.approx(ends[60], rel=0.05)

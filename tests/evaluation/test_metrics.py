@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 
 from selfsame.evaluation.metrics import bootstrap_interval, is_first, mean, paired_interval, point_error
-from selfsame.evaluation.report import Report, Row, text_table, write_report
+from selfsame.evaluation.report import Report, Row, span, text_table, write_report
 
 
 def test_intervals_hold_the_mean_and_shrink_with_data():
@@ -51,3 +52,17 @@ def test_the_page_stands_alone(tmp_path):
     assert "http" not in text
     assert "t &lt;x&gt;" in text
     assert "0.500" in text_table(report.rows)
+
+
+def test_one_person_has_no_interval():
+    assert all(math.isnan(v) for v in bootstrap_interval([0.1, 0.9, 0.4], [7, 7, 7]))
+    assert span(*bootstrap_interval([0.1, 0.9, 0.4], [7, 7, 7])) == "-"
+
+
+def test_reports_are_json_that_every_parser_reads(tmp_path):
+    path, _ = write_report(Report("t", {"a": float("nan")}, [Row("r", {"x": float("nan")})]), tmp_path)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    assert json.loads(path.read_text(), parse_constant=refuse)["rows"][0]["columns"] == {"x": None}

@@ -170,3 +170,13 @@ def test_folders_that_cannot_be_judged_are_refused(tmp_path: Path, capsys: pytes
     assert main(["evaluate", "folder", *where]) == 0
     assert "left as without a face" in capsys.readouterr().out
     assert read_image(tmp_path / "photos/ada.png").shape == (128, 128, 3)
+
+
+def test_a_folder_and_a_picture_of_one_name_are_one_person(tmp_path: Path):
+    blank = np.zeros((16, 16, 3), np.uint8)
+    (tmp_path / "r/ada").mkdir(parents=True)
+    (tmp_path / "m").mkdir()
+    for path in ("r/ada.png", "r/ada/1.png", "m/ada-1.png"):
+        write_image(tmp_path / path, blank)
+    (ada,), _ = people_in(tmp_path / "m", tmp_path / "r")
+    assert len(ada.photos) == 2

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from selfsame.images.files import InputError, check_output, read_image, read_metadata, write_image
+from selfsame.images.files import InputError, check_output, read_image, read_metadata, read_source, spare_inputs, write_image
 
 
 def gradient(h: int = 24, w: int = 32) -> np.ndarray:
@@ -82,8 +82,8 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("side", [8000, 60000])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("side", [8000, 10000, 60000])
 def test_bombs_are_refused_before_they_are_opened(tmp_path: Path, side: int):
     (tmp_path / "bomb.png").write_bytes(png_header(side, side))
     with pytest.raises(InputError, match="megapixels"):
@@ -115,3 +115,29 @@ def test_parameters_travel_inside(tmp_path: Path):
     write_image(tmp_path / "b.png", gradient())
     with pytest.raises(InputError, match="carries no selfsame parameters"):
         read_metadata(tmp_path / "b.png")
+
+
+def test_a_source_keeps_its_transparency_and_profile(tmp_path: Path):
+    rgba = np.random.default_rng(0).integers(0, 256, (32, 32, 4), np.uint8)
+    rgba[:16, :, 3] = 0
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(rgba).save(tmp_path / "a.png", icc_profile=profile)
+    source = read_source(tmp_path / "a.png")
+    made = source.pixels.copy()
+    made[20:24, 4:8] = 255 - made[20:24, 4:8]
+    write_image(tmp_path / "b.png", source.changed(made), icc_profile=source.icc_profile)
+    with Image.open(tmp_path / "b.png") as image:
+        again = np.asarray(image)
+        assert image.info["icc_profile"] == profile
+    same = (made == source.pixels).all(-1)
+    assert np.array_equal(again[same], rgba[same])
+    assert (again[~same][:, 3] == 255).all()
+
+
+def test_what_is_read_is_never_written_over(tmp_path: Path):
+    (tmp_path / "people").mkdir()
+    write_image(tmp_path / "people/a.png", np.zeros((4, 4, 3), np.uint8))
+    spare_inputs([tmp_path / "b.png", tmp_path / "people/new.png"], [tmp_path / "people", None])
+    for path, read in ((tmp_path / "people/../people/a.png", tmp_path / "people/a.png"), (tmp_path / "people/a.png", tmp_path / "people")):
+        with pytest.raises(InputError, match="would be overwritten"):
+            spare_inputs([path], [read])

@@ -375,8 +375,9 @@ def test_our_own_folder_is_read_too_and_two_adapters_are_ambiguous(tmp_path: Pat
     method.save_pretrained(tmp_path)
     again = instantid_from_official(tmp_path, unet)
     assert torch.equal(again.resampler.latents, method.resampler.latents)
-    instantid_to_official(method, tmp_path, form="safetensors")
-    with pytest.raises(InputError, match=r"adapter\.safetensors and adapter|and adapter\.safetensors"):
+    other = instantid_to_official(method, tmp_path / "other", form="safetensors")
+    other.rename(tmp_path / other.name)
+    with pytest.raises(InputError, match=r"and adapter\.safetensors"):
         instantid_from_official(tmp_path, unet)
 
 
@@ -438,4 +439,45 @@ def test_missing_damaged_and_foreign_files_are_said(tmp_path: Path):
         instantid_from_official(tmp_path, unet)
     (tmp_path / "ControlNetModel/config.json").unlink()
     with pytest.raises(InputError, match="must lie beside"):
+        instantid_from_official(tmp_path, unet)
+
+
+def test_masks_of_an_ip_adapter_beside_it_still_count(tmp_path: Path):
+    pipe, method = sdxl()
+    instantid_to_official(method, tmp_path)
+    pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name="ip-adapter.bin", image_encoder_folder=None)
+    pipe.set_ip_adapter_scale(0.7)
+    mask = torch.zeros(1, 1, 192, 128)
+    mask[..., :64] = 1
+    asked: dict[str, Any] = {
+        "ip_adapter_image_embeds": [torch.stack([torch.zeros(1, 512), FACE.flip(0).view(1, 512)])[:, None]],
+        "cross_attention_kwargs": {"ip_adapter_masks": [mask]},
+        "controlnet_conditioning_scale": 0.0,
+    }
+    stock = painted(pipe, **asked)
+    with face_in(pipe, method, FACE, ip_scale=0.0):
+        close(painted(pipe, **asked), stock.numpy(), 1e-4)
+
+
+def test_one_form_of_the_weights_replaces_the_other_in_a_folder(tmp_path: Path):
+    unet = base()
+    method = filled(unet)
+    method.save_pretrained(tmp_path)
+    instantid_to_official(method, tmp_path)
+    assert instantid_from_official(tmp_path, unet).size == method.size
+    method.save_pretrained(tmp_path)
+    assert instantid_from_official(tmp_path, unet).size == method.size
+
+
+def test_our_own_folder_is_read_strictly_too(tmp_path: Path):
+    unet = base()
+    filled(unet).save_pretrained(tmp_path)
+    narrow = UNet2DConditionModel(**(recipe.UNET | {"cross_attention_dim": 48}))
+    with pytest.raises(ValueError, match="this one's is 48"):
+        instantid_from_official(tmp_path, narrow)
+    file = next((tmp_path / "ControlNetModel").glob("*.safetensors"))
+    values = load_file(file)
+    del values["conv_in.weight"]
+    save_file(values, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"not a whole IdentityNet.*conv_in\.weight"):
         instantid_from_official(tmp_path, unet)

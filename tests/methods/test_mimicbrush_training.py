@@ -217,3 +217,14 @@ def test_files_of_another_model_are_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"image_width": 12, "lora_rank": 0, "fusion": "concat"}')
     with pytest.raises(ValueError, match="reference_net does not fit"):
         MimicBrush.from_pretrained(tmp_path, tiny_base())
+
+
+@pytest.mark.parametrize("use_net", [True, False])
+def test_every_part_that_learns_gets_a_gradient_also_when_no_row_has_a_reference(use_net: bool):
+    """Several processes wait for all of them."""
+    method = fresh(2)
+    method.use_net = use_net
+    trainer = MimicBrushTrainer(method.trainable(), torch.zeros(5, 12))
+    batch = batch_of(2, 4, 5, 12) | {"with_reference": torch.zeros(2, dtype=torch.bool)}
+    mimicbrush_loss(trainer, batch)[0].backward()
+    assert all(p.grad is not None for p in trainer.parameters() if p.requires_grad)

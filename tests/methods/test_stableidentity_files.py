@@ -221,3 +221,12 @@ def test_sdxls_two_towers_take_and_forget_them():
     assert torch.equal(xl.encode_prompt("a photo of", device="cpu", do_classifier_free_guidance=False)[0], plain)
     with pytest.raises(ValueError, match="width 16, this base has 16 and 24"), words_added(xl, words(16)):
         pass
+
+
+def test_a_pipeline_that_moves_meanwhile_comes_out_whole():
+    pipe = StableDiffusionPipeline.from_pretrained(checked_folder("base/unet").parent, local_files_only=True)
+    size = pipe.text_encoder.get_input_embeddings().num_embeddings
+    with words_added(pipe, words()):
+        pipe.text_encoder.to(torch.bfloat16)
+    assert {p.dtype for p in pipe.text_encoder.parameters()} == {torch.bfloat16}
+    assert pipe.text_encoder.get_input_embeddings().num_embeddings == size

@@ -158,6 +158,7 @@ def test_a_face_that_fills_the_picture_is_looked_for_small(folder: Path, photo: 
         sizes.append(size)
         return detect(image, size)[:1] if size == 128 else []
 
+    monkeypatch.setattr(only_small, "sizes", detect.sizes, raising=False)
     monkeypatch.setattr(reader, "detector", only_small)
     assert len(reader(photo)) == 1
     assert sizes == [640, 320, 128]
@@ -250,3 +251,14 @@ def test_faces_of_a_photograph_from_the_command_line(
     assert "onnxruntime has no MagicExecutionProvider" in capsys.readouterr().err
     assert main(["faces", str(tmp_path / "photo.png"), "--provider", "CPUExecutionProvider"]) == 2
     assert "--models" in capsys.readouterr().err
+
+
+def test_a_detector_of_one_size_is_asked_for_no_other(tmp_path: Path, photo: np.ndarray):
+    torch.manual_seed(0)
+    exported(TinyScrfd(), 320, tmp_path / "det.onnx")
+    exported(TinyArcFace(), 112, tmp_path / "rec.onnx")
+    faces = OnnxFaces(tmp_path)
+    assert faces.detector.sizes == (320,)
+    faces(np.zeros((64, 64, 3), np.uint8))
+    faces(np.zeros((3000, 20, 3), np.uint8))
+    assert faces.digest == OnnxFaces(tmp_path).digest

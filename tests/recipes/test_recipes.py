@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from selfsame.mannequins.world import neutral_scene
 from selfsame.methods.instantid.method import InstantID
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
+from selfsame.recipes.caches import cached_folder
 from selfsame.recipes.catalogue import SHARES, recipes
 from selfsame.recipes.common import Options, generator_at
 from selfsame.recipes.faces import moved
@@ -119,3 +121,41 @@ def test_a_resampler_lands_on_the_names_of_celebrities():
         said = encode_prompts(*studio.text, [f"a photo of {name}" for name in names]).encoder_hidden_states[:, 4:20]
     nearest = torch.cdist(tokens.flatten(1), said.flatten(1)).argmin(1)
     assert (nearest == torch.arange(6)).float().mean() >= 0.8
+
+
+def test_a_folder_of_arrays_that_somebody_else_made_meanwhile_is_taken(tmp_path: Path):
+    def fill(place: Path) -> None:
+        np.save(place / "a.npy", np.zeros(3))
+        (tmp_path / "cache").mkdir()  # another process, sooner
+        np.save(tmp_path / "cache/a.npy", np.ones(3))
+
+    assert cached_folder(tmp_path / "cache", fill)["a"].sum() == 3
+
+    def stopped(place: Path) -> None:
+        np.save(place / "a.npy", np.ones(3))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_folder(tmp_path / "other", stopped)
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+def test_installing_is_all_or_nothing(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from selfsame.recipes import ship
+
+    trained = recipes()["parser"](replace(options, runs=tmp_path / "runs"))
+    ship.ship_trained("parser", trained, tmp_path / "weights")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "weights").iterdir()}
+    monkeypatch.setattr(ship, "ship", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        ship.ship_trained("parser", trained, tmp_path / "weights")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "weights").iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["runs", "weights"]
+
+
+def test_an_epoch_of_the_base_shows_named_people_most(options: Options):
+    from selfsame.recipes.base import TIMES
+
+    kinds = {r["kind"] for r in open_table(options.data, "train").records}
+    assert kinds <= set(TIMES)
+    assert TIMES["celebrity"] > TIMES["person"] > TIMES["thing"]

@@ -134,7 +134,7 @@ def test_an_order_that_fails_while_painting_takes_nobody_with_it(studio: Studio,
 
 def test_tables_are_read_too(tmp_path: Path):
     path = tmp_path / "m.csv"
-    path.write_text("id,face,prompt,seed,which\na,ada.png bo.png,a person,3,\nb,,a mug,,1\nc,x,y,1,2,3\nd,,short\n")
+    path.write_text("id,face,prompt,seed,which\na,ada.png bo.png,a person,3,\nb,z.png,a mug,,1\nc,x,y,1,2,3\nd,,short\n")
     a, b, c, d = read_manifest(path)
     assert d.order is not None
     assert (d.order.prompt, d.order.seed) == ("short", 0)
@@ -142,7 +142,7 @@ def test_tables_are_read_too(tmp_path: Path):
     assert [p.name for p in a.order.face] == ["ada.png", "bo.png"]
     assert (a.order.seed, a.order.which) == (3, None)
     assert b.order is not None
-    assert (b.order.face, b.order.which) == ((), 1)
+    assert (b.order.face[0].name, b.order.which) == ("z.png", 1)
     assert "more cells than the header" in c.error
 
 
@@ -166,3 +166,23 @@ def test_the_command_reports_and_says_how_many(tmp_path: Path, capsys: pytest.Ca
     assert main(["batch", str(manifest(tmp_path, {"id": "a", "num_steps": 1})), "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.startswith("0 made, 1 kept")
     assert main(["batch", str(path), "--out", str(path)]) == 2
+
+
+def test_an_order_never_overwrites_what_it_reads(studio: Studio, tmp_path: Path):
+    shutil.copy(ADA, tmp_path / "ada.png")
+    before = (tmp_path / "ada.png").read_bytes()
+    results = run(studio, manifest(tmp_path, {"id": "ada", "face": "ada.png", "num_steps": 1}, {"id": "b", "face": "ada.png", "num_steps": 1}), tmp_path)
+    assert {n: r.status for n, r in results.items()} == {"ada": "failed", "b": "made"}
+    assert "would be overwritten" in results["ada"].error
+    assert (tmp_path / "ada.png").read_bytes() == before
+
+
+def test_what_json_and_tables_may_hold_is_read_rightly(tmp_path: Path):
+    one, odd = read_manifest(manifest(tmp_path, '{"prompt": "a\u2028person"}', {"seed": 3.7}))
+    assert one.order is not None
+    assert one.order.prompt == "a\u2028person"
+    assert "3.7 cannot be used" in odd.error
+    (tmp_path / "m.csv").write_text("face\n\"'my photo.png' ben.png\"\n")
+    (line,) = read_manifest(tmp_path / "m.csv")
+    assert line.order is not None
+    assert [p.name for p in line.order.face] == ["my photo.png", "ben.png"]

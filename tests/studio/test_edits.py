@@ -223,3 +223,14 @@ def test_a_tiny_picture_and_no_region_are_refused(editor: Editor, pictures: list
         editor.edit(pictures[0][:4], [Region(box(4, 128, 1, 1, 2, 2), pictures[1])], QUICK)
     with pytest.raises(InputError, match="nothing to paint"):
         editor.edit(pictures[0], [], QUICK)
+
+
+def test_what_edit_does_not_use_it_refuses(files: dict[str, str], capsys: pytest.CaptureFixture[str]):
+    plain = ["edit", "--source", files["source"], "--mask", files["mask"]]
+    for args, says in (
+        ([*plain, "--reference", files["reference"], "--prompt", "a mug", "--out", files["out"]], "takes no words"),
+        ([*plain, "--reference", files["reference"], "--out", files["source"]], "would be overwritten"),
+        (["edit", "--source", files["source"], "--mask", "--person", files["source"], "--out", files["out"]], "--mask"),
+    ):
+        assert main(args) == 2
+        assert says in capsys.readouterr().err

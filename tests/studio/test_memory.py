@@ -79,3 +79,13 @@ def test_sizes_are_read_off_headers(tmp_path: Path, folders: Folders):  # noqa: 
     (tmp_path / "bad.safetensors").write_bytes(b"12345678 nothing")
     with pytest.raises(InputError, match=r"bad.safetensors: damaged"):
         numbers_in(tmp_path)
+
+
+def test_weights_that_lie_there_several_times_count_once(tmp_path: Path):
+    values = {"a": torch.zeros(1000)}
+    for name in ("model.safetensors", "model.fp16.safetensors", "model.non_ema.safetensors"):
+        save_file({k: v.half() if "fp16" in name else v for k, v in values.items()}, tmp_path / name, metadata={"format": "pt"})
+    torch.save(values, tmp_path / "model.bin")
+    assert numbers_in(tmp_path) == 1000
+    (tmp_path / "model.fp16.safetensors").unlink()
+    assert numbers_in(tmp_path) == 1000

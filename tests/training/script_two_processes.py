@@ -1,4 +1,7 @@
-"""Run by `accelerate launch`: a tiny training whose log the test compares. Arguments: the run's folder; the step in which the second process is asked to stop."""
+"""Run by `accelerate launch`: a tiny training whose log the test compares.
+
+Arguments: the run's folder; the step in which the second process is asked to stop, or -1.
+"""
 
 from __future__ import annotations
 

@@ -211,3 +211,42 @@ def test_a_run_of_another_model_is_not_continued(tmp_path: Path):
     other = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 1))
     with pytest.raises(ValueError, match="holds a run of another model"):
         train(run(tmp_path, 4), other, objective, batch_at)
+
+
+def test_a_second_ctrl_c_during_a_look_keeps_the_weights_as_they_were(tmp_path: Path):
+    def with_norm() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+    asked = 0
+
+    def interrupted(step: int) -> dict[str, torch.Tensor]:
+        nonlocal asked
+        asked += 1
+        if asked == 9:  # six steps, and in the middle of measuring the norms of the averages
+            raise KeyboardInterrupt
+        return batch_at(step)
+
+    whole = train(run(tmp_path / "whole", look_every=6), with_norm(), objective, batch_at, look=lambda model, step: {}).module
+    with pytest.raises(KeyboardInterrupt):
+        train(run(tmp_path / "cut", look_every=6), with_norm(), objective, interrupted, look=lambda model, step: {})
+    resumed = train(run(tmp_path / "cut", look_every=6), with_norm(), objective, batch_at, look=lambda model, step: {}).module
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_looks_come_when_asked_for_whatever_is_logged(tmp_path: Path):
+    seen: list[int] = []
+    train(run(tmp_path, log_every=5, look_every=4), net(), objective, batch_at, look=lambda model, step: seen.append(step) or {})
+    assert seen == [4, 8, 12]
+
+
+def test_a_run_goes_on_with_other_batches_as_far_as_its_samples_say(tmp_path: Path):
+    train(run(tmp_path, steps=6, batch_size=8), net(), objective, batch_at)
+    made = train(run(tmp_path, steps=4, batch_size=16), net(), objective, lambda step: {k: torch.cat([v, v]) for k, v in batch_at(step).items()})
+    assert (made.step, made.samples) == (4, 64)
+
+
+@pytest.mark.parametrize("wrong", [{"accumulate": 0}, {"batch_size": -4}, {"max_minutes": -1.0}])
+def test_numbers_that_cannot_be_are_refused(wrong: dict[str, float], tmp_path: Path):
+    with pytest.raises(ValueError, match="give"):
+        run(tmp_path, **wrong)

@@ -20,7 +20,7 @@ from selfsame.cli.main import main
 from selfsame.images.files import InputError
 from selfsame.weights import fetch as fetching
 from selfsame.weights.catalogue import CATALOGUE, Model, Part, model_called, must_be_commercial
-from selfsame.weights.fetch import RECORD, download, fetch, folder_of, local, missing_of
+from selfsame.weights.fetch import RECORD, download, fetch, folder_of, local, missing_of, partial_of
 
 BODY = bytes(range(256)) * 4000
 
@@ -31,6 +31,7 @@ class Server(ThreadingHTTPServer):
     files: dict[str, bytes]
     cut: dict[str, int]
     asked: list[tuple[str, str]]
+    etags: bool = False
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -46,7 +47,9 @@ class Handler(BaseHTTPRequestHandler):
         if body is None:
             self.send_error(404)
             return
-        start = int(m[1]) if (m := re.match(r"bytes=(\d+)-", wanted)) else 0
+        etag = f'"{hashlib.sha256(body).hexdigest()}"'
+        same = self.headers.get("If-Range", etag) == etag
+        start = int(m[1]) if same and (m := re.match(r"bytes=(\d+)-", wanted)) else 0
         if start and start >= len(body):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(body)}")
@@ -55,6 +58,8 @@ class Handler(BaseHTTPRequestHandler):
         part = body[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(part)))
+        if self.server.etags:
+            self.send_header("ETag", etag)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.end_headers()
@@ -208,11 +213,11 @@ def test_files_of_the_hub_are_asked_for_by_their_addresses(server: Server, monke
 def test_a_beginning_of_another_version_is_thrown_away(server: Server, tmp_path: Path):
     server.files["/one.bin"] = BODY
     path = tmp_path / "one.bin"
-    path.with_name("one.bin.part").write_bytes(BODY + b"more")
+    partial_of(path, at(server, "/one.bin")).write_bytes(BODY + b"more")
     with pytest.raises(OSError, match="another version"):
         download(at(server, "/one.bin"), path)
     assert download(at(server, "/one.bin"), path).read_bytes() == BODY
-    path.with_name("one.bin.part").write_bytes(BODY)
+    partial_of(path, at(server, "/one.bin")).write_bytes(BODY)
     path.unlink()
     assert download(at(server, "/one.bin"), path).read_bytes() == BODY  # all of it was there
 
@@ -269,3 +274,34 @@ def test_the_doctor_says_what_is_wrong(capsys: pytest.CaptureFixture[str], home:
     said = capsys.readouterr().out
     assert "FIX  yunet-sface" in said
     assert "-> delete the file, then: selfsame models fetch yunet-sface" in said
+
+
+def test_what_one_address_began_another_does_not_finish(server: Server, tmp_path: Path):
+    other = BODY[::-1] + b"more"
+    server.files |= {"/a/one.bin": BODY, "/b/one.bin": other}
+    server.cut["/a/one.bin"] = 1
+    path = fetch(toy(at(server, "/a/one.bin"), at(server, "/b/one.bin"), files=("one.bin",))) / "one.bin"
+    assert path.read_bytes() == other
+    assert sorted(p.name for p in path.parent.iterdir()) == ["one.bin", RECORD]
+
+
+def test_a_version_that_changes_in_between_begins_anew(server: Server, tmp_path: Path):
+    server.files["/one.bin"], server.cut["/one.bin"], server.etags = BODY, 1, True
+    path = tmp_path / "one.bin"
+    with pytest.raises(OSError, match="goes on there"):
+        download(at(server, "/one.bin"), path)
+    server.files["/one.bin"] = BODY[::-1]
+    assert download(at(server, "/one.bin"), path).read_bytes() == BODY[::-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["one.bin"]
+
+
+def test_a_file_that_is_fetched_again_must_be_the_same(server: Server, home: Path):
+    server.files["/one.bin"] = BODY
+    model = toy(at(server, "/one.bin"), files=("one.bin",))
+    fetch(model)
+    (home / "toy/one.bin").unlink()
+    server.files["/one.bin"] = BODY + b"more"
+    with pytest.raises(InputError, match="when it was first fetched"):
+        fetch(model)
+    (home / "toy" / RECORD).unlink()
+    fetch(model)

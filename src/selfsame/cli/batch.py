@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -33,15 +33,13 @@ class Batch(ModelFlags):
     def run(self) -> int:
         from selfsame.images.files import InputError
         from selfsame.studio.batches import RESULTS, read_manifest, run_batch
-        from selfsame.studio.request import Request
 
         lines = read_manifest(self.manifest)
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{self.out}: is a file; give a folder")
         self.out.mkdir(parents=True, exist_ok=True)
         studio = self.studio()
-        first = next((line.order.request for line in lines if line.order), Request())
-        made_by = self.made_by(studio, first)
+        made_by = self._made_by(studio, [line.order.request for line in lines if line.order])
         counts = {"made": 0, "kept": 0, "failed": 0}
         with bar("painting", sum(max(1, line.count) for line in lines)) as tick:
             for result in run_batch(studio, lines, self.out, made_by=made_by, score=self.score, on_picture=tick):
@@ -50,3 +48,15 @@ class Batch(ModelFlags):
                     warn(f"{self.manifest}, {said}")
         print(f"{', '.join(f'{n} {name}' for name, n in counts.items())}; {self.out / RESULTS}")
         return 1 if counts["failed"] else 0
+
+    def _made_by(self, studio: Any, requests: list[Any]) -> dict[str, Any]:
+        """As of the first request that can be painted: one that cannot fails by its line."""
+        from selfsame.images.files import InputError
+        from selfsame.studio.request import Request
+
+        for request in requests:
+            try:
+                return self.made_by(studio, request)
+            except InputError:
+                continue
+        return self.made_by(studio, Request())

@@ -39,6 +39,8 @@ class Edit(EditRequest, ModelFlags):
     """The part of each reference to look at."""
     person: tuple[Path, ...] = ()
     """Photos of one person, instead of a reference."""
+    which: int | None = None
+    """With --person: which face of a photo with several, counted from the left, from 0; default: the largest."""
     prompt: str = ""
     """With --person: what to paint."""
     out: Path = Path("out.png")
@@ -53,7 +55,7 @@ class Edit(EditRequest, ModelFlags):
         """Flags are checked when the command runs, so that errors read as ours and not as the parser's."""
 
     def run(self) -> int:
-        from selfsame.images.files import InputError, check_output, read_image, write_image
+        from selfsame.images.files import InputError, check_output, numbered, read_source, spare_inputs, write_image
         from selfsame.images.masks import read_mask
         from selfsame.studio.request import nearest
         from selfsame.studio.studio import MODELS
@@ -64,22 +66,34 @@ class Edit(EditRequest, ModelFlags):
         nearest(self.model, (*MODELS, "mimicbrush"), "model")
         if bool(self.reference) == bool(self.person):
             raise InputError("give --reference or --person, one of them")
+        if not self.mask:
+            raise InputError("--mask: give at least one mask, a picture of the source's size that is white where to paint")
         if self.person and len(self.mask) > 1:
             raise InputError("--person paints into one --mask")
-        source = read_image(self.source)
-        masks = []
+        after = (*self.reference, *self.reference_mask, *self.person)
+        paths = numbered(out, self.num_images)
+        spare_inputs(paths, (self.source, *self.mask, *after))
+        kept = read_source(self.source)
+        source, masks = kept.pixels, []
+        for note in kept.notes:
+            warn(note)
         for path in self.mask:
             mask, notes = read_mask(path, *source.shape[:2])
             masks.append(mask)
             for note in notes:
                 warn(note)
-        about = {"model": self.model, "source": str(self.source.resolve()), "mask": [str(p.resolve()) for p in self.mask], "edit": asdict(request)}
-        made = self._person(source, masks[0], request) if self.person else self._imitate(source, masks, request)
-        sources = [str(p.resolve()) for p in (*self.reference, *self.reference_mask, *self.person)]
-        hashes = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (self.source, *self.mask, *self.reference, *self.reference_mask, *self.person)]
-        for i, image in enumerate(made):
-            path = out if len(made) == 1 else out.with_name(f"{out.stem}-{i + 1}{out.suffix}")
-            print(f"{write_image(path, image, about | {'after': sources, 'sources': hashes, 'seed': self.seed + i})}  {time.monotonic() - began:.1f} s")
+        about: dict[str, Any] = {
+            "model": self.model,
+            "source": str(self.source.resolve()),
+            "mask": [str(p.resolve()) for p in self.mask],
+            "edit": asdict(request),
+        }
+        made, more = self._person(source, masks[0], request) if self.person else (self._imitate(source, masks, request), {})
+        sources = [str(p.resolve()) for p in after]
+        hashes = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (self.source, *self.mask, *after)]
+        for i, (path, image) in enumerate(zip(paths, made, strict=True)):
+            said = about | more | {"after": sources, "sources": hashes, "seed": self.seed + i}
+            print(f"{write_image(path, kept.changed(image), said, icc_profile=kept.icc_profile)}  {time.monotonic() - began:.1f} s")
         return 0
 
     def _imitate(self, source: np.ndarray, masks: list[np.ndarray], request: EditRequest) -> list[np.ndarray]:
@@ -87,6 +101,8 @@ class Edit(EditRequest, ModelFlags):
         from selfsame.images.masks import read_mask
         from selfsame.studio.edits import Region
 
+        if self.prompt or self.which is not None or self.memory != "auto":
+            raise InputError("--prompt, --which and --memory belong to --person, not to --reference: MimicBrush takes no words")
         if len(self.reference) not in (1, len(masks)):
             raise InputError(f"{len(masks)} masks and {len(self.reference)} references: give one reference for each mask, or one for all")
         if self.reference_mask and len(self.reference_mask) != len(self.reference):
@@ -126,9 +142,11 @@ class Edit(EditRequest, ModelFlags):
 
         return BrushEditor(self.weights or local(CATALOGUE["mimicbrush"]), device=str(checked_device(self.device)))
 
-    def _person(self, source: np.ndarray, mask: np.ndarray, request: EditRequest) -> list[np.ndarray]:
+    def _person(self, source: np.ndarray, mask: np.ndarray, request: EditRequest) -> tuple[list[np.ndarray], dict[str, Any]]:
+        """The pictures, and what their files shall say besides."""
         from selfsame.images.files import InputError
         from selfsame.studio.inpainting import put_person
+        from selfsame.studio.ready import introduced
         from selfsame.studio.request import Request
 
         if self.model == "mimicbrush":
@@ -137,12 +155,14 @@ class Edit(EditRequest, ModelFlags):
             raise InputError("--reference-mask, --keep-shape and --weights belong to --reference, not to --person")
         shared: dict[str, Any] = {n: getattr(self, n) for n in ("seed", "num_images", "num_steps", "guidance_scale", "solver", "prompt")}
         studio = self.studio()
-        who = studio.identity(*self.person)
+        notes: list[str] = []
+        who, asked = introduced(studio, self.person, notes, which=self.which), Request(**shared)
+        made_by = self.made_by(studio, asked)
         with bar("painting", self._calls(studio) * -(-self.num_images // studio.together)) as tick:
-            made, notes = put_person(studio, source, mask, who, Request(**shared), request, on_step=lambda _: tick(1))
-        for note in notes:
+            made, more = put_person(studio, source, mask, who, asked, request, on_step=lambda _: tick(1))
+        for note in (*notes, *more):
             warn(note)
-        return made
+        return made, {"prompt": self.prompt, **made_by, "memory": studio.preset}
 
     def _calls(self, studio: Any) -> int:
         from selfsame.studio.painting import calls_of

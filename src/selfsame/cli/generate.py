@@ -57,24 +57,26 @@ class Generate(ModelFlags, Order):
 
     def run(self) -> int:
         from selfsame.images.draw import beside
-        from selfsame.images.files import check_output, write_image
-        from selfsame.studio.ready import about_picture, jobs_of
+        from selfsame.images.files import check_output, numbered, spare_inputs, write_image
+        from selfsame.studio.ready import about_picture, files_digest, jobs_of
 
         began = time.monotonic()
         _ = self.request  # checks itself
         out = check_output(self.out)
+        paths = numbered(out, self.count)
+        spare_inputs([*paths, *([out] if self.mix_steps else [])], [*self.files, self.like])
         studio = self.studio()
         jobs, notes, photos = jobs_of(self, studio)
         sources = [s for p in jobs[0].people for s in p.identity.sources]
-        if self.like:
-            _warn_if_changed(self.like, sources)
         made_by = self.made_by(studio, jobs[0].request)
+        if self.like:
+            _warn_if_changed(self.like, made_by | {"sources": sources, "files": files_digest(self)})
         calls = studio.num_calls(self.request, has_start=self.start is not None) * -(-len(jobs) // studio.together)
         said, strip = set(), {}
         with bar("painting", calls) as tick:
             for i, made in studio.paint_jobs(jobs, retries=self.retries, refine=self.refine_faces, on_step=lambda _: tick(1)):
-                path = out if len(jobs) == 1 else out.with_name(f"{out.stem}-{i + 1}{out.suffix}")
-                write_image(path, made.pixels, about_picture(self, jobs[i], made) | made_by)
+                path = paths[i]
+                write_image(path, made.pixels, about_picture(self, jobs[i], made) | made_by | {"memory": studio.preset})
                 if self.mix_steps:
                     strip[i] = made.pixels
                 for note in (*notes, *made.notes):
@@ -84,7 +86,7 @@ class Generate(ModelFlags, Order):
                 print("  ".join([str(path), *self._found(studio, made, photos), f"{time.monotonic() - began:.1f} s"]))
             if strip:
                 whole = {"request": self.request.to_json(), "order": self.extras, "sources": sources}
-                print(write_image(out, beside([strip[i] for i in sorted(strip)]), whole | made_by))
+                print(write_image(out, beside([strip[i] for i in sorted(strip)]), whole | made_by | {"memory": studio.preset}))
         return 0
 
     def _found(self, studio: Any, made: Any, photos: list[Any]) -> list[str]:
@@ -96,9 +98,13 @@ class Generate(ModelFlags, Order):
         return said
 
 
-def _warn_if_changed(like: Path, sources: list[str]) -> None:
+def _warn_if_changed(like: Path, now: dict[str, Any]) -> None:
     from selfsame.images.files import read_metadata
 
-    recorded = read_metadata(like).get("sources", [])
-    if recorded != sources:
+    recorded = read_metadata(like)
+    if recorded.get("sources", []) != now["sources"]:
         warn(f"{like} was made from other photos than those given now; the person will differ")
+    elif recorded.get("files", now["files"]) != now["files"]:
+        warn(f"{like} was made from other files (a start, a pose, a mask, words) than those given now; the picture will differ")
+    if recorded.get("weights", now["weights"]) != now["weights"]:
+        warn(f"{like} was made by other weights than those here now; the picture will differ")

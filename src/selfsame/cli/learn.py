@@ -11,6 +11,11 @@ from typing import Any, Literal
 from selfsame.cli.say import bar, warn
 
 
+def preview_of(out: Path) -> Path:
+    """The picture beside an identity file."""
+    return out.with_suffix(".preview.png")
+
+
 @dataclass(frozen=True)
 class Learn:
     """Learn a person as two words, from one photo or several, in minutes.
@@ -58,7 +63,7 @@ class Learn:
     """cpu, cuda or mps; for --base."""
 
     def run(self) -> int:
-        from selfsame.images.files import InputError, check_output
+        from selfsame.images.files import InputError, check_output, spare_inputs
 
         if bool(self.face) == bool(self.people):
             raise InputError("give --face with photos of one person, or --people with a folder of people")
@@ -68,7 +73,10 @@ class Learn:
             raise InputError(f"--learning-rate {self.learning_rate}: give a number above 0")
         if self.show_batch:
             check_output(self.show_batch)
-        jobs, base, failed = self._jobs(), self._base(), 0
+        jobs, failed = self._jobs(), 0
+        read = [p for photos, _ in jobs for p in photos]
+        spare_inputs([*(preview_of(out) for _, out in jobs), *([self.show_batch] if self.show_batch else [])], read)
+        base = self._base()
         for photos, out in jobs:
             try:
                 self._one(base, photos, out)
@@ -96,6 +104,7 @@ class Learn:
 
     def _jobs(self) -> list[tuple[list[Path], Path]]:
         from selfsame.images.files import InputError
+        from selfsame.studio.ready import PICTURES, pictures_in
 
         if self.people is None:
             if self.out.suffix != ".safetensors":
@@ -104,12 +113,25 @@ class Learn:
         else:
             if not self.people.is_dir():
                 raise InputError(f"{self.people}: no such folder; give one with a picture or a folder of pictures for each person")
-            entries = sorted(p for p in self.people.iterdir() if not p.name.startswith("."))
-            jobs = [(sorted(p.iterdir()) if p.is_dir() else [p], self.out / f"{p.stem}.safetensors") for p in entries]
+            entries = sorted(p for p in self.people.iterdir() if not p.name.startswith(".") and (p.is_dir() or p.suffix.lower() in PICTURES))
+            jobs = []
+            for p in entries:
+                try:
+                    photos = pictures_in(p) if p.is_dir() else [p]
+                except InputError as error:
+                    warn(f"{error}; skipped")
+                    continue
+                jobs.append((photos, self.out / f"{p.name if p.is_dir() else p.stem}.safetensors"))
             if not jobs:
-                raise InputError(f"{self.people}: the folder is empty")
+                raise InputError(f"{self.people}: holds no pictures and no folders of pictures")
+            names = [out.name for _, out in jobs]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice:
+                raise InputError(f"{self.people}: two people would be written as {twice}; rename one of them")
+            if self.out.exists() and not self.out.is_dir():
+                raise InputError(f"{self.out}: is a file; with --people give a folder as --out")
             self.out.mkdir(parents=True, exist_ok=True)
-        for _, out in jobs:
+        for out in (o for _, path in jobs for o in (path, preview_of(path))):
             if out.exists() and not self.overwrite:
                 raise InputError(f"{out}: exists already; choose another --out, or --overwrite to replace it")
             if not out.parent.is_dir():
@@ -150,6 +172,6 @@ class Learn:
         who.save(out)
         previews = sorted((folder / "samples").glob("*.png"))
         if previews:
-            os.replace(previews[-1], out.with_suffix(".png"))
+            os.replace(previews[-1], preview_of(out))
         shutil.rmtree(folder)
-        print(f"{out}  {placeholder}  preview {out.with_suffix('.png')}  {time.monotonic() - began:.0f} s")
+        print(f"{out}  {placeholder}  preview {preview_of(out)}  {time.monotonic() - began:.0f} s")

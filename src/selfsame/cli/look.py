@@ -132,6 +132,8 @@ class Render:
             return 0
         if not 1 <= self.people <= 100:
             raise InputError(f"--people {self.people}: give 1 to 100")
+        if self.first < 0:
+            raise InputError(f"--first {self.first}: give a seed from 0")
         with bar("drawing", self.people) as tick:
             sheet = people_sheet(self.first, self.people, on_row=lambda: tick(1))
         print(write_image(out, sheet))

@@ -39,10 +39,23 @@ class ModelFlags:
         """What of the model decides about pictures; says what memory a picture will need, where that is worth saying."""
         import sys
 
-        memory = "auto"
         if self.model != "mannequin":
             plan, peak = studio.planned(request)
             print(f"memory {plan.name}: about {peak / 2**30:.1f} GB at the peak", file=sys.stderr)
-            memory = plan.name if plan.fp8 else "auto"  # the others paint the same pictures
         folders = [str(p.resolve()) if p else None for p in (getattr(self, name) for name in FOLDERS)]
-        return {"model": self.model, "folders": folders, "memory": memory, "loras": [str(lora) for lora in getattr(studio, "loras", ())]}
+        return {"model": self.model, "folders": folders, "loras": [str(lora) for lora in getattr(studio, "loras", ())], "weights": self.weights_digest(studio)}
+
+    def weights_digest(self, studio: Any) -> str:
+        """Short hash of the weights that paint: of the miniature's own hashes, else of the files' names, sizes and dates."""
+        import hashlib
+        import json
+
+        from selfsame.weights.mannequin import manifest
+
+        if self.model == "mannequin":
+            said: Any = manifest()["files"]
+        else:
+            roots = [p for p in vars(studio.folders).values() if isinstance(p, Path)] + [lora.path for lora in studio.loras]
+            files = [f for root in roots for f in (sorted(root.rglob("*")) if root.is_dir() else [root]) if f.is_file()]
+            said = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]

@@ -33,6 +33,8 @@ class Models:
         from selfsame.weights.fetch import fetch, folder_of, missing_of
 
         if self.what == "list":
+            if self.name:
+                raise InputError(f"list takes no name; fetch {self.name}?")
             self._table()
             return 0
         if not self.name:
@@ -58,12 +60,14 @@ class Models:
         from selfsame.weights.catalogue import CATALOGUE
         from selfsame.weights.fetch import missing_of
 
-        table = Table("name", "what", "MB", "weights' licence", "commercial", "here", box=None, pad_edge=False)
+        table = Table("name", "what", "MB", "weights' licence", "commercial", "hash known", "here", box=None, pad_edge=False)
         for model in CATALOGUE.values():
             if self.licence == "commercial" and not model.commercial:
                 continue
             here = "no" if missing_of(model) else "yes"
-            table.add_row(model.name, model.what, str(model.size_mb), model.weights, "yes" if model.commercial else "no", here)
+            table.add_row(
+                model.name, model.what, str(model.size_mb), model.weights, "yes" if model.commercial else "no", "yes" if model.is_verified else "no", here
+            )
         Console().print(table)
 
 

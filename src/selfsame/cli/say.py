@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Any
+
+FULL = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EFBIG: "files may not grow so large here: choose another folder, or raise the limit (ulimit -f)",
+    errno.EDQUOT: "the quota is spent: free some space or choose another folder",
+}
 
 
 def warn(text: str) -> None:
@@ -15,6 +22,12 @@ def fail(error: Exception) -> int:
     from selfsame.images.files import InputError
     from selfsame.weights.mannequin import WeightsError
 
+    if isinstance(error, OSError) and not isinstance(error, WeightsError) and (error.filename or error.errno in FULL) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"selfsame: {where}{error.strerror.lower()}; {FULL.get(error.errno or 0, 'check the path and what may be read and written there')}", file=sys.stderr
+        )
+        return 2
     if isinstance(error, (InputError, WeightsError, FileNotFoundError, FloatingPointError)) or type(error) is ValueError:
         print(f"selfsame: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

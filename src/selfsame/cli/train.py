@@ -68,14 +68,24 @@ class Train:
         if self.name != "all":
             self._train(self.name, self.minutes, self.ship)
             return 0
+        done = self.runs / "all.done"  # a run that was stopped does not begin again with what it has installed: later models learn from it
+        installed = done.read_text().split() if done.exists() and not self.smoke else []
         for name, share in SHARES.items():
+            if name in installed:
+                print(f"{name}: installed before this run was stopped; delete {done} to train it on")
+                continue
             self._train(name, self.minutes * share, not self.smoke)
+            if not self.smoke:
+                installed.append(name)
+                done.write_text("\n".join(installed) + "\n")
+        done.unlink(missing_ok=True)
         return 0
 
     def _train(self, name: str, minutes: float, ship: bool) -> None:
         from selfsame.recipes import catalogue
         from selfsame.recipes.common import Options
         from selfsame.recipes.curves import draw_curve
+        from selfsame.training.loop import wait_for_everyone
 
         with bar(f"training {name}", 1) as tick:
             done = 0.0
@@ -108,8 +118,12 @@ class Train:
             finally:  # also after Ctrl-C: the curve so far
                 if (log := options.folder(called) / "log.csv").exists():
                     draw_curve(log, log.with_name("curve.png"), called)
-        if not trained.is_main:
-            return
+        if trained.is_main:
+            self._told(name, trained, ship)
+        wait_for_everyone()
+
+    def _told(self, name: str, trained: Any, ship: bool) -> None:
+        """Figures and curve; installed if it shall be."""
         print(f"{name}: " + "  ".join(f"{k} {v:.4g}" for k, v in trained.figures.items()))
         print(trained.folder / "curve.png")
         if ship:

@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from selfsame.data.shards import finished, jpg_of, new_shard, open_shard, picture_of, png_of, report_beside, write_json
 from selfsame.images.files import InputError, read_image
@@ -187,8 +187,8 @@ def _from_video(job: PairsJob, source: str, rng: np.random.Generator, report: Re
     frames = video_frames(job.videos / source, job.size)
     for i, j, value in _of_frames(frames, job, rng, report):
         yield {
-            "first.jpg": jpg_of(frames[i]),
-            "second.jpg": jpg_of(frames[j]),
+            "first.jpg": jpg_of(square_of(frames[i], job.size)),
+            "second.jpg": jpg_of(square_of(frames[j], job.size)),
             "json": {"kind": "clip", "source": source, "frames": [i, j], "ssim": round(value, 4)},
         }
 
@@ -215,7 +215,7 @@ def _from_still(job: PairsJob, source: str, rng: np.random.Generator, report: Re
 
 
 def read_marks(path: Path) -> np.ndarray:
-    """A segmentation as h w numbers, 0 for nothing: a palette's indices, whole numbers, or one number a colour.
+    """A segmentation as h w numbers, 0 for nothing: a palette's indices, whole numbers, or one number a colour; what is transparent is nothing.
 
     Raises:
         InputError: it cannot be read.
@@ -225,7 +225,11 @@ def read_marks(path: Path) -> np.ndarray:
         if image.mode in ("P", "L", "1") or image.mode.startswith("I"):
             marks = np.asarray(image)
             return marks.astype(np.int64) if marks.shape == rgb.shape[:2] else rgb[..., 0].astype(np.int64)
-    return (rgb.astype(np.int64) * [1 << 16, 1 << 8, 1]).sum(2)
+        alpha = np.asarray(ImageOps.exif_transpose(image).getchannel("A")) if "A" in image.getbands() else None
+    colours = (rgb.astype(np.int64) * [1 << 16, 1 << 8, 1]).sum(2)
+    if alpha is None or (alpha >= 128).all():
+        return colours
+    return np.where(alpha < 128, 0, colours + 1)  # an opaque thing may be black
 
 
 def part_masks(picture: Picture) -> list[np.ndarray]:

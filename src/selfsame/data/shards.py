@@ -213,15 +213,20 @@ def open_shard(path: str) -> Iterator[dict[str, Any]]:
         yield from group_by_keys(tar_file_expander([{"url": path, "stream": stream}]))
 
 
-def read_shards(folder: Path, split: str) -> Iterator[dict[str, Any]]:
-    """Samples of a split in order: image, labels, depth (arrays), caption, and the JSON's fields."""
+def read_shards(folder: Path, split: str, *, pictures: bool = True) -> Iterator[dict[str, Any]]:
+    """Samples of a split in order: image, labels, depth (arrays), caption, and the JSON's fields.
+
+    Args:
+        pictures: False: the JSON's fields and the caption alone.
+    """
     paths = sorted(str(p) for p in folder.glob(f"{split}-*.tar"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no shards of split {split!r}: make them with `selfsame render --dataset {folder} --split {split}`")
     for raw in (item for path in paths for item in open_shard(path)):
         record = json.loads(raw["json"])
-        record["image"] = picture_of(raw["png"])
-        for name in ("labels", "depth"):
-            record[name] = cv2.imdecode(np.frombuffer(raw[f"{name}.png"], np.uint8), cv2.IMREAD_GRAYSCALE)
+        if pictures:
+            record["image"] = picture_of(raw["png"])
+            for name in ("labels", "depth"):
+                record[name] = cv2.imdecode(np.frombuffer(raw[f"{name}.png"], np.uint8), cv2.IMREAD_GRAYSCALE)
         record["caption"] = raw["txt"].decode()
         yield record

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,31 +54,40 @@ class Table:
         return np.array([i for i, r in enumerate(self.records) if keep(r)], np.int64)
 
 
+COLUMNS = {"image": "images", "labels": "labels", "depth": "depth"}  # a sample's field -> its table's
+
+
 def _name(split: str, height: int, width: int) -> str:
     return f"{split}-{height}x{width}"
 
 
 def pack(folder: Path, split: str, *, limit: int | None = None) -> Iterator[int]:
     """Unpack the shards of a split into one table a picture size; yields the count so far."""
-    images: dict[str, dict[str, list[Any]]] = {}
-    for n, record in enumerate(read_shards(folder, split), start=1):
-        key = _name(split, record["height"], record["width"])
-        columns = images.setdefault(key, {"images": [], "labels": [], "depth": [], "records": []})
-        columns["images"].append(record.pop("image"))
-        columns["labels"].append(record.pop("labels"))
-        columns["depth"].append(record.pop("depth"))
-        columns["records"].append(record)
+    sizes = Counter((r["height"], r["width"]) for r in islice(read_shards(folder, split, pictures=False), limit))
+    maps: dict[str, dict[str, np.memmap]] = {}
+    records: dict[str, list[dict[str, Any]]] = {}
+    for n, record in enumerate(islice(read_shards(folder, split), limit), start=1):
+        h, w = record["height"], record["width"]
+        key = _name(split, h, w)
+        if key not in maps:
+            shapes = {"image": (h, w, 3), "labels": (h, w), "depth": (h, w)}
+            maps[key] = {name: _new_map(folder / f"{key}.{COLUMNS[name]}.part.npy", (sizes[h, w], *shape)) for name, shape in shapes.items()}
+            records[key] = []
+        for name, values in maps[key].items():
+            values[len(records[key])] = record.pop(name)
+        records[key].append(record)
         yield n
-        if limit and n >= limit:
-            break
-    for key, columns in images.items():
-        for name in ("images", "labels", "depth"):
-            partial = folder / f"{key}.{name}.part.npy"
-            np.save(partial, np.stack(columns[name]))
-            os.replace(partial, folder / f"{key}.{name}.npy")
+    for key, columns in maps.items():
+        for name, values in columns.items():
+            values.flush()
+            os.replace(folder / f"{key}.{COLUMNS[name]}.part.npy", folder / f"{key}.{COLUMNS[name]}.npy")
         partial = folder / f"{key}.part"
-        partial.write_text("\n".join(json.dumps(r) for r in columns["records"]))
+        partial.write_text("\n".join(json.dumps(r) for r in records[key]))
         os.replace(partial, folder / f"{key}.jsonl")
+
+
+def _new_map(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
 
 def has_table(folder: Path, split: str, height: int, width: int) -> bool:

@@ -68,6 +68,12 @@ def holding(predict: Predict, known: Tensor, mask: Tensor, noise: Tensor, alphas
     return held
 
 
+def set_steps(scheduler: Any, num_steps: int, device: torch.device | None = None) -> None:
+    """A scheduler's own timesteps, none of them below 0: trailing ones reach -1 for 61, 103, 121 and 122 steps, where diffusers rounds once too often."""
+    scheduler.set_timesteps(num_steps, device=device)
+    scheduler.timesteps = scheduler.timesteps.clamp(min=0)
+
+
 @torch.no_grad()
 def sample(
     predict: Predict,
@@ -88,7 +94,7 @@ def sample(
         timesteps: the last part of the schedule (image to image); the scheduler must have been set up by the caller.
     """
     if timesteps is None:
-        scheduler.set_timesteps(num_steps, device=noise.device)
+        set_steps(scheduler, num_steps, noise.device)
         timesteps = scheduler.timesteps
         latents = noise * scheduler.init_noise_sigma
     else:

@@ -10,16 +10,16 @@ import numpy as np
 def bootstrap_interval(
     values: Sequence[float], groups: Sequence[int] | None = None, *, num_draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean. NaN for no values.
+    """Percentile bootstrap interval of the mean. NaN for fewer than two values (or groups), which say nothing of their spread.
 
     Args:
         groups: what each value belongs to; whole groups are drawn, since several pictures of one person are not independent.
     """
     data = np.asarray(values, np.float64)
-    if len(data) == 0:
-        return float("nan"), float("nan")
     _, member = np.unique(np.arange(len(data)) if groups is None else np.asarray(groups), return_inverse=True)
     sums, counts = np.bincount(member, data), np.bincount(member)
+    if len(sums) < 2:
+        return float("nan"), float("nan")
     drawn = np.random.default_rng(seed).integers(0, len(sums), (num_draws, len(sums)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     tail = (1 - level) / 2

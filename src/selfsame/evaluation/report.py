@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 WORST = 24  # cases that a page shows
+SHOWN = 384  # pixels of a picture's longer side in it
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,25 @@ def _cell(value: float | str) -> str:
     return value if isinstance(value, str) else ("-" if np.isnan(value) else f"{value:.3f}")
 
 
+def span(low: float, high: float) -> str:
+    """An interval in a cell; - where there is none."""
+    return "-" if np.isnan(low) else f"{low:.3f}..{high:.3f}"
+
+
+def _plain(value: Any) -> Any:
+    """As strict JSON takes it: NaN is null."""
+    if isinstance(value, float) and np.isnan(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def strict_json(value: Any) -> str:
+    """JSON that every parser reads."""
+    return json.dumps(_plain(value), indent=1, allow_nan=False)
+
+
 def text_table(rows: Sequence[Row]) -> str:
     """Aligned columns."""
     if not rows:
@@ -76,8 +96,9 @@ def _html_table(rows: Sequence[Row]) -> str:
 
 
 def _img(pixels: np.ndarray) -> str:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
+    stream, image = io.BytesIO(), Image.fromarray(pixels)
+    image.thumbnail((SHOWN, SHOWN))
+    image.save(stream, format="PNG")
     return f'<img src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
 
 
@@ -101,10 +122,10 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
         "th:first-child{text-align:left}figure{margin:.6rem 0}img{width:128px;image-rendering:auto}pre{background:#f5f5f5;padding:1rem;overflow:auto}</style>"
         f"<h1>{html.escape(report.title)}</h1>{_html_table(report.rows)}{f'<h2>By style</h2>{_html_table(report.by_style)}' if report.by_style else ''}"
         f"<ul>{''.join(f'<li>{html.escape(n)}</li>' for n in report.notes)}</ul>{worst}{f'<h2>Pictures</h2>{strips}' if strips else ''}"
-        f"<h2>Protocol</h2><pre>{html.escape(json.dumps(dict(report.protocol), indent=1))}</pre>"
+        f"<h2>Protocol</h2><pre>{html.escape(strict_json(report.protocol))}</pre>"
     )
     paths = folder / "report.json", folder / "report.html"
-    for path, text in zip(paths, (json.dumps(content, indent=1), page), strict=True):
+    for path, text in zip(paths, (strict_json(content), page), strict=True):
         partial = path.with_suffix(".part")
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)

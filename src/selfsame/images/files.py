@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000
 METADATA_KEY = "selfsame"
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -26,18 +29,55 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         InputError: no such file, not a picture, truncated, or over 50 megapixels; the message names the file.
     """
+    return _read(path, to_rgb)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture that is to be changed in places, with what its file holds beside h w 3."""
+
+    pixels: np.ndarray  # h w 3 uint8, transparency over white
+    clear: np.ndarray | None = None  # h w 4 uint8 as it is in the file, where it has transparency
+    icc_profile: bytes | None = None
+    notes: tuple[str, ...] = ()
+
+    def changed(self, made: np.ndarray) -> np.ndarray:
+        """`made` h w 3 as it is to be written: where it is the source's, transparency and the colours below it stay; elsewhere it is opaque."""
+        if self.clear is None:
+            return made
+        new = np.dstack([made, np.full(made.shape[:2], 255, np.uint8)])
+        return np.where((made != self.pixels).any(-1, keepdims=True), new, self.clear)
+
+
+def read_source(path: str | Path) -> Source:
+    """A picture file together with its transparency and colour profile, and a note of what cannot be kept.
+
+    Raises: as `read_image`.
+    """
+
+    def taken(image: Image.Image) -> Source:
+        kept = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
+        lost = {"CMYK": "its four inks become RGB", "I": "its 16 bits become 8", "F": "its 16 bits become 8"}.get(image.mode.split(";")[0])
+        turned = ImageOps.exif_transpose(image)
+        clear = np.asarray(turned.convert("RGBA")).copy() if _is_clear(turned) else None
+        return Source(to_rgb(image), clear, kept, (f"{path}: {lost}",) if lost else ())
+
+    return _read(path, taken)
+
+
+def _read(path: str | Path, take: Callable[[Image.Image], T]) -> T:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give one picture")
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning), Image.open(path) as image:
             w, h = image.size
             if w * h > MAX_PIXELS:
                 raise InputError(f"{path}: {w} x {h} is {w * h / 1e6:.0f} megapixels, the limit is 50; make it smaller first")
             image.load()
-            return to_rgb(image)
+            return take(image)
     except UnidentifiedImageError:
         raise InputError(f"{path}: not a picture that can be read; give a PNG, JPEG or WebP file") from None
     except Image.DecompressionBombError:
@@ -56,11 +96,15 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         top = 65535.0 if array.max() > 255 else 255.0
         grey = np.clip(array / top * 255, 0, 255).round().astype(np.uint8)
         return np.repeat(grey[..., None], 3, 2)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if _is_clear(image):
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return np.asarray(Image.alpha_composite(white, rgba).convert("RGB")).copy()
     return np.asarray(image.convert("RGB")).copy()
+
+
+def _is_clear(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
 
 def check_output(path: str | Path) -> Path:
@@ -85,15 +129,33 @@ def check_output(path: str | Path) -> Path:
     return path
 
 
-def write_image(path: str | Path, pixels: np.ndarray, metadata: Mapping[str, Any] | None = None) -> Path:
-    """Write h w 3 uint8 as PNG, atomically, with the parameters that made it."""
+def numbered(path: Path, count: int) -> list[Path]:
+    """The files of so many pictures: the path itself for one, else -1, -2 ... before its ending."""
+    return [path] if count == 1 else [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]
+
+
+def spare_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path | None]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        InputError: an output is one of the inputs, or lies inside an input folder under the name of one of its files.
+    """
+    read = {Path(p).resolve() for p in inputs if p is not None}
+    for path in outputs:
+        where = Path(path).resolve()
+        if where in read or (where.parent in read and where.exists()):
+            raise InputError(f"{path}: is one of the pictures or files that are read, and would be overwritten; choose another --out")
+
+
+def write_image(path: str | Path, pixels: np.ndarray, metadata: Mapping[str, Any] | None = None, *, icc_profile: bytes | None = None) -> Path:
+    """Write h w 3 (or, with transparency, 4) uint8 as PNG, atomically, with the parameters that made it."""
     path = Path(path)
     info = PngImagePlugin.PngInfo()
     if metadata is not None:
         info.add_text(METADATA_KEY, json.dumps(dict(metadata), default=str))
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        Image.fromarray(pixels).save(partial, format="PNG", pnginfo=info)
+        Image.fromarray(pixels).save(partial, format="PNG", pnginfo=info, icc_profile=icc_profile)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -107,7 +107,7 @@ def encode_for_sdxl(tokenizer: Any, text_encoders: Sequence[Any], prompts: Seque
 def tower_hash(*text_encoders: Any) -> str:
     """Which text tower(s) a learned word belongs to: a short hash of the shapes and values of their token tables, in half precision.
 
-    The same weights in another precision or after tokens were added at the end give the same hash.
+    The same weights in single or half precision (not bf16, which rounds more), or after tokens were added at the end, give the same hash.
     """
     digest = hashlib.sha256()
     for tower in text_encoders:

@@ -38,7 +38,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> CLIP
         vocab[special] = len(vocab)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("vocab.json", json.dumps(vocab, ensure_ascii=False)), ("merges.txt", "#version: 0.2\n" + "\n".join(merges) + "\n")):
-        partial = folder / (name + ".part")
+        partial = folder / f"{name}.{os.getpid()}.part"
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, folder / name)
     made = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_TOKENS, pad_token=EOS)

@@ -18,6 +18,7 @@ import numpy as np
 from selfsame.images.align import crop_face
 from selfsame.images.files import InputError
 from selfsame.perception.detector import Found
+from selfsame.weights.mannequin import sha256
 
 STRIDES = (8, 16, 32)
 ANCHORS = 2  # a cell
@@ -46,6 +47,7 @@ class FaceReader(Protocol):
     """Finds and reads the faces of a picture, largest first."""
 
     name: str
+    digest: str  # sha256 of the recogniser's file
 
     def __call__(self, image: np.ndarray) -> list[RealFace]: ...
 
@@ -97,12 +99,14 @@ class Scrfd:
     def __init__(self, session: Any) -> None:
         self.session = session
         self.input = session.get_inputs()[0].name
+        side = session.get_inputs()[0].shape[-1]
+        self.sizes = (side,) if isinstance(side, int) else SIZES  # an export of one size takes no other
 
     def __call__(self, image: np.ndarray, size: int = SIZES[0]) -> list[Found]:
         """Faces, best score first. The picture is fitted into the top left of a black square of `size` pixels."""
         h, w = image.shape[:2]
         ratio = h / w  # in insightface's order of operations: its rounding decides over a row of pixels
-        hh, ww = (size, int(size / ratio)) if ratio > 1 else (int(size * ratio), size)
+        hh, ww = (size, max(1, int(size / ratio))) if ratio > 1 else (max(1, int(size * ratio)), size)
         zoom = hh / h
         canvas = np.zeros((size, size, 3), np.uint8)
         canvas[:hh, :ww] = cv2.resize(image, (ww, hh))
@@ -167,6 +171,7 @@ class OnnxFaces:
                 detector = Scrfd(session)
             elif len(outputs) == 1 and list(shape[-2:]) == [ARCFACE, ARCFACE] and outputs[0].shape[-1] == EMBEDDING:
                 recogniser = ArcFace(session, path)
+                self.digest = sha256(path)
                 spaces.append(next((n for n in reversed(path.parent.parts) if n in KNOWN_SPACES), folder.name))
         if detector is None or recogniser is None:
             lacks = " and ".join(
@@ -180,7 +185,7 @@ class OnnxFaces:
         self.detector, self.recogniser, self.name = detector, recogniser, spaces[0]
 
     def __call__(self, image: np.ndarray) -> list[RealFace]:
-        for size in SIZES:
+        for size in self.detector.sizes:
             found = self.detector(image, size)
             if found:
                 break
@@ -201,6 +206,7 @@ class OpenCvFaces:
         for path in paths:
             if not path.exists():
                 raise InputError(f"{path} is missing; put OpenCV Zoo's {path.name} there")
+        self.digest = sha256(paths[1])
         try:
             self.detector = cv2.FaceDetectorYN.create(str(paths[0]), "", (320, 320), score)
             self.recogniser = cv2.FaceRecognizerSF.create(str(paths[1]), "")

@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsame.diffusion.schedule import scaled_linear_alphas_cumprod
 from selfsame.images.files import InputError
 from selfsame.mannequins import paint
 from selfsame.mannequins.captions import STYLE_PHRASES
 from selfsame.mannequins.people import celebrities
 from selfsame.methods.stableidentity.interop import towers_of, words_added
 from selfsame.methods.stableidentity.samples import CAPTIONS, encoder_pixels, square
-from selfsame.models.mannequin import SCHEDULE
+from selfsame.models.mannequin import SCHEDULE, alphas_cumprod
 from selfsame.perception.detector import Found
 from selfsame.perception.embedders import embed, to_crops
 from selfsame.perception.face_vit import FACE_VIT_CROP, cls_feature
@@ -46,6 +45,7 @@ class LearnBase:
     side: int  # pixels of the square training pictures
     captions: tuple[str, ...]  # with {} where the person stands
     names: Sequence[str]  # of the celebrities
+    notes: Callable[[np.ndarray, str], tuple[str, ...]]  # a picture and its name -> what its owner should know
     frame: Callable[[np.ndarray, str], np.ndarray]  # a picture and its name -> the square with the face, side side 3 uint8
     read: Callable[[np.ndarray], Tensor]  # such a square -> the face encoder's features of it and of its mirror image, 2 f
     parse: Callable[[np.ndarray], np.ndarray]  # such a square -> labels side side
@@ -94,10 +94,11 @@ def mannequin_base(studio: Studio) -> LearnBase:
         vae=studio.vae,
         towers=(studio.text,),
         prediction_type=SCHEDULE["prediction_type"],
-        alphas_cumprod=scaled_linear_alphas_cumprod(),
+        alphas_cumprod=alphas_cumprod(),
         side=128,
         captions=STYLE_PHRASES["photo"],
         names=[" ".join(n) for n in celebrities()],
+        notes=lambda image, name: studio.face(image, name=name)[1],
         frame=frame,
         read=read,
         parse=lambda image: parse(studio.parser, image),
@@ -140,6 +141,10 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
             raise InputError(f"{path}: no such folder for {what}; download it first, for instance with `hf download`")
     if not names.is_file():
         raise InputError(f"{names}: no such file; give a text file with one two-word name a line")
+    try:
+        celebrities_of = [line.strip() for line in names.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise InputError(f"{names}: is not UTF-8 text; save it in that encoding") from None
     try:
         is_xl = (folder / "text_encoder_2").is_dir()
         variant: dict[str, Any] = {"variant": "fp16"} if any((folder / "unet").glob("*.fp16.safetensors")) else {}
@@ -187,7 +192,8 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
         alphas_cumprod=pipe.scheduler.alphas_cumprod.float().cpu(),
         side=side,
         captions=CAPTIONS,
-        names=[line.strip() for line in names.read_text().splitlines() if line.strip()],
+        names=celebrities_of,
+        notes=lambda image, name: (),
         frame=lambda image, name: square(_middle(image), side),
         read=read,
         parse=labels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -55,8 +56,12 @@ def cached_folder(folder: Path, fill: Callable[[Path], None]) -> dict[str, np.nd
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
         partial.mkdir(parents=True, exist_ok=True)
-        fill(partial)
-        os.replace(partial, folder)
+        try:
+            fill(partial)
+            if not folder.exists():  # another process may have been sooner
+                os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 
 

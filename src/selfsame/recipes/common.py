@@ -71,6 +71,17 @@ class Options:
         """Where a run of this name lies."""
         return self.runs / (f"{name}-smoke" if self.smoke else name)
 
+    def is_warm(self, folder: Path) -> bool:
+        """Whether the run in a folder began with the installed weights: what it began with counts, not what a later call says."""
+        mark = folder / "warm"
+        if not (folder / "state.pt").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.warm:
+                mark.touch()
+            else:
+                mark.unlink(missing_ok=True)
+        return mark.exists()
+
     def start(self, fresh: Callable[[], M], installed: Callable[[], nn.Module]) -> M:
         """What a new run begins with: a fresh module, or with `warm` the one that ships."""
         return (cast("M", installed()) if self.warm else fresh()).train().requires_grad_(True)
@@ -140,5 +151,5 @@ def to_images(pixels: Tensor) -> list[np.ndarray]:
 
 def finish(run: Run, module: nn.Module, objective: Any, batch_at: Any, options: Options, look: Any) -> Trained:
     """Train; the figures are those of the last look."""
-    made = train(run, module, objective, batch_at, on_progress=options.on_progress, look=look)
+    made = train(run, module, objective, batch_at, on_progress=options.on_progress, look=look, device=compute_device())
     return Trained(made.module, made.figures, run.folder, made.samples, made.is_main)

@@ -25,7 +25,7 @@ def draw_curve(log: Path, out: Path, title: str) -> Path:
         panel.tick_params(labelsize=7)
         panel.grid(alpha=0.3)
     figure.suptitle(f"{title}: over training samples seen", fontsize=10)
-    partial = out.with_suffix(".part.png")
+    partial = out.with_suffix(f".{os.getpid()}.part.png")
     figure.savefig(partial, dpi=110)
     os.replace(partial, out)
     return out

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from selfsame.data.tables import Table, open_table
-from selfsame.diffusion.schedule import lognormal_timesteps, noised, scaled_linear_alphas_cumprod
+from selfsame.diffusion.schedule import lognormal_timesteps, noised
 from selfsame.images.draw import draw_kps_small
 from selfsame.methods.instantid.method import InstantID, ResamplerSize
 from selfsame.methods.instantid.objective import InstantIDTrainer, instantid_loss
 from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, drop, face_weights, lend_faces
-from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE
+from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE, alphas_cumprod
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import FaceEncoder
-from selfsame.recipes.base import HELD_OUT_MEAN
+from selfsame.recipes.base import HELD_OUT_NOISE
 from selfsame.recipes.caches import as_tensor, cached, face_shares_of, faces_of, latents_of, text_of
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
@@ -99,7 +99,7 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
     vae, (tokenizer, text_encoder), unet = load_vae(), load_text(), load_unet()
     encoder = load_into(FaceEncoder(), "encoder.safetensors")
     cache = options.runs / "cache"
-    abar = scaled_linear_alphas_cumprod()
+    abar = alphas_cumprod()
     empty = encode_prompts(tokenizer, text_encoder, [""]).encoder_hidden_states[0]
 
     class Side:
@@ -120,7 +120,7 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
             clean = as_tensor(self.latents[shrink][at])
             drawn = torch.from_numpy(np.ascontiguousarray(self.drawings[at])).permute(0, 3, 1, 2).float() / 255
             made = {
-                **noised(clean, lognormal_timesteps(len(at), abar, g, mean=how.log_sigma_mean), abar, SCHEDULE["prediction_type"], g),
+                **noised(clean, lognormal_timesteps(len(at), abar, g, mean=how.log_sigma_mean, std=how.log_sigma_std), abar, SCHEDULE["prediction_type"], g),
                 "text": as_tensor(self.text[at]),
                 "embedding": lend_faces(self.faces, self.photos, list(at), how, rng),
                 "kps_image": F.avg_pool2d(drawn, shrink),
@@ -129,14 +129,14 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
             return drop(made, empty, how, g)
 
     side, held = Side("train"), Side("validation")
-    small_steps, held_steps = math.ceil(SMALL_SHARE * run.max_steps), 0 if options.warm else math.ceil(HELD_SHARE * run.max_steps)
+    small_steps, held_steps = math.ceil(SMALL_SHARE * run.max_steps), 0 if options.is_warm(run.folder) else math.ceil(HELD_SHARE * run.max_steps)
     never = InstantIDSamples(drop_face=0, drop_text=0, drop_both=0, max_photos=1)
 
-    def held_batches(log_sigma_mean: float) -> list[Batch]:
-        how, starts = replace(never, log_sigma_mean=log_sigma_mean), range(0, min(256, len(held.photos.rows)), 64)
+    def held_batches(mean: float, std: float) -> list[Batch]:
+        how, starts = replace(never, log_sigma_mean=mean, log_sigma_std=std), range(0, min(256, len(held.photos.rows)), 64)
         return [held.batch(held.photos.rows[i : i + 64], generator_at(run.seed, 10**9 + i), how) for i in starts]
 
-    fixed, early = held_batches(HELD_OUT_MEAN), held_batches(how.log_sigma_mean)
+    fixed, early = held_batches(**HELD_OUT_NOISE), held_batches(how.log_sigma_mean, how.log_sigma_std)
 
     first = [held.photos.of[who] for who in list(held.photos.of)[: len(PROMPTS)]]
     shown = [(rows[0], rows[1]) for rows in first]  # whose face, whose key points: two photos of a person

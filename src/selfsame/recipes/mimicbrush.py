@@ -13,15 +13,15 @@ from torch import nn
 
 from selfsame.data.pairs import read_pairs, shards_of
 from selfsame.data.shards import report_beside
-from selfsame.diffusion.schedule import lognormal_timesteps, noised, scaled_linear_alphas_cumprod
+from selfsame.diffusion.schedule import lognormal_timesteps, noised
 from selfsame.methods.mimicbrush import samples
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.methods.mimicbrush.objective import MimicBrushTrainer, mimicbrush_loss
 from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.methods.mimicbrush.samples import Pair, PairSamples, training_sample
 from selfsame.models.latents import encode
-from selfsame.models.mannequin import SCHEDULE, image_states, load_image_encoder
-from selfsame.recipes.base import LOG_SIGMA_MEAN
+from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, image_states, load_image_encoder
+from selfsame.recipes.base import NOISE
 from selfsame.recipes.caches import as_tensor, batched, cached_folder, fill_maps, fingerprint_of
 from selfsame.recipes.common import Options, Trained, beside, compute_device, epoch_rows, finish, generator_at, save_grid, to_pixels, torch_generator
 from selfsame.studio.edits import SIDE, Editor, Square
@@ -111,13 +111,13 @@ def mimicbrush(options: Options, how: PairSamples = PairSamples()) -> Trained:
     unet = load_unet()
     side, held = prepared(options, "train", how, VARIATIONS), prepared(options, "validation", how, 1)
     empty = image_states(load_image_encoder(), torch.zeros(1, 3, SIDE, SIDE))[0]
-    abar = scaled_linear_alphas_cumprod()
+    abar = alphas_cumprod()
     kinds = [np.flatnonzero(side.still), np.flatnonzero(~side.still)]
 
     def batch_of(rows: Side, at: np.ndarray, rng: np.random.Generator, how: PairSamples) -> Batch:
         g = torch_generator(rng)
         clean = as_tensor(rows.source[at])
-        made = noised(clean, lognormal_timesteps(len(at), abar, g, mean=LOG_SIGMA_MEAN), abar, SCHEDULE["prediction_type"], g)
+        made = noised(clean, lognormal_timesteps(len(at), abar, g, **NOISE), abar, SCHEDULE["prediction_type"], g)
         shaped = torch.rand(len(at), generator=g) >= how.drop_depth
         return {
             **made,

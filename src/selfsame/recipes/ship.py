@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -15,13 +16,15 @@ from torch import nn
 from selfsame.mannequins.world import WORLD_VERSION
 from selfsame.models.mannequin import new_scheduler
 from selfsame.recipes.common import Trained
-from selfsame.weights.mannequin import FOLDER, note, ship
+from selfsame.training.loop import stoppable
+from selfsame.weights.mannequin import FOLDER, install, note, ship
 
 
 def provenance(trained: Trained) -> dict[str, Any]:
     """What a user may want to know of shipped weights."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        here = Path(__file__).parent  # not where the user happens to be
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=here).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {
@@ -52,13 +55,23 @@ def _save_stock(model: Any, sub: str, about: dict[str, Any], folder: Path) -> No
 
 
 def ship_trained(name: str, trained: Trained, folder: Path = FOLDER) -> None:
-    """Install a recipe's result under its fixed name.
+    """Install a recipe's result under its fixed name: all of its files and their hashes, or none.
 
     Raises:
         ValueError: no model of that name ships.
     """
+    staged = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        staged.mkdir(parents=True)
+        _write(name, trained, staged)
+        with stoppable():  # Ctrl-C waits until files and hashes agree
+            install(staged, folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _write(name: str, trained: Trained, folder: Path) -> None:
     about, module = provenance(trained), trained.module
-    folder.mkdir(parents=True, exist_ok=True)
     if name in ("encoder", "judge", "face_vit"):
         assert isinstance(module.net, nn.Module)
         ship(module.net.state_dict(), f"{name}.safetensors", about, folder)

@@ -170,6 +170,9 @@ def learn(
     names = ["the picture" if isinstance(p, np.ndarray) else str(p) for p in photos]
     if not images:
         raise InputError("no photo given: give at least one")
+    for image, name in zip(images, names, strict=True):
+        for note in base.notes(image, name):
+            on_note(note)
     seen = [photo_of(base, image, how.samples.hair_peak, name) for image, name in zip(images, names, strict=True)]
     sources = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
     words, skipped = words_modules(base, seen[0].features.shape[1], how)
@@ -206,7 +209,8 @@ def learn(
         losses = [float(objective(model, beside(model, batch)).total) for batch in fixed]
         return {"fixed_loss": float(np.mean(losses)), "largest": max(float(np.abs(v).max()) for v in now.vectors)}
 
-    done = train(run, PersonTrainer(words, [encoder for _, encoder in base.towers], base.unet), objective, samples.batch, on_progress=on_progress, look=look)
+    module = PersonTrainer(words, [encoder for _, encoder in base.towers], base.unet)
+    done = train(run, module, objective, samples.batch, on_progress=on_progress, look=look, device=next(base.unet.parameters()).device)
     now = learned(done.module, done.step)
     if base.identity is not None:
         return replace(base.identity(images), words=now)

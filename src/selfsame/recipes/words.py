@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from selfsame.data.tables import Table, open_table
 from selfsame.mannequins.captions import caption_person
@@ -80,11 +81,14 @@ def clip(options: Options) -> Trained:
         )
     )
     table, held = open_table(options.data, "train"), open_table(options.data, "validation")
-    if options.warm:
+    own, text = run.folder / "tokenizer", None
+    if (run.folder / "state.pt").exists() and own.is_dir():  # what has been learned, has been learned of these numbers
+        tokenizer = CLIPTokenizer.from_pretrained(own, local_files_only=True)
+    elif options.warm:
         tokenizer, text = load_text()
-        tokenizer.save_pretrained(run.folder / "tokenizer")
+        tokenizer.save_pretrained(own)
     else:
-        tokenizer, text = make_tokenizer(table, run.folder / "tokenizer"), None
+        tokenizer = make_tokenizer(table, own)
     vocabulary = tokenizer.get_vocab()
     net = TwoTowers(len(tokenizer), vocabulary[BOS], vocabulary[EOS])
     if text is not None:

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from selfsame.images.files import InputError, read_image, read_metadata, write_image
+from selfsame.images.files import InputError, read_image, read_metadata, spare_inputs, write_image
 from selfsame.studio.family import Family, Job
 from selfsame.studio.orders import Order, order_json
-from selfsame.studio.ready import about_picture, jobs_of
+from selfsame.studio.ready import about_picture, files_digest, jobs_of
 from selfsame.studio.request import Made
 
 RESULTS = "results.jsonl"
@@ -75,7 +75,7 @@ def read_manifest(path: str | Path) -> list[Line]:
     if path.suffix == ".csv":
         raw: list[tuple[int, Any]] = _table(path, text)
     elif path.suffix in (".jsonl", ".ndjson"):
-        raw = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        raw = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     else:
         raise InputError(f"{path}: a manifest ends in .jsonl or .csv")
     if not raw:
@@ -129,12 +129,7 @@ def _said(number: int, error: Exception) -> str:
 
 def _digest(order: Order, made_by: Mapping[str, Any]) -> str:
     """Of everything that decides about an order's pictures."""
-    said = hashlib.sha256(json.dumps([order_json(order), made_by], sort_keys=True).encode())
-    for path in order.files:
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            if file.is_file():
-                said.update(hashlib.sha256(file.read_bytes()).digest())
-    return said.hexdigest()[:16]
+    return hashlib.sha256(json.dumps([order_json(order), made_by, files_digest(order)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def known_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -225,6 +220,7 @@ def _prepared(studio: Family, line: Line, folder: Path, known: Mapping[str, dict
         began, digest = time.monotonic(), _digest(line.order, made_by)
         if known.get(line.name, {}).get("digest") == digest and all(_is_whole(folder / f, digest) for f in line.files):
             return Result(line.name, line.number, "kept", files=tuple(line.files), digest=digest)
+        spare_inputs([folder / f for f in line.files], line.order.files)
         jobs, notes, _ = jobs_of(line.order, studio)
         return Prepared(line, digest, jobs, notes, folder, time.monotonic() - began)
     except Exception as error:
@@ -264,7 +260,7 @@ def _painted(
 def _write(studio: Family, p: Prepared, k: int, made: Made, folder: Path, made_by: Mapping[str, Any], score: bool) -> None:
     """One picture, judged and written."""
     began = time.monotonic()
-    write_image(folder / p.line.files[k], made.pixels, {**about_picture(p.order, p.jobs[k], made), **made_by, "digest": p.digest})
+    write_image(folder / p.line.files[k], made.pixels, {**about_picture(p.order, p.jobs[k], made), **made_by, "memory": studio.preset, "digest": p.digest})
     if score and studio.judges and p.order.face:
         p.scores[k] = studio.likeness(made.pixels, read_image(p.order.face[0]), which=p.order.which)
     if len(made.matches) > 1:

@@ -60,6 +60,7 @@ class Family(ABC):
 
     limits: Limits
     together: int  # pictures denoised at a time
+    preset = "auto"  # of memory, where it decides about pictures
     device: torch.device
     judges: bool  # whether a second encoder can score a likeness
 

@@ -39,10 +39,12 @@ def numbers_in(folder: Path) -> int:
     Raises:
         InputError: a header is damaged.
     """
-    files = [folder] if folder.is_file() else [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    whole = [f for f in files if ".fp16." in f.name or ".non_ema." in f.name]
-    if whole and len(whole) < len(files):  # the same weights twice, in two precisions
-        files = whole
+    if folder.is_file():
+        return _in_file(folder)
+    tensors, pickles = sorted(folder.glob("*.safetensors")), sorted(folder.glob("*.bin"))
+    plain = ([f for f in files if f.name.count(".") == 1] for files in (tensors, pickles))  # no variant, such as non_ema
+    # A folder often holds the same weights several times: what is loaded counts.
+    files = next((some for some in ([f for f in tensors if ".fp16." in f.name], *plain, tensors, pickles) if some), [])
     return sum(_in_file(f) for f in files)
 
 

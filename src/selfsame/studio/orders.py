@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -105,7 +106,7 @@ class Order(Request):
         Args:
             values: by field; text is turned into what a field needs.
             folder: that relative paths start from.
-            is_table: lists are text with blanks between.
+            is_table: lists are text with blanks between; a part with blanks in it stands in quotes.
 
         Raises:
             InputError: an unknown field, or a value of another kind.
@@ -131,6 +132,10 @@ class Order(Request):
                 raise InputError(f"--{name} belongs to --people")
             if count and count != len(self.people):
                 raise InputError(f"{count} {name} for {len(self.people)} people: give one for each")
+        if self.which is not None and not self.face:
+            raise InputError("--which belongs to --face; of other photos the largest face is used")
+        if self.style_sheet is not None and self.style == "none":
+            raise InputError(f"--style-sheet {self.style_sheet}: name one of its styles with --style")
         turned = [v for v in (self.yaw, self.pitch, self.roll) if v is not None]
         ways = [n for n, v in (("--pose", self.pose), ("--view", self.view), ("--yaw, --pitch, --roll", turned)) if v]
         if len(ways) > 1:
@@ -172,10 +177,13 @@ def _read(name: str, value: Any, hint: Any, folder: Path, is_table: bool) -> Any
         raise InputError(f"field {name!r}: null cannot be used")
     try:
         if get_origin(hint) is tuple:
-            parts = (value.split() if is_table else [value]) if isinstance(value, str) else list(value)
+            parts = (shlex.split(value) if is_table else [value]) if isinstance(value, str) else list(value)
             return tuple(_path(folder, part) if kinds[0] is Path else str(part) for part in parts)
         if kinds[0] in (int, float) and not isinstance(value, bool):
-            return kinds[0](value)
+            number = kinds[0](value)
+            if isinstance(value, float) and number != value and value == value:
+                raise InputError(f"field {name!r}: {value!r} is no whole number")
+            return number
         if isinstance(value, str):
             return _path(folder, value) if kinds[0] is Path else value
     except (TypeError, ValueError, OverflowError):

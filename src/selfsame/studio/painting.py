@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfsame.adapters.keeping import DeepReuse
-from selfsame.diffusion.sampling import Predict, Step, guided_together, holding, sample
+from selfsame.diffusion.sampling import Predict, Step, guided_together, holding, sample, set_steps
 from selfsame.diffusion.windows import in_window
 from selfsame.methods.instantid.method import InstantID, Residuals, predict, residuals_of
 from selfsame.studio.crowd import Act, Crowd, DrawKps, Shown
@@ -90,7 +90,7 @@ def scheduler_of(config: Mapping[str, Any], solver: str, **more: Any) -> Any:
 
 def calls_of(scheduler: Any, num_steps: int) -> int:
     """How often the networks run: once a step, but a solver of second order calls twice."""
-    scheduler.set_timesteps(num_steps)
+    set_steps(scheduler, num_steps)
     return len(scheduler.timesteps)
 
 
@@ -129,7 +129,7 @@ def begun(start: Tensor, noise: Tensor, scheduler: Any, num_steps: int, strength
         start, noise: b c h w.
         strength: share of the steps that are run, rounded down as diffusers does, but never none.
     """
-    scheduler.set_timesteps(num_steps, device=noise.device)
+    set_steps(scheduler, num_steps, noise.device)
     first = (num_steps - run_steps(num_steps, strength)) * scheduler.order
     timesteps = scheduler.timesteps[first:]
     if hasattr(scheduler, "set_begin_index"):

@@ -79,7 +79,9 @@ def chosen_face(found: Sequence[F], which: int | None, name: str) -> tuple[F, tu
     if not found:
         raise InputError(f"{name}: no face was found; use a picture in which the face is upright, whole and larger than a tenth of the picture")
     if which is None:
-        many = f"{name}: {len(found)} faces, the largest is used; choose another with --which 0..{len(found) - 1}, counted from the left"
+        many = (
+            f"{name}: {len(found)} faces, the largest is used; --which 0..{len(found) - 1} chooses another one of a --face or --person, counted from the left"
+        )
         return found[0], (many,) if len(found) > 1 else ()
     if not 0 <= which < len(found):
         raise InputError(f"{name}: --which {which}, but {len(found)} face(s) were found; choose 0 to {len(found) - 1}, counted from the left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +21,18 @@ from selfsame.studio.request import Made, Request, Strengths, nearest
 from selfsame.values.identity import Identity, mixed
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures of a folder, in order of their names; what lies beside them (captions, hidden files) is left out.
+
+    Raises:
+        InputError: there are none.
+    """
+    photos = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+    if not photos:
+        raise InputError(f"{folder}: no pictures in this folder; put photos of one person there")
+    return photos
 
 
 def jobs_of(order: Order, studio: Family) -> tuple[list[Job], tuple[str, ...], list[np.ndarray]]:
@@ -52,7 +65,18 @@ def about_picture(order: Order, job: Job, made: Made) -> dict[str, Any]:
     extras = {k: v for k, v in order.extras.items() if k not in ("keep", "style_sheet", "retries", "mix_steps")}
     if order.mix_steps and job.share is not None:
         extras["mix"] = [f"{text}:{share}" for text, share in zip(extras["mix"], (1 - job.share, job.share), strict=True)]
-    return {"request": made.request.to_json(), "order": extras, "sources": [s for p in job.people for s in p.identity.sources]}
+    sources = [s for p in job.people for s in p.identity.sources]
+    return {"request": made.request.to_json(), "order": extras, "sources": sources, "files": files_digest(replace(order, style_sheet=None))}
+
+
+def files_digest(order: Order) -> str:
+    """Short hash of the contents of every file that decides about an order's pictures."""
+    said = hashlib.sha256()
+    for path in order.files:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                said.update(hashlib.sha256(file.read_bytes()).digest())
+    return said.hexdigest()[:16]
 
 
 def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], list[np.ndarray]]:
@@ -70,10 +94,21 @@ def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], lis
         return _several(order, studio, notes), []
     if not order.face:
         return [], []
-    images = [read_image(p) for p in order.face]
-    for path, image in zip(order.face, images, strict=True):
-        notes += studio.face(studio.as_read(image), which=order.which, name=str(path))[1]
-    return [Person(studio.identity(*order.face, which=order.which), name=order.face[0].stem)], images
+    who = introduced(studio, order.face, notes, which=order.which)
+    return [Person(who, name=order.face[0].stem)], [read_image(p) for p in order.face]
+
+
+def introduced(studio: Family, photos: Sequence[Path], notes: list[str], *, which: int | None = None) -> Identity:
+    """One person from photos; notes gain what their owner should know of them."""
+    for path in photos:
+        notes += studio.face(studio.as_read(read_image(path)), which=which, name=str(path))[1]
+    return studio.identity(*photos, which=which)
+
+
+def _lent(studio: Family, photo: Path, notes: list[str]) -> Pose:
+    """Key points of a photo; notes likewise."""
+    notes += studio.face(studio.as_read(read_image(photo)), name=str(photo))[1]
+    return studio.pose_of(photo)
 
 
 def _mixed(people: Sequence[Identity], shares: Sequence[float], order: Order) -> Person:
@@ -86,20 +121,17 @@ def _mixed(people: Sequence[Identity], shares: Sequence[float], order: Order) ->
 def _person_of(studio: Family, path: Path, notes: list[str]) -> Identity:
     """Somebody from a photo, a folder of photos or an identity file."""
     if path.is_dir():
-        photos = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
-        if not photos:
-            raise InputError(f"{path}: no pictures in this folder; put photos of one person there")
-        return studio.identity(*photos)
+        photos = pictures_in(path)
+        return introduced(studio, photos, notes)
     if path.suffix.lower() == ".safetensors":
         return read_identity(path)
-    notes += studio.face(studio.as_read(read_image(path)), name=str(path))[1]
-    return studio.identity(path)
+    return introduced(studio, [path], notes)
 
 
 def _several(order: Order, studio: Family, notes: list[str]) -> list[Who]:
     everyone = []
     for i, path in enumerate(order.people):
-        pose = studio.pose_of(order.poses[i]) if order.poses else None
+        pose = _lent(studio, order.poses[i], notes) if order.poses else None
         strengths = _strengths(order.scales[i], order.request.strengths) if order.scales else None
         everyone.append(Person(_person_of(studio, path, notes), None, pose, strengths, path.stem))
     if not order.regions:
@@ -110,8 +142,7 @@ def _several(order: Order, studio: Family, notes: list[str]) -> list[Who]:
 
 def _pose(order: Order, studio: Family, notes: list[str]) -> Pose | None:
     if order.pose is not None:
-        notes += studio.face(studio.as_read(read_image(order.pose)), name=str(order.pose))[1]
-        return studio.pose_of(order.pose)
+        return _lent(studio, order.pose, notes)
     if order.view:
         return studio.view(*VIEWS[nearest(order.view, tuple(VIEWS), "view")])
     if any(v is not None for v in (order.yaw, order.pitch, order.roll)):

@@ -146,6 +146,11 @@ class RealStudio(Family):
             self._plan, self._largest = plan, height * width
         return self._plan, max(needed(self.sizes, self._plan, height, width, rows).values())
 
+    @property
+    def preset(self) -> str:  # type: ignore[override]
+        """The memory preset as far as pictures differ by it: a base in 8 bits, a VAE that sees tiles."""
+        return self._plan.name if self._plan.fp8 or self._plan.tiles else "auto"
+
     @contextmanager
     def _used(self, name: str) -> Iterator[Any]:
         """A part where it is computed with; afterwards it leaves when the preset says so."""
@@ -250,14 +255,14 @@ class RealStudio(Family):
             raise InputError(f"a photo of {w} x {h} is too long and thin; cut out the part with the face")
         return resize_official(image, max_side=longest, min_side=longest * 4 // 5)
 
-    def identity(self, *photos: str | Path, which: int | None = None, consent: str = "") -> Identity:
-        """One person from one or more photos; embeddings stay raw, as InstantID's weights expect."""
+    def identity(self, *photos: str | Path | np.ndarray, which: int | None = None, consent: str = "") -> Identity:
+        """One person from one or more photos (files or h w 3 uint8 arrays); embeddings stay raw, as InstantID's weights expect."""
         if not photos:
             raise InputError("no photo given: give at least one")
         parts = []
         for photo in photos:
-            image = self.as_read(read_image(photo))
-            found, _ = self.face(image, which=which, name=str(photo))
+            image = self.as_read(photo if isinstance(photo, np.ndarray) else read_image(photo))
+            found, _ = self.face(image, which=which, name="the picture" if isinstance(photo, np.ndarray) else str(photo))
             source = hashlib.sha256(image.tobytes()).hexdigest()
             kps, size = found.kps[None].astype(np.float32), np.array([image.shape[:2]])
             parts.append(Identity(found.embedding[None].astype(np.float32), self.reader.name, kps, size, (source,), consent))

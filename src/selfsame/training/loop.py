@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -70,6 +70,10 @@ class Run:
     def __post_init__(self) -> None:
         if self.max_steps < 1:
             raise ValueError(f"max_steps {self.max_steps}: give at least 1")
+        if self.accumulate < 1 or self.batch_size < 1:
+            raise ValueError(f"batch_size {self.batch_size}, accumulate {self.accumulate}: give at least 1 of each")
+        if self.max_minutes < 0:
+            raise ValueError(f"max_minutes {self.max_minutes:g}: give 0 (no limit) or more")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if self.patience and not (self.watch and self.look_every):
@@ -205,12 +209,14 @@ def average_batch_norm(module: nn.Module, forward: Callable[[int], Any], count: 
         m.reset_running_stats()
         m.momentum = None  # type: ignore[assignment]  # torch's sign for a plain mean
     module.train()
-    with torch.no_grad():
-        for i in range(count):
-            forward(i)
-    module.train(was_training)
-    for m, momentum in zip(norms, momenta, strict=True):
-        m.momentum = momentum
+    try:
+        with torch.no_grad():
+            for i in range(count):
+                forward(i)
+    finally:
+        module.train(was_training)
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
 
 
 @dataclass
@@ -247,6 +253,7 @@ def train(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     look: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+    device: torch.device | None = None,
 ) -> Result:
     """Train the parameters of `module` that require gradients.
 
@@ -255,17 +262,25 @@ def train(
         objective: loss of one (part of a) batch; calls the module it is given, which may be wrapped for several processes.
         batch_at: the global batch of a step, a pure function.
         look: called with the module holding EMA weights every `run.look_every` steps and at the end; its numbers are logged.
+        device: where to compute; None: what accelerate finds.
 
     Returns:
         The module, holding the EMA weights, and its figures.
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the last good checkpoint stays.
-        ValueError: the folder holds a run on other data.
+        ValueError: the folder holds a run on other data, or a batch cannot be shared out evenly.
         KeyboardInterrupt: somebody asked it to stop; everything is saved.
     """
     precision = ("bf16" if fast_bf16() else "no") if run.precision == "auto" else run.precision
-    accelerator = Accelerator(mixed_precision=precision, step_scheduler_with_optimizer=False)
+    if device is not None and device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    accelerator = Accelerator(mixed_precision=precision, step_scheduler_with_optimizer=False, cpu=device is not None and device.type == "cpu")
+    if run.batch_size % (run.accumulate * accelerator.num_processes):
+        parts = f"{accelerator.num_processes} processes in {run.accumulate} part(s) each"
+        raise ValueError(
+            f"batch_size {run.batch_size} cannot be shared out evenly among {parts}: choose a multiple of {run.accumulate * accelerator.num_processes}"
+        )
     main = accelerator.is_main_process
     run.folder.mkdir(parents=True, exist_ok=True)
     if run.gradient_checkpointing:
@@ -290,14 +305,16 @@ def train(
         ema.load_state_dict(state["ema"])
         torch.set_rng_state(state["rng"])
         if torch.cuda.is_available() and "cuda_rng" in state:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+            torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
         step, samples = state["step"], state["samples"]
+        if state.get("batch_size", run.batch_size) != run.batch_size:  # such as a CPU's run that goes on on a GPU: as far as its samples say
+            step = samples // run.batch_size
         best, stale = state.get("best", best), state.get("stale", stale)
     if main:
         (run.folder / "run.json").write_text(json.dumps(asdict(run) | {"precision": precision}, default=str, indent=1))
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     ema.to(accelerator.device)
-    log = CurveLog(run.folder / "log.csv", step)
+    log = CurveLog(run.folder / "log.csv", samples)
     began, began_step, last_look = time.monotonic(), step, -1
     saved = began
     sums: dict[str, float] = {}
@@ -306,7 +323,15 @@ def train(
     def save() -> None:
         if main:
             values = {k: v for k, v in accelerator.unwrap_model(wrapped).state_dict().items() if k in trained or _is_buffer(module, k)}
-            about = {"step": step, "samples": samples, "best": best, "stale": stale, "data": run.data, "rng": torch.get_rng_state()}
+            about = {
+                "step": step,
+                "samples": samples,
+                "best": best,
+                "stale": stale,
+                "data": run.data,
+                "batch_size": run.batch_size,
+                "rng": torch.get_rng_state(),
+            }
             if torch.cuda.is_available():
                 about["cuda_rng"] = torch.cuda.get_rng_state_all()
             checkpoint.save(about | {"module": values, "optimizer": optimizer.state_dict(), "ema": ema.state_dict()})
@@ -331,10 +356,10 @@ def train(
             return {}
         ema.store(params)
         statistics = {k: v.clone() for k, v in module.state_dict().items() if _is_buffer(module, k)}
-        use_averages()
         was_training = module.training
-        module.eval()
         try:
+            use_averages()
+            module.eval()
             with torch.no_grad():
                 figures.update(look(module, step))
                 return dict(figures)
@@ -376,13 +401,14 @@ def train(
                 samples += run.batch_size
                 counted += 1
                 whole = True
-                if step % run.log_every == 0 or step == run.max_steps:
+                is_look = run.look_every > 0 and step % run.look_every == 0
+                if is_look or step % run.log_every == 0 or step == run.max_steps:
                     seconds = time.monotonic() - began
                     rate = (step - began_step) / seconds
                     means = _mean_over_processes(accelerator, {k: v / counted for k, v in sums.items()})
                     sums, counted = {}, 0
                     row = {"step": step, "samples": samples, "lr": run.learning_rate_at(step - 1), **means}
-                    if run.look_every and step % run.look_every == 0:
+                    if is_look:
                         row |= look_now()
                         if run.watch in row:
                             best, stale = (float(row[run.watch]), 0) if float(row[run.watch]) < best else (best, stale + 1)
@@ -412,6 +438,11 @@ def train(
     module.eval()
     accelerator.wait_for_everyone()
     return Result(module, step, samples, figures, main)
+
+
+def wait_for_everyone() -> None:
+    """Until all processes are here, where there are several: before one reads what another writes."""
+    PartialState().wait_for_everyone()
 
 
 def _must_be_finite(what: str, value: Tensor | float, step: int, run: Run) -> None:
@@ -444,14 +475,14 @@ def _is_buffer(module: nn.Module, key: str) -> bool:
 
 
 class CurveLog:
-    """A CSV that grows; columns may appear later. Rows after the resumed step are dropped."""
+    """A CSV that grows; columns may appear later. Rows after those of the resumed checkpoint are dropped."""
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, samples: int) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
-        if path.exists() and step:
+        if path.exists() and samples:
             with open(path, newline="") as f:
-                self.rows = [r for r in csv.DictReader(f) if int(r["step"]) <= step]
+                self.rows = [r for r in csv.DictReader(f) if int(r["samples"]) <= samples]
 
     def add(self, row: Mapping[str, Any]) -> None:
         self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})

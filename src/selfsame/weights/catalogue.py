@@ -1,6 +1,6 @@
 """Every model by name: where it lies, what of it is needed, whose licence it has. The only place with addresses.
 
-Addresses are tried in order, so that a dead one costs a moment. A hash of "" is unverified: what arrives first is trusted, and its
+Addresses are tried in order, so that a dead one costs a moment. A file without a hash here is unverified: what arrives first is trusted, and its
 hash is written beside it, so that it cannot change unnoticed afterwards. No address could be tried where this was written.
 """
 
@@ -69,6 +69,13 @@ _SDXL = (*_SD, "text_encoder_2", "tokenizer_2")
 _RAIL, _RAILPP = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M"
 _INSIGHTFACE = "https://github.com/deepinsight/insightface/releases/download/v0.7"
 _SCRFD, _GLINTR = "scrfd_10g_bnkps.onnx", "glintr100.onnx"
+_DET, _R50 = "det_10g.onnx", "w600k_r50.onnx"
+# Published by many who pinned them; AuraFace's by two.
+_SCRFD_HASH = "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"  # det_10g.onnx is the same file
+_R100_HASH = "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf"
+_R50_HASH = "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43"
+_AURA_HASH = "a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60"
+_YUNET_HASH = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 _NET = ("ControlNetModel/config.json", "ControlNetModel/diffusion_pytorch_model.safetensors")
 
 _ALL = (
@@ -79,23 +86,23 @@ _ALL = (
     ),
     Model(
         "antelopev2", "insightface's SCRFD detector and ArcFace R100, what InstantID's weights were trained with",
-        (Part(("hf:DIAMONIK7777/antelopev2", f"{_INSIGHTFACE}/antelopev2.zip"), (_SCRFD, _GLINTR)),),
+        (Part(("hf:DIAMONIK7777/antelopev2", f"{_INSIGHTFACE}/antelopev2.zip"), (_SCRFD, _GLINTR), {_SCRFD: _SCRFD_HASH, _GLINTR: _R100_HASH}),),
         "MIT", NON_COMMERCIAL, False, 280, "yunet-sface, or AuraFace's recogniser (its own training only)",
     ),
     Model(
         "buffalo_l", "insightface's SCRFD detector and ArcFace R50 (another space than antelopev2: InstantID's weights do not read it)",
-        (Part((f"{_INSIGHTFACE}/buffalo_l.zip", "hf:public-data/insightface/models/buffalo_l"), ("det_10g.onnx", "w600k_r50.onnx")),),
+        (Part((f"{_INSIGHTFACE}/buffalo_l.zip", "hf:public-data/insightface/models/buffalo_l"), (_DET, _R50), {_DET: _SCRFD_HASH, _R50: _R50_HASH}),),
         "MIT", NON_COMMERCIAL, False, 190, "yunet-sface",
     ),
     Model(
         "auraface", "AuraFace: a recogniser of ArcFace's form, trained on data that allows commercial use",
-        (Part(("hf:fal/AuraFace-v1",), (_GLINTR, _SCRFD)),),
+        (Part(("hf:fal/AuraFace-v1",), (_GLINTR, _SCRFD), {_SCRFD: _SCRFD_HASH, _GLINTR: _AURA_HASH}),),
         "Apache-2.0", f"Apache-2.0; the detector beside it is insightface's, {NON_COMMERCIAL}", False, 280, "yunet-sface",
     ),
     Model(
         "yunet-sface", "OpenCV's detector YuNet and recogniser SFace (128 numbers)",
         (
-            Part(("hf:opencv/face_detection_yunet",), ("face_detection_yunet_2023mar.onnx",)),
+            Part(("hf:opencv/face_detection_yunet",), ("face_detection_yunet_2023mar.onnx",), {"face_detection_yunet_2023mar.onnx": _YUNET_HASH}),
             Part(("hf:opencv/face_recognition_sface",), ("face_recognition_sface_2021dec.onnx",)),
         ),
         "MIT, Apache-2.0", "MIT, Apache-2.0 (YuNet was trained on WIDER FACE, whose own terms say non-commercial research)", True, 39,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import glob
+import hashlib
 import http.client
 import json
 import os
@@ -137,14 +139,17 @@ def _bring(model: Model, part: Part, wanted: list[str], target: Path, tick: Tick
             tried.append(f"{source} ({' '.join(str(error).split())[:120]})")
     else:
         raise InputError(f"{model.name}: no address gave {', '.join(wanted[:3])}; tried {'; '.join(tried)}. Put the files into {target} by hand")
+    record, known = folder_of(model) / RECORD, _record(model)
     for name in wanted:
-        _check(target / name, part.sha256.get(name, ""))
+        before = known.get(f"{part.into}/{name}".lstrip("/"), {}).get("sha256", "")
+        _check(target / name, part.sha256.get(name, ""), "the catalogue says", "it was deleted, try again later")
+        _check(target / name, before, "when it was first fetched it was", f"it was deleted; if you trust the new one, delete {record} and fetch again")
 
 
-def _check(path: Path, expected: str) -> None:
+def _check(path: Path, expected: str, says: str, remedy: str) -> None:
     if expected and (actual := sha256(path)) != expected:
         path.unlink()
-        raise InputError(f"{path.name}: arrived with sha256 {actual[:12]}..., the catalogue says {expected[:12]}...; it was deleted, try again later")
+        raise InputError(f"{path.name}: arrived with sha256 {actual[:12]}..., {says} {expected[:12]}...; {remedy}")
 
 
 def _from_hub(source: str, wanted: list[str], target: Path, tick: Tick) -> None:
@@ -199,9 +204,12 @@ def download(address: str, path: Path, tick: Tick = lambda count, name: None) ->
     Raises:
         OSError: no connection, an error of the server, or fewer bytes than it said.
     """
-    partial = path.with_name(f"{path.name}.part")
+    partial = partial_of(path, address)
+    version = partial.with_suffix(".etag")  # of what is here so far
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"User-Agent": "selfsame", **({"Range": f"bytes={have}-"} if have else {})}
+    if have and version.exists():
+        headers["If-Range"] = version.read_text()
     token = os.environ.get("HF_TOKEN", "")
     if token and urllib.parse.urlparse(address).hostname == "huggingface.co":
         headers["Authorization"] = f"Bearer {token}"
@@ -210,6 +218,10 @@ def download(address: str, path: Path, tick: Tick = lambda count, name: None) ->
             again = have > 0 and answer.status == 206 and answer.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-")
             total = int(answer.headers.get("Content-Length") or -1)
             have = have if again else 0
+            if not again:
+                version.unlink(missing_ok=True)
+                if (etag := answer.headers.get("ETag", "")).startswith('"'):  # a strong one
+                    version.write_text(etag)
             with open(partial, "ab" if again else "wb") as out:
                 if again:
                     tick(have, path.name)
@@ -221,15 +233,28 @@ def download(address: str, path: Path, tick: Tick = lambda count, name: None) ->
     except urllib.error.HTTPError as error:
         whole = error.headers.get("Content-Range", "").rpartition("/")[2]
         if error.code == 416 and whole == str(have):  # nothing is left to send
-            os.replace(partial, path)
-            return path
+            return _done(partial, path)
         if error.code == 416:  # what is here does not belong to what is there
             partial.unlink()
+            version.unlink(missing_ok=True)
             raise OSError("the beginning that is here belongs to another version; it was deleted, try again") from None
         raise OSError(f"the server says {error.code} {error.reason}") from None
     if total >= 0 and got != total:
         raise OSError(f"the connection broke after {have + got} bytes; try again, it goes on there")
+    return _done(partial, path)
+
+
+def partial_of(path: Path, address: str) -> Path:
+    """Where a file grows: another address may send another file."""
+    return path.with_name(f"{path.name}.{hashlib.sha256(address.encode()).hexdigest()[:8]}.part")
+
+
+def _done(partial: Path, path: Path) -> Path:
+    """A whole file under its name, and nothing left of other tries."""
     os.replace(partial, path)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.????????.*"):
+        if left.suffix in (".part", ".etag"):
+            left.unlink()
     return path
 
 

@@ -116,6 +116,22 @@ def note(name: str, provenance: dict[str, Any], folder: Path | None = None) -> N
     content["files"] |= {p.relative_to(folder).as_posix(): sha256(p) for p in files}
     if provenance:
         content["provenance"][name] = provenance
+    _write_manifest(folder, content)
+
+
+def install(staged: Path, folder: Path) -> None:
+    """Move the files of a staged folder, laid out as the package's and with its own manifest, into the package; hashes and provenance last."""
+    new, path = json.loads((staged / MANIFEST).read_text()), folder / MANIFEST
+    content = json.loads(path.read_text()) if path.exists() else {"files": {}, "provenance": {}}
+    for file in sorted(p for p in staged.rglob("*") if p.is_file() and p != staged / MANIFEST):
+        target = folder / file.relative_to(staged)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)
+    _write_manifest(folder, {part: content[part] | new[part] for part in ("files", "provenance")})
+
+
+def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    path = folder / MANIFEST
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     os.replace(partial, path)

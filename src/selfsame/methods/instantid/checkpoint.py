@@ -16,12 +16,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from selfsame.images.files import InputError
-from selfsame.methods.instantid.method import ImageAdapter, InstantID, ResamplerSize
+from selfsame.methods.instantid.method import ADAPTER_FILES, OURS, ImageAdapter, InstantID, ResamplerSize, noted_size
 from selfsame.methods.instantid.modules import Resampler
 from selfsame.weights.official import read_official, tensors_under, write_tensors
 
-ADAPTER_FILES = ("ip-adapter.bin", "ip-adapter.safetensors")
-OURS = "adapter.safetensors"  # what `InstantID.save_pretrained` writes
 ABOUT = "selfsame.json"  # beside one's own weights: which encoder's embeddings they read
 OFFICIAL_ENCODER = "antelopev2"
 NET_FOLDER = "ControlNetModel"
@@ -178,10 +176,9 @@ def instantid_from_official(folder: str | Path, unet: UNet2DConditionModel, *, d
         found = " and ".join(p.name for p in there) or "none of them"
         raise InputError(f"{folder}: give a folder with one of {', '.join((*ADAPTER_FILES, OURS))}, such as InstantX/InstantID's; it holds {found}")
     path = there[0]
-    if path.name == OURS:
-        return InstantID.from_pretrained(folder, unet, dtype)
     image_proj, ip_adapter = read_adapter(path)
-    size = resampler_size(image_proj, _dim_head_of(path))
+    is_ours = path.name == OURS
+    size = noted_size(path) if is_ours else resampler_size(image_proj, _dim_head_of(path))
     width = int(unet.config["cross_attention_dim"])
     if size.output_dim != width:
         raise ValueError(f"{path}: made for a base whose context is {size.output_dim} wide, this one's is {width}: SDXL has 2048, SD 2 1024, SD 1 768")
@@ -190,7 +187,13 @@ def instantid_from_official(folder: str | Path, unet: UNet2DConditionModel, *, d
         raise ValueError(f"{folder / NET_FOLDER}: its context is {net.config['cross_attention_dim']} wide, this base's is {width}: it belongs to another base")
     method = InstantID(Resampler(**asdict(size)), ImageAdapter.of(unet, from_base=False), net, size)
     resampler_from_official(image_proj, method.resampler)
-    adapter_from_official(ip_adapter, method.adapter)
+    if not is_ours:
+        adapter_from_official(ip_adapter, method.adapter)
+        return method.to(dtype).eval().requires_grad_(False)
+    try:
+        method.adapter.load_state_dict(ip_adapter, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: made for a base with other cross-attention layers ({' '.join(str(error).split())[:160]})") from None
     return method.to(dtype).eval().requires_grad_(False)
 
 
@@ -212,7 +215,7 @@ def instantid_to_official(
     halves = {"image_proj": method.resampler.state_dict(), "ip_adapter": adapter_to_official(method.adapter)}
     parts = {name: {k: v.to(dtype or v.dtype) for k, v in values.items()} for name, values in halves.items()}
     path = write_tensors(folder / f"ip-adapter.{'bin' if form == 'official' else 'safetensors'}", parts, {"dim_head": str(method.size.dim_head)})
-    for other in ADAPTER_FILES:
+    for other in (*ADAPTER_FILES, OURS):
         if other != path.name:
             (folder / other).unlink(missing_ok=True)  # an older one would be ambiguous
     net: Any = method.identity_net if dtype is None else copy.deepcopy(method.identity_net)

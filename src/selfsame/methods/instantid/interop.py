@@ -80,7 +80,8 @@ class BoundFace:
             if isinstance(self.previous, nn.Module):  # an IP-Adapter's own layers, which offloading cannot see while they are put aside
                 self.previous.to(hidden_states.device)
             named = {"temb": temb, "scale": scale, "ip_adapter_masks": ip_adapter_masks}
-            wanted = inspect.signature(getattr(self.previous, "forward", self.previous.__call__)).parameters
+            call = type(self.previous).__call__
+            wanted = inspect.signature(type(self.previous).forward if call is nn.Module.__call__ else call).parameters
             return self.previous(attn, hidden_states, encoder_hidden_states, attention_mask, **{k: v for k, v in named.items() if k in wanted})
 
         if not b.scale:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ from selfsame.adapters.processors import CrossAttention, cross_attention_paths, 
 from selfsame.methods.instantid.modules import DecoupledCrossAttention, FaceProjections, Resampler
 from selfsame.values.conditioning import Conditioning, FaceCondition, SpatialCondition
 
+OURS = "adapter.safetensors"  # Resampler and adapter, as `InstantID.save_pretrained` writes them
+ADAPTER_FILES = ("ip-adapter.bin", "ip-adapter.safetensors")  # the same in the official layout and in ComfyUI's
 FACE_GAIN = 4.0  # a face is one key beside 16 queries: at 1 its share of the fresh tokens' spread is a fifth, at 4 nine tenths
 
 
@@ -39,6 +42,19 @@ class ResamplerSize:
     embedding_dim: int = 512
     output_dim: int = 2048
     ff_mult: int = 4
+
+
+def noted_size(path: Path) -> ResamplerSize:
+    """The Resampler's sizes that `save_pretrained` noted in its file.
+
+    Raises:
+        ValueError: it notes none.
+    """
+    with safe_open(path, "pt") as f:
+        noted = (f.metadata() or {}).get("resampler")
+    if noted is None:
+        raise ValueError(f"{path}: says nothing of its Resampler's sizes; it was not written by InstantID.save_pretrained")
+    return ResamplerSize(**json.loads(noted))
 
 
 class ImageAdapter(nn.Module):
@@ -139,7 +155,9 @@ class InstantID(nn.Module):
         values = kept(self.resampler, "image_proj") | kept(self.adapter, "ip_adapter")
         partial = folder / "adapter.part"
         save_file(values, partial, metadata={"format": "pt", "resampler": json.dumps(asdict(self.size))})
-        os.replace(partial, folder / "adapter.safetensors")
+        os.replace(partial, folder / OURS)
+        for other in ADAPTER_FILES:
+            (folder / other).unlink(missing_ok=True)  # an older one would be ambiguous
         net = self.identity_net
         if half:
             net = copy.deepcopy(net).half()
@@ -152,12 +170,8 @@ class InstantID(nn.Module):
         Raises:
             RuntimeError: keys or shapes differ from those of this base.
         """
-        from safetensors import safe_open
-
-        path = folder / "adapter.safetensors"
-        with safe_open(path, "pt") as f:
-            size = ResamplerSize(**json.loads((f.metadata() or {})["resampler"]))
-        values = load_file(path)
+        path = folder / OURS
+        size, values = noted_size(path), load_file(path)
         net = ControlNetModel.from_pretrained(folder / "ControlNetModel", torch_dtype=dtype, local_files_only=True)
         made = cls(Resampler(**asdict(size)), ImageAdapter.of(unet, from_base=False), net, size)
         for module, prefix in ((made.resampler, "image_proj."), (made.adapter, "ip_adapter.")):

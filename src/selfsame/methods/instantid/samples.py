@@ -26,6 +26,7 @@ class InstantIDSamples:
     joint_share: float = 0.3  # of steps with several photos that give them as K tokens rather than as their mean
     face_weight: float = 3.0  # loss weight on the face mask; 1 is the paper
     log_sigma_mean: float = 1.2  # of the noise, where timesteps are log-normal: who it is gets decided while little is to be seen
+    log_sigma_std: float = 1.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_face + self.drop_text + self.drop_both <= 1:

@@ -65,11 +65,11 @@ class MimicBrush(nn.Module):
         return cls(widened(unet, 3 * channels + 1), reference, ImageProjector(image_width, context), DepthProjector(channels), fusion)
 
     def trainable(self) -> MimicBrush:
-        """Everything learns, but of a reference net with LoRA the additions alone."""
+        """Everything that is used learns, but of a reference net with LoRA the additions alone."""
         self.requires_grad_(True)
-        if self.reference_net.lora_state():
-            for name, p in self.reference_net.named_parameters():
-                p.requires_grad_(".lora_" in name)
+        is_low_rank = bool(self.reference_net.lora_state())
+        for name, p in self.reference_net.named_parameters():
+            p.requires_grad_(self.use_net and (not is_low_rank or ".lora_" in name))
         return self
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:

@@ -57,12 +57,14 @@ class MimicBrushTrainer(nn.Module):
         """
         told = with_reference if self.method.use_tokens else torch.zeros_like(with_reference)
         tokens = self.method.image_projector(torch.where(told[:, None, None], image_states, self.empty_states))
-        condition = None
+        condition, heard = None, noisy.new_zeros(())
         if self.method.use_net:
             own = torch.arange(len(noisy), device=noisy.device)
-            condition = ReferenceCondition(self.method.reference_net(reference, timesteps, tokens), torch.where(with_reference, own, -1))
+            features = self.method.reference_net(reference, timesteps, tokens)
+            heard = sum((f.sum() for f in features.values()), heard) * 0  # rows without a reference: a gradient of zeros, which other processes wait for
+            condition = ReferenceCondition(features, torch.where(with_reference, own, -1))
         channels = inpaint_channels(mask, collage, self.method.depth_feature(depth, noisy))
-        return predict(self.method.unet, noisy, timesteps, Conditioning(tokens, reference=condition, inpaint=channels))
+        return predict(self.method.unet, noisy, timesteps, Conditioning(tokens, reference=condition, inpaint=channels)) + heard
 
 
 def mimicbrush_loss(model: nn.Module, batch: Mapping[str, Tensor], mask_weight: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:

@@ -77,7 +77,7 @@ def write_words(words: LearnedWords, path: str | Path, form: FORMATS = "diffuser
     """Learned words as other programs read them, atomically.
 
     `diffusers` is what `load_textual_inversion` takes, `a1111` what A1111 and ComfyUI take as an embedding, `official` StableIdentity's
-    bare tensor. Words of two text towers are written as SDXL's `clip_l`, `clip_g` whatever of the first two is asked for.
+    bare tensor. Words of two text towers are written as SDXL's `clip_l`, `clip_g`, in the diffusers form only.
 
     Raises:
         ValueError: the file's ending does not fit, or the form cannot hold two towers.

@@ -57,6 +57,6 @@ def words_added(pipe: Any, *people: LearnedWords) -> Iterator[Any]:
     finally:
         for (name, encoder), tokenizer, table, weight in zip(towers, olds, tables, rows, strict=True):
             setattr(pipe, name, tokenizer)
-            table.weight.data, table.num_embeddings = weight, len(weight)  # transformers grows a table in place
+            table.weight.data, table.num_embeddings = weight.to(table.weight), len(weight)  # transformers grows a table in place; it may have moved
             encoder.set_input_embeddings(table)
             encoder.config.vocab_size = len(weight)

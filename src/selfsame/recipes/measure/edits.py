@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from selfsame.data.edit_sets import TRACKS, EditCase, is_inner, is_texture, read_track, world_case
 from selfsame.evaluation.metrics import bootstrap_interval, mean, paired_interval
 from selfsame.evaluation.pictures import SMALLEST, box_of, clean_crop, psnr, ssim
-from selfsame.evaluation.report import Report, Row, write_report
+from selfsame.evaluation.report import Report, Row, span, write_report
 from selfsame.images.files import InputError
 from selfsame.images.masks import resized, window_around
 from selfsame.mannequins.world import WORLD_VERSION
 from selfsame.methods.mimicbrush.method import MimicBrush
+from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.models.latents import encode
 from selfsame.models.mannequin import load_image_encoder, load_text_projection
 from selfsame.perception.depth import depth_of
@@ -31,7 +32,7 @@ from selfsame.perception.reader import AttributeReader, perceptual_distance, rea
 from selfsame.recipes.common import to_pixels
 from selfsame.recipes.measure.judging import notes_on_weights, reader_net
 from selfsame.recipes.measure.protocols import protocol
-from selfsame.studio.edits import SIDE, Editor, Region, put_back
+from selfsame.studio.edits import SIDE, Editor, Region, framed, put_back
 from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import EditRequest, Request
 from selfsame.studio.studio import Studio, load
@@ -124,11 +125,9 @@ def cut_and_paste(case: EditCase, request: EditRequest) -> np.ndarray:
 
 def by_text(editor: Editor, case: EditCase, request: EditRequest, seed: int) -> np.ndarray:
     """The base model paints the region after the prompt alone."""
-    window = window_around(case.mask > 0, request.context)
-    square, inside = resized(window.crop(case.source, 255), SIDE), resized(window.crop(case.mask, 0), SIDE) > 127
-    cells = torch.from_numpy(inside.reshape(SIDE // 8, 8, SIDE // 8, 8).any((1, 3))).float()[None, None]
+    square, inside, window = framed(case.source, case.mask, request.context, editor.side)
     asked = Request(num_steps=request.num_steps, guidance_scale=request.guidance_scale, solver=request.solver)
-    known = editor.pixels_to_latents(square), cells.to(editor.studio.device)
+    known = editor.pixels_to_latents(square), latent_mask(inside).to(editor.studio.device)
     painted, _ = editor.studio.paint([PaintRow(case.prompt)], asked, [seed], known=known)
     return put_back(case.source, painted[0], case.mask, window, request)
 
@@ -139,8 +138,7 @@ def _made(name: str, editors: Mapping[str, Editor], track: str, case: EditCase, 
     if name == "oracle":
         assert case.truth is not None
         with torch.no_grad():
-            window = window_around(case.mask > 0, request.context)
-            true = resized(window.crop(case.truth, 255), SIDE)
+            true, _, window = framed(case.truth, case.mask, request.context, editor.side)
             seen = editor.studio.decode(encode(editor.studio.vae, to_pixels(true[None])))[0]
         return put_back(case.source, seen, case.mask, window, request)
     if name == "cut and paste":
@@ -184,9 +182,9 @@ def edits(
         if name not in known:
             raise InputError(f"row {name!r} is unknown: choose from {', '.join(known)}")
     count = cases or p["cases_per_track"]
-    if not 1 <= count <= p["cases_per_track"]:
+    if folder is None and not 1 <= count <= p["cases_per_track"]:
         raise InputError(f"--people {cases}: the protocol has 1 to {p['cases_per_track']} cases a track")
-    notes: list[str] = []
+    notes = [f"only {cases} cases a track: not comparable with full runs"] if cases and (folder is not None or cases < p["cases_per_track"]) else []
     sets: dict[str, list[EditCase]] = {}
     for track in TRACKS:
         if folder is None:
@@ -224,7 +222,7 @@ def edits(
             columns: dict[str, float | str] = {key: mean([s[key] for s in scores[name].values() if key in s]) for key in (*INNER, *INTER, "depth error")}
             key = "PSNR" if is_inner(track) else "CLIP-I"
             low, high = bootstrap_interval([s[key] for s in scores[name].values() if key in s], num_draws=p["bootstrap"])
-            rows.append(Row(f"{track}: {name}", columns | {f"95 % of {key}": f"{low:.3f}..{high:.3f}", "s": seconds}))
+            rows.append(Row(f"{track}: {name}", columns | {f"95 % of {key}": span(low, high), "s": seconds}))
         notes += _comparisons(track, scores)
         strips += [(f"{track}: {what}", [image(c) for c in members[:8]]) for what, image in (("source", _hidden), ("reference", lambda c: c.reference))]
         strips += [(f"{track}: {name}", images) for name, images in shown.items()]

@@ -11,7 +11,7 @@ import numpy as np
 import torch.nn.functional as F
 
 from selfsame.evaluation.metrics import bootstrap_interval, copy_paste, is_first, mean
-from selfsame.evaluation.report import WORST, Case, Report, Row, write_report
+from selfsame.evaluation.report import WORST, Case, Report, Row, span, write_report
 from selfsame.images.files import InputError, read_image
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.perception.real_faces import reader_of
@@ -68,7 +68,7 @@ def judge_called(name: str, studio: Studio, conditioner: str) -> FaceJudge:
         found = reader(image)
         return None if not found else found[0].embedding / np.linalg.norm(found[0].embedding)
 
-    same = bool(conditioner) and (conditioner == reader.name or Path(conditioner).resolve() == Path(name).resolve())
+    same = conditioner == reader.name or (Path(conditioner).is_dir() and bool(conditioner) and reader_of(Path(conditioner)).digest == reader.digest)
     return FaceJudge(reader.name, look, same)
 
 
@@ -84,11 +84,12 @@ def people_in(pictures: Path, references: Path) -> tuple[list[Known], list[str]]
     for folder in (pictures, references):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
-    known = {}
+    known: dict[str, Known] = {}
     for entry in sorted(references.iterdir()):
         photos = sorted(p for p in entry.iterdir() if p.suffix.lower() in PICTURES) if entry.is_dir() else [entry] if entry.suffix.lower() in PICTURES else []
+        name = entry.stem if entry.is_file() else entry.name
         if photos:
-            known[entry.stem if entry.is_file() else entry.name] = Known(entry.stem if entry.is_file() else entry.name, photos)
+            known.setdefault(name, Known(name, [])).photos += photos
     if not known:
         raise InputError(f"{references}: no pictures; put a photo NAME.png or a folder of photos NAME/ there for each person")
     files = sorted(p for p in pictures.rglob("*") if p.suffix.lower() in PICTURES)
@@ -148,8 +149,7 @@ def folder(
         notes += [f"{judge.name}: no face in any photo of {name}: all pictures of this person count as missed" for name in faceless]
         groups = [int(s["person"]) for s in scores]
         low, high = bootstrap_interval([s["cosine"] for s in scores], groups)
-        interval = f"{low:.3f}..{high:.3f}" if len(set(groups)) > 1 else "-"
-        columns: dict[str, float | str] = {"pictures": str(len(scores)), "cosine": mean([s["cosine"] for s in scores]), "95 %": interval}
+        columns: dict[str, float | str] = {"pictures": str(len(scores)), "cosine": mean([s["cosine"] for s in scores]), "95 %": span(low, high)}
         columns |= {"gallery": str(len(people) - len(faceless)), "found first in it": mean([s["first"] for s in scores])}
         columns["copy-paste"] = mean([s["copied"] for s in scores])
         columns["no face"] = mean([s["no face"] for s in scores])

@@ -22,6 +22,7 @@ from selfsame.studio.studio import Studio, load
 from selfsame.weights import mannequin
 
 ROW_NAMES = ("base without a face", "Image Adapter alone", "IdentityNet alone", "both", "both, 4 photos", "oracle")
+UNPOSED = ("base without a face", "Image Adapter alone")  # rows whose model sees no key points
 BATCH = 4
 
 
@@ -84,7 +85,7 @@ def identity(
         images = _paint_row(studio, name, tasks, split, request, lambda n, name=name: on_progress(n / total, name))
         seconds = (time.monotonic() - began) / len(tasks)
         strips.append((name, images[:8]))
-        results = judges.results(tasks, images, judges.kps(images))
+        results = judges.results(tasks, images, judges.kps(images), asked_kps=name not in UNPOSED)
         cosines[name] = [r["cosine"] for r in results]
         if name == "both":
             judged = zip(tasks, results, images, strict=True)
@@ -96,6 +97,8 @@ def identity(
         if a in cosines and b in cosines:
             middle, low, high = paired_interval(cosines[a], cosines[b], [t.person for t in tasks])
             notes.append(f"judge cosine, {a} minus {b}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
+    notes.append("copy-paste: (cosine to the photo that lent the face - cosine to another of the person) / (1 - the photos' own), 1 for a copied photo")
+    notes.append("'alike among themselves' is the mean cosine between the pictures of one person: near 1 they repeat one face, expression and all")
     notes.append("a picture without a face counts as cosine 0 and as missed; key-point errors are over pictures with a face")
     notes += notes_on_weights()
     references = [reference_photo(split, t.person, 0).image for t in tasks[:8]]

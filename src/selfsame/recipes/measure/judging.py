@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfsame.evaluation.metrics import bootstrap_interval, is_first, mean, point_error
-from selfsame.evaluation.report import WORST, Case, Row
+from selfsame.evaluation.metrics import bootstrap_interval, copy_paste, is_first, mean, point_error
+from selfsame.evaluation.report import WORST, Case, Row, span
 from selfsame.mannequins.attributes import STYLES
 from selfsame.mannequins.people import SPLITS, split_person
 from selfsame.mannequins.render import draw
@@ -80,6 +80,7 @@ class Judges:
     def __init__(self, studio: Studio, p: dict[str, Any], people: int) -> None:
         self.studio, self.reader, self.split = studio, reader_net(), p["split"]
         self.gallery = judge_gallery(studio, self.split, range(p["gallery_people"] if "gallery_people" in p else p["people"]))
+        self._photos: dict[int, tuple[np.ndarray | None, np.ndarray | None]] = {}
         self.matched = {i: judge_gallery(studio, self.split, matched_people(self.split, i)) for i in range(people)}
 
     def kps(self, images: Sequence[np.ndarray]) -> list[np.ndarray | None]:
@@ -100,11 +101,14 @@ class Judges:
             seen: the pictures' key points, as `kps` finds them.
             asked_kps: whether key points were asked for.
         """
-        rows = []
+        rows, vectors = [], []
         for task, image, found, words in zip(tasks, images, seen, read(self.reader, list(images)), strict=True):
             vector = None if found is None else self.vector(image, found)
             kps, width = canonical_kps(task.view)
             right, asked = agreement(task.attributes, words)
+            vectors.append(vector)
+            lent, other = self.photos(task.person)
+            copied = float("nan") if vector is None or lent is None or other is None else copy_paste(vector, lent, other)
             rows.append(
                 {
                     "rank1": float(is_first(vector, self.gallery, task.person)),
@@ -113,9 +117,21 @@ class Judges:
                     "attributes": right / asked,
                     "kps": point_error(found if asked_kps else None, kps, width),
                     "no_face": float(found is None),
+                    "copied": copied,
                 }
             )
+        for i, row in enumerate(rows):
+            beside = [v for k, v in enumerate(vectors) if k != i and v is not None and tasks[k].person == tasks[i].person]
+            row["alike"] = mean([float(vectors[i] @ v) for v in beside]) if vectors[i] is not None else float("nan")
         return rows
+
+    def photos(self, person: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The judge's vectors of the photo that lends the face and of another one of the person; None where no face is found."""
+        if person not in self._photos:
+            images = [reference_photo(self.split, person, k).image for k in range(2)]
+            first, other = (None if kps is None else self.vector(image, kps) for image, kps in zip(images, self.kps(images), strict=True))
+            self._photos[person] = first, other
+        return self._photos[person]
 
 
 def columns_of(results: list[dict[str, float]], seconds: float, draws: int, people: Sequence[int]) -> dict[str, float | str]:
@@ -124,10 +140,12 @@ def columns_of(results: list[dict[str, float]], seconds: float, draws: int, peop
         "rank-1 of 100": mean([r["rank1"] for r in results]),
         "of 20 matched": mean([r["matched"] for r in results]),
         "cosine": mean([r["cosine"] for r in results]),
-        "95 %": f"{low:.3f}..{high:.3f}",
+        "95 %": span(low, high),
         "attributes": mean([r["attributes"] for r in results]),
         "kps error": mean([r["kps"] for r in results]),
         "no face": mean([r["no_face"] for r in results]),
+        "copy-paste": mean([r["copied"] for r in results]),
+        "alike among themselves": mean([r["alike"] for r in results]),
         "s": seconds,
     }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from selfsame.data.edit_sets import TRACKS, world_case
+from selfsame.data.shards import write_json
 from selfsame.data.tables import open_table
 from selfsame.evaluation.metrics import is_first
 from selfsame.evaluation.report import Row, text_table
@@ -29,6 +30,7 @@ from selfsame.studio.request import Request
 from selfsame.studio.studio import load
 
 BATCH = 4
+THINGS = 100  # pictures without anybody, in which no face may be found
 
 
 def models(data: Path, out: Path, *, device: str = "cpu") -> int:
@@ -51,7 +53,9 @@ def models(data: Path, out: Path, *, device: str = "cpu") -> int:
             again = [i for part in parts for i in part]
             vectors = embed(net, to_crops(again, [table.kps[i] for i in probes], spec))
             rows.append(Row("judge on VAE reconstructions", {"rank-1 of 100, all styles": rank1(vectors, gallery, truth)}))
-    rows.append(Row("detector", dict(detector_figures(studio.detector, table, 400))))
+    things = [world_case(TRACKS[0], "test", i).source for i in range(THINGS)]
+    false = sum(len(studio.faces(image)) for image in things) / THINGS
+    rows.append(Row("detector", {**detector_figures(studio.detector, table, 400), "finds a picture of a thing": false}))
     rows.append(Row("vae", dict(vae_figures(studio.vae, table, 256))))
     rows.append(Row("parser", dict(parser_figures(studio.parser, table, 200))))
     rows.append(Row("reader", dict(reader_figures(reader_net(), table))))
@@ -77,6 +81,6 @@ def models(data: Path, out: Path, *, device: str = "cpu") -> int:
             hits += is_first(None if vector is None else vector.numpy(), gallery, i)
     rows.append(Row("base", {**base, "named people, rank-1 of 100": hits / 100}))
     text = "\n\n".join(text_table([r]) for r in rows)
-    (out / "models.json").write_text(json.dumps({r.name: r.columns for r in rows}, indent=1))
+    write_json(out / "models.json", {r.name: r.columns for r in rows})
     print(text)
     return 0
