@@ -250,3 +250,10 @@ def test_a_run_goes_on_with_other_batches_as_far_as_its_samples_say(tmp_path: Pa
 def test_numbers_that_cannot_be_are_refused(wrong: dict[str, float], tmp_path: Path):
     with pytest.raises(ValueError, match="give"):
         run(tmp_path, **wrong)
+
+
+def test_a_run_whose_teachers_were_replaced_is_not_continued(tmp_path: Path):
+    train(run(tmp_path, steps=2, upstream="one"), net(), objective, batch_at)
+    assert train(run(tmp_path, steps=3, upstream="one"), net(), objective, batch_at).step == 3
+    with pytest.raises(ValueError, match="other models"):
+        train(run(tmp_path, steps=4, upstream="two"), net(), objective, batch_at)

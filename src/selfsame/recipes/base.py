@@ -66,7 +66,7 @@ def base(options: Options) -> Trained:
     """UNet2DConditionModel 96/96/128 from cached latents and text states."""
     run = options.run(
         Run(folder=options.folder("base"), max_steps=125000, batch_size=16, learning_rate=8e-4, ema_decay=0.9995, weight_decay=0.01, look_every=1000, seed=41),
-        batch_size=256, learning_rate=1e-3, max_steps=16000,
+        after=("base/vae", "base/text_encoder", "base/tokenizer"), batch_size=256, learning_rate=1e-3, max_steps=16000,
     )  # fmt: skip
     vae, (tokenizer, text_encoder) = load_vae(), load_text()
     cache = options.runs / "cache"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from selfsame.data.shards import world_of
 from selfsame.images.files import write_image
 from selfsame.training.loop import Progress, Run, train
+from selfsame.weights.mannequin import digest_of
 
 DATA = Path("data/world2")
 RUNS = Path("runs")
@@ -47,11 +48,12 @@ class Options:
     smoke: bool = False  # two steps, to see that everything is in place
     on_progress: Callable[[Progress], None] | None = None
 
-    def run(self, default: Run, *, data: str = "", **on_gpu: Any) -> Run:
+    def run(self, default: Run, *, data: str = "", after: Sequence[str] = (), **on_gpu: Any) -> Run:
         """The recipe's run with these changes.
 
         Args:
             data: what it learns from; "": the world.
+            after: shipped files or folders whose outputs it learns from: with others in their place a run is not continued.
             on_gpu: its own changes on a GPU, where big batches cost nothing.
         """
         run = replace(default, max_minutes=self.minutes)
@@ -65,7 +67,13 @@ class Options:
             run = replace(run, learning_rate=self.learning_rate)
         if self.smoke:
             run = replace(run, max_steps=2, log_every=1, save_every=1, look_every=0)
-        return replace(run, accumulate=self.accumulate, gradient_checkpointing=self.gradient_checkpointing, data=data or f"world {world_of(self.data)}")
+        return replace(
+            run,
+            accumulate=self.accumulate,
+            gradient_checkpointing=self.gradient_checkpointing,
+            data=data or f"world {world_of(self.data)}",
+            upstream=digest_of(after),
+        )
 
     def folder(self, name: str) -> Path:
         """Where a run of this name lies."""

@@ -94,7 +94,7 @@ def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> T
         Run(
             folder=options.folder("instantid"), max_steps=62500, batch_size=16, learning_rate=2e-4, ema_decay=0.999, weight_decay=0.01, look_every=1000, seed=51
         ),
-        batch_size=256, learning_rate=5e-4, max_steps=8000,
+        after=("base/vae", "base/text_encoder", "base/tokenizer", "encoder.safetensors"), batch_size=256, learning_rate=5e-4, max_steps=8000,
     )  # fmt: skip
     vae, (tokenizer, text_encoder), unet = load_vae(), load_text(), load_unet()
     encoder = load_into(FaceEncoder(), "encoder.safetensors")

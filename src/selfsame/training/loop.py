@@ -64,6 +64,7 @@ class Run:
     patience: int = 0  # looks without a lower one after which the run ends; 0: it never does
     max_minutes: float = 0.0  # 0: until max_steps
     data: str = ""  # what it learns from; a checkpoint of other data is not continued
+    upstream: str = ""  # likewise of frozen models whose outputs it learns from, where they are known
     gradient_checkpointing: bool = False  # activations are computed again in the backward pass: a third slower, far less memory
     prefetch: int = 0  # batches made ahead by as many threads: on a GPU the CPU is free for it
 
@@ -297,6 +298,10 @@ def train(
     if state is not None:
         if state.get("data", run.data) != run.data:
             raise ValueError(f"{run.folder} holds a run on {state['data']}, this one learns from {run.data}: choose another --runs folder or delete that one")
+        if run.upstream and state.get("upstream", run.upstream) != run.upstream:
+            raise ValueError(
+                f"{run.folder} learned from other models (such as the VAE's latents) than are installed now: choose another --runs folder or delete it"
+            )
         shapes = {n: p.shape for n, p in module.named_parameters() if p.requires_grad}
         if {n: v.shape for n, v in state["module"].items() if not _is_buffer(module, n)} != shapes:
             raise ValueError(f"{run.folder} holds a run of another model than this recipe trains now: choose another --runs folder or delete that one")
@@ -330,6 +335,7 @@ def train(
                 "stale": stale,
                 "data": run.data,
                 "batch_size": run.batch_size,
+                "upstream": run.upstream,
                 "rng": torch.get_rng_state(),
             }
             if torch.cuda.is_available():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -61,6 +61,13 @@ def _checked(name: str, folder: Path) -> Path:
     if actual != expected:
         raise WeightsError(f"{path} has sha256 {actual[:12]}..., the manifest says {expected[:12]}...: reinstall selfsame")
     return path
+
+
+def digest_of(names: Sequence[str]) -> str:
+    """Short hash of shipped files or folders, as the manifest knows them; "" for none, or before any are installed."""
+    known = manifest()["files"] if names else {}
+    mine = sorted((file, digest) for file, digest in known.items() if any(file == n or file.startswith(f"{n}/") for n in names))
+    return hashlib.sha256(json.dumps(mine).encode()).hexdigest()[:12] if mine else ""
 
 
 def checked(name: str, folder: Path | None = None) -> Path:
