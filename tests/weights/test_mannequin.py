@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from selfsame.models.mannequin import SCHEDULE
 from selfsame.weights import mannequin
 from selfsame.weights.mannequin import FOLDER, WeightsError, checked, checked_folder, load_into, manifest, note, ship
 
@@ -71,3 +73,8 @@ def test_stock_stable_diffusion_loads_the_base_and_draws():
     image = pipe("a photo of ada fox on a beach", num_inference_steps=2, height=128, width=128, output_type="np").images[0]
     assert image.shape == (128, 128, 3)
     assert image.std() > 0.01
+
+
+def test_the_shipped_schedule_is_the_one_that_was_trained():
+    config = json.loads((FOLDER / "base/scheduler/scheduler_config.json").read_text())
+    assert {k: config[k] for k in SCHEDULE} == SCHEDULE

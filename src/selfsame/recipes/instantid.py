@@ -20,7 +20,7 @@ from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, drop,
 from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE, alphas_cumprod
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import FaceEncoder
-from selfsame.recipes.base import HELD_OUT_NOISE
+from selfsame.recipes.base import FACE_WEIGHT, HELD_OUT_NOISE
 from selfsame.recipes.caches import as_tensor, cached, face_shares_of, faces_of, latents_of, text_of
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
@@ -36,6 +36,7 @@ PROMPTS = (
     "a photo of a person in a garden", "a watercolour of a person laughing on a beach", "a pencil sketch of a person", "a photo of a person wearing a suit",
     "a comic of a person in space", "a photo of a smiling person in a library", "a pixel art picture of a person", "a photo of a person in the city",
 )  # fmt: skip
+HOW = InstantIDSamples(face_weight=FACE_WEIGHT)
 SMALL_SHARE = 0.05  # of the steps, the first, see pictures of half the size, as the base's do
 LANDING_STEPS, LANDING_RATE = 500, 2e-3  # 40 seconds on two cores
 LOUDNESS = 0.5  # of landed tokens: whole ones beside the text's would be as much again as the layers know
@@ -88,7 +89,7 @@ def land(method: InstantID, table: Table, faces: np.ndarray, tokenizer: Any, tex
     return float(np.mean(errors[-20:])) / float((said - said.mean(0)).square().mean())
 
 
-def instantid(options: Options, how: InstantIDSamples = InstantIDSamples()) -> Trained:
+def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
     """Resampler, K'/V' and IdentityNet together, from another photo of the person than the one painted."""
     run = options.run(
         Run(
