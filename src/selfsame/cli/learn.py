@@ -26,7 +26,7 @@ class Learn:
     """
 
     face: tuple[Path, ...] = ()
-    """Photos of one person, one or more."""
+    """Photos of one person, one or more, or a folder of them."""
     people: Path | None = None
     """Instead: a folder with a picture or a folder of pictures for each person. A bad one is reported and skipped."""
     out: Path = Path("person.safetensors")
@@ -74,7 +74,7 @@ class Learn:
         if self.show_batch:
             check_output(self.show_batch)
         jobs, failed = self._jobs(), 0
-        read = [p for photos, _ in jobs for p in photos]
+        read = [p for photos, _ in jobs for p in photos]  # of a person's folder everything
         spare_inputs([*(preview_of(out) for _, out in jobs), *([self.show_batch] if self.show_batch else [])], read)
         base = self._base()
         for photos, out in jobs:
@@ -104,7 +104,7 @@ class Learn:
 
     def _jobs(self) -> list[tuple[list[Path], Path]]:
         from selfsame.images.files import InputError
-        from selfsame.studio.ready import PICTURES, pictures_in
+        from selfsame.studio.ready import PICTURES
 
         if self.people is None:
             if self.out.suffix != ".safetensors":
@@ -114,14 +114,7 @@ class Learn:
             if not self.people.is_dir():
                 raise InputError(f"{self.people}: no such folder; give one with a picture or a folder of pictures for each person")
             entries = sorted(p for p in self.people.iterdir() if not p.name.startswith(".") and (p.is_dir() or p.suffix.lower() in PICTURES))
-            jobs = []
-            for p in entries:
-                try:
-                    photos = pictures_in(p) if p.is_dir() else [p]
-                except InputError as error:
-                    warn(f"{error}; skipped")
-                    continue
-                jobs.append((photos, self.out / f"{p.name if p.is_dir() else p.stem}.safetensors"))
+            jobs = [([p], self.out / f"{p.name if p.is_dir() else p.stem}.safetensors") for p in entries]
             if not jobs:
                 raise InputError(f"{self.people}: holds no pictures and no folders of pictures")
             names = [out.name for _, out in jobs]
@@ -144,6 +137,7 @@ class Learn:
 
         from selfsame.images.files import InputError
         from selfsame.recipes.stableidentity import Learning, learn
+        from selfsame.studio.ready import pictures_in
 
         began = time.monotonic()
         name = self.name if self.name and not self.people else out.stem
@@ -168,7 +162,8 @@ class Learn:
                 tick(p.step / p.max_steps - done, f"loss {p.loss:.3f}  {p.eta_s:.0f} s left")
                 done = p.step / p.max_steps
 
-            who = learn(base, photos, placeholder, folder, how, on_progress=show, on_note=warn, show_batch=self.show_batch)
+            given = [p for photo in photos for p in (pictures_in(photo) if photo.is_dir() else [photo])]
+            who = learn(base, given, placeholder, folder, how, on_progress=show, on_note=warn, show_batch=self.show_batch)
         who.save(out)
         previews = sorted((folder / "samples").glob("*.png"))
         if previews:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from selfsame.data.tables import Table, open_table
-from selfsame.diffusion.schedule import lognormal_timesteps, noised
+from selfsame.diffusion.schedule import denoised_of, lognormal_timesteps, noised
 from selfsame.images.draw import draw_kps_small
 from selfsame.methods.instantid.method import InstantID, ResamplerSize
 from selfsame.methods.instantid.objective import InstantIDTrainer, instantid_loss
@@ -21,9 +22,10 @@ from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE, alphas_cumprod
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import FaceEncoder
 from selfsame.recipes.base import FACE_WEIGHT, HELD_OUT_NOISE
-from selfsame.recipes.caches import as_tensor, cached, face_shares_of, faces_of, latents_of, text_of
+from selfsame.recipes.caches import as_tensor, cached, face_shares_of, faces_of, fingerprint_of, latents_of, text_of
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
+from selfsame.recipes.likeness import STEPS, kept_reader, readable
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
@@ -37,6 +39,7 @@ PROMPTS = (
     "a comic of a person in space", "a photo of a smiling person in a library", "a pixel art picture of a person", "a photo of a person in the city",
 )  # fmt: skip
 HOW = InstantIDSamples(face_weight=FACE_WEIGHT)
+LIKENESS = 0.1  # weight of the loss on the forming face; 0 is the paper (docs/training.md)
 SMALL_SHARE = 0.05  # of the steps, the first, see pictures of half the size, as the base's do
 LANDING_STEPS, LANDING_RATE = 500, 2e-3  # 40 seconds on two cores
 LOUDNESS = 0.5  # of landed tokens: whole ones beside the text's would be as much again as the layers know
@@ -147,8 +150,23 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
         made = side.batch(at, generator_at(run.seed, step), how, shrink=2 if step < small_steps else 1)
         return made | {"holds": torch.full((len(at),), float(step < held_steps))}
 
+    key = fingerprint_of([encoder, vae.encoder], side.table.digest)  # type: ignore[list-item]
+    reader_steps = 2 if options.smoke else STEPS
+    reader = kept_reader(
+        cache / f"latent_face.{key}.{reader_steps}.pt", side.latents[1], np.asarray(side.faces), side.table.people, side.photos.rows, run.seed, reader_steps
+    )
+
+    def likeness(out: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """How unlike the person the denoised estimates are, where a face can be read in them."""
+        lent = batch["embedding"].mean(1)
+        if out.shape[-1] != side.latents[1].shape[-1]:
+            return out.new_zeros(())
+        at = abar.to(out.device)[batch["t"]].view(-1, 1, 1, 1)
+        alike = F.cosine_similarity(reader(denoised_of(SCHEDULE["prediction_type"], out, batch["noisy"], at)), lent)
+        return LIKENESS * (readable(at.flatten()) * (lent.abs().sum(1) > 0) * (1 - alike)).mean()
+
     def objective(model: nn.Module, batch: Batch) -> Loss:
-        return Loss(*instantid_loss(model, batch))
+        return Loss(*instantid_loss(model, batch, {"likeness": likeness}))
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, InstantIDTrainer)

@@ -9,7 +9,7 @@ here with the base's own prediction type as target, and a weight on the face tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import torch
@@ -59,10 +59,13 @@ class InstantIDTrainer(nn.Module):
         return predict(self.unet, self.method.identity_net, noisy, timesteps, c)
 
 
-def instantid_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def instantid_loss(
+    model: nn.Module, batch: Mapping[str, Tensor], also: Mapping[str, Callable[[Tensor, Mapping[str, Tensor]], Tensor]] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted mean square error and its parts.
 
     Args:
+        also: further losses by name, of the raw prediction b c h w and the batch; the paper has none.
         batch: `noisy`, `t`, `text`, `embedding`, `kps_image` as the trainer's call takes them, `target` b c h w, `weight` b 1 h w;
             for SDXL `pooled` and `time_ids`; `holds` b while the Resampler stays as it is.
     """
@@ -70,4 +73,6 @@ def instantid_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tenso
     out = model(batch["noisy"], batch["t"], batch["text"], batch["embedding"], batch["kps_image"], **more).float()
     square = (out - batch["target"]).square().mean(1, keepdim=True)
     face = batch["weight"] > 1.0
-    return (square * batch["weight"]).mean(), {"plain": square.mean(), "face": (square * face).sum() / face.sum().clamp_min(1)}
+    parts = {"plain": square.mean(), "face": (square * face).sum() / face.sum().clamp_min(1)}
+    more = {name: loss(out, batch) for name, loss in (also or {}).items()}
+    return sum(more.values(), (square * batch["weight"]).mean()), parts | more
