@@ -11,15 +11,18 @@ import pytest
 from selfsame.evaluation.metrics import bootstrap_interval, paired_interval
 from selfsame.mannequins.world import CANONICAL_VIEWS
 from selfsame.recipes.measure import identity, protocols
+from selfsame.recipes.measure.protocols import reference_photo
+from selfsame.recipes.measure.swap import face_swapped
+from selfsame.studio.studio import load
 
 
 def test_one_person_two_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     p = protocols.checked_protocol(protocols.IDENTITY)
     monkeypatch.setattr(identity, "checked_protocol", lambda name: {**p, "people": 8, "num_steps": 2})
     shares: list[float] = []
-    report = identity.identity(tmp_path, people=1, only=("both", "oracle"), on_progress=lambda share, _: shares.append(share))
+    report = identity.identity(tmp_path, people=1, only=("both", "both, fast", "oracle"), on_progress=lambda share, _: shares.append(share))
     assert sum(shares) == pytest.approx(1)
-    assert [r.name for r in report.rows] == ["both", "oracle"]
+    assert [r.name for r in report.rows] == ["both", "both, fast", "oracle"]
     for row in report.rows:
         assert 0 <= float(row.columns["rank-1 of 100"]) <= 1
         assert 0 <= float(row.columns["attributes"]) <= 1
@@ -28,6 +31,7 @@ def test_one_person_two_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["protocol"]["weights_sha256"]["judge.safetensors"]
     assert any("only 1 of the protocol" in n for n in content["notes"])
+    assert any("attributes, both, fast minus both" in n for n in content["notes"])
     assert "data:image/png" in (tmp_path / "report.html").read_text()
 
 
@@ -66,3 +70,16 @@ def test_intervals_draw_people_not_pictures():
     assert middle == pytest.approx(0.5)
     assert low == pytest.approx(0.5)
     assert high == pytest.approx(0.5)
+
+
+def test_a_swapped_face_is_the_photos_and_the_rest_stays():
+    """Laid over itself a face changes little; over another's, the judge sees more of the photo's person; where nobody is nothing changes."""
+    studio = load()
+    ada, ben = (reference_photo("test", i, 0) for i in (3, 8))
+    same = face_swapped(ada.image, ada.kps[0], ada.image, ada.kps[0])
+    assert np.abs(same.astype(int) - ada.image).mean() < 3
+    made = face_swapped(ben.image, ben.kps[0], ada.image, ada.kps[0])
+    vectors = [studio.vectors(image, [kps])[0] for image, kps in ((made, ben.kps[0]), (ada.image, ada.kps[0]), (ben.image, ben.kps[0]))]
+    assert vectors[0] @ vectors[1] > vectors[2] @ vectors[1] + 0.1
+    assert np.array_equal(made[:, :4], ben.image[:, :4])
+    assert face_swapped(ben.image, None, ada.image, ada.kps[0]) is ben.image

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from selfsame.mannequins.render import Picture
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.measure.judging import Judges, Seen, columns_of, notes_on_weights, oracle_pictures, rows_by_style, worst_of
 from selfsame.recipes.measure.protocols import IDENTITY, Task, asked, canonical_kps, checked_protocol, extent, reference_photo, tasks_of
+from selfsame.recipes.measure.swap import face_swapped
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import Request, Strengths
@@ -22,7 +25,9 @@ from selfsame.studio.studio import Studio, load
 from selfsame.weights import mannequin
 
 ROW_NAMES = ("base without a face", "Image Adapter alone", "IdentityNet alone", "both", "both, 4 photos", "oracle")
-UNPOSED = ("base without a face", "Image Adapter alone")  # rows whose model sees no key points
+# Asked for by name (--rows): what more photos bring, what speed costs, and a baseline that pastes.
+EXTRA = ("both, 2 photos", "both, 8 photos", "both, fast", "face swap")
+UNPOSED = ("base without a face", "Image Adapter alone", "face swap")  # rows whose model sees no key points
 BATCH = 4
 
 
@@ -30,6 +35,11 @@ def _paint_row(studio: Studio, name: str, tasks: Sequence[Task], split: str, req
     """All pictures of one row of the table."""
     if name == "oracle":
         return oracle_pictures(studio, split, tasks, tick)
+    if name == "face swap":
+        return _swapped(studio, tasks, split, request, tick)
+    if name == "both, fast":
+        request = replace(request, speed="fast")
+    photos_of = re.search(r"(\d+) photos", name)
     scales = {"Image Adapter alone": (1.0, 0.0), "IdentityNet alone": (0.0, 1.0)}.get(name, (1.0, 1.0))
     strengths = Strengths(adapter_scale=scales[0], controlnet_scale=scales[1])
     images: list[np.ndarray] = []
@@ -41,13 +51,22 @@ def _paint_row(studio: Studio, name: str, tasks: Sequence[Task], split: str, req
             faces: tuple[Shown, ...] = ()
             if name != "base without a face":
                 if t.person not in embeddings:
-                    photos = [reference_photo(split, t.person, k) for k in range(4 if name.endswith("4 photos") else 1)]
+                    photos = [reference_photo(split, t.person, k) for k in range(int(photos_of[1]) if photos_of else 1)]
                     crops = to_crops([p.image for p in photos], [_seen_kps(studio, p) for p in photos], ENCODER_CROP)
                     embeddings[t.person] = embed(studio.encoder, crops).mean(0, keepdim=True)[None]
                 faces = (Shown(embeddings[t.person], canonical_kps(t.view)[0], strengths=strengths),)
             rows.append(PaintRow(t.prompt, faces=faces))
         images += studio.paint(rows, request, [t.seed for t in chunk])[0]
         tick(len(chunk))
+    return images
+
+
+def _swapped(studio: Studio, tasks: Sequence[Task], split: str, request: Request, tick: Callable[[int], None]) -> list[np.ndarray]:
+    """Pictures of the base, each with the photo's face laid over it."""
+    images = []
+    for image, task in zip(_paint_row(studio, "base without a face", tasks, split, request, tick), tasks, strict=True):
+        photo, found = reference_photo(split, task.person, 0), studio.faces(image)
+        images.append(face_swapped(image, found[0].kps if found else None, photo.image, _seen_kps(studio, photo)))
     return images
 
 
@@ -65,13 +84,13 @@ def identity(
     Args:
         out: folder for report.json and report.html.
         people: only the first so many of the protocol's people; 0: all. The gallery stays whole.
-        only: only these rows.
+        only: only these rows, those of `EXTRA` too.
 
     Raises:
         ValueError: an unknown row, or more people than the protocol has.
     """
     p = checked_protocol(IDENTITY)
-    count, names = asked(p, people, only, ROW_NAMES)
+    count, names = asked(p, people, only, ROW_NAMES, EXTRA)
     studio, split = load(device=device), p["split"]
     tasks = tasks_of(p, count)
     judges = Judges(studio, p, count)
@@ -79,6 +98,7 @@ def identity(
     total = len(names) * len(tasks)
     rows, by_style, strips = [], [], []
     cosines: dict[str, list[float]] = {}
+    followed: dict[str, list[float]] = {}
     seen: list[Seen] = []
     for name in names:
         began = time.monotonic()
@@ -86,17 +106,25 @@ def identity(
         seconds = (time.monotonic() - began) / len(tasks)
         strips.append((name, images[:8]))
         results = judges.results(tasks, images, judges.kps(images), asked_kps=name not in UNPOSED)
-        cosines[name] = [r["cosine"] for r in results]
+        cosines[name], followed[name] = [r["cosine"] for r in results], [r["attributes"] for r in results]
         if name == "both":
             judged = zip(tasks, results, images, strict=True)
             seen = [Seen.of_one(t.prompt, None if r["no_face"] else r["cosine"], image, t.person) for t, r, image in judged]
         rows.append(Row(name, columns_of(results, seconds, p["bootstrap"], [t.person for t in tasks])))
         by_style += rows_by_style(name, tasks, results)
     notes = extent(p, count)
-    for a, b in (("both", "Image Adapter alone"), ("both", "IdentityNet alone"), ("both, 4 photos", "both")):
-        if a in cosines and b in cosines:
-            middle, low, high = paired_interval(cosines[a], cosines[b], [t.person for t in tasks])
-            notes.append(f"judge cosine, {a} minus {b}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
+    groups = [t.person for t in tasks]
+    pairs = [
+        ("both", "Image Adapter alone"),
+        ("both", "IdentityNet alone"),
+        ("both", "face swap"),
+        *((name, "both") for name in names if name.startswith("both, ")),
+    ]
+    for a, b in pairs:
+        for what, values in (("judge cosine", cosines), ("attributes", followed)):
+            if a in values and b in values:
+                middle, low, high = paired_interval(values[a], values[b], groups)
+                notes.append(f"{what}, {a} minus {b}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
     notes.append("copy-paste: (cosine to the photo that lent the face - cosine to another of the person) / (1 - the photos' own), 1 for a copied photo")
     notes.append("'alike among themselves' is the mean cosine between the pictures of one person: near 1 they repeat one face, expression and all")
     notes.append("a picture without a face counts as cosine 0 and as missed; key-point errors are over pictures with a face")

@@ -68,8 +68,8 @@ def checked_protocol(name: str) -> dict[str, Any]:
     return p
 
 
-def asked(p: dict[str, Any], people: int, only: Sequence[str], known: Sequence[str]) -> tuple[int, tuple[str, ...]]:
-    """How many people and which rows a run measures: all unless it says fewer.
+def asked(p: dict[str, Any], people: int, only: Sequence[str], known: Sequence[str], extra: Sequence[str] = ()) -> tuple[int, tuple[str, ...]]:
+    """How many people and which rows a run measures: all known ones unless it says which; extra ones only when it does.
 
     Raises:
         ValueError: an unknown row, or more people than the protocol has.
@@ -78,8 +78,8 @@ def asked(p: dict[str, Any], people: int, only: Sequence[str], known: Sequence[s
     if not 1 <= count <= p["people"]:
         raise ValueError(f"--people {people}: the protocol has 1 to {p['people']}")
     for name in only:
-        if name not in known:
-            raise ValueError(f"row {name!r} is unknown: choose from {', '.join(known)}")
+        if name not in (*known, *extra):
+            raise ValueError(f"row {name!r} is unknown: choose from {', '.join((*known, *extra))}")
     return count, tuple(only) or tuple(known)
 
 
