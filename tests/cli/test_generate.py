@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,20 @@ def test_like_repeats_the_picture_and_flags_change_it(tmp_path: Path):
     assert main(["generate", "--like", a, "--seed", "6", "--out", c]) == 0
     assert not np.array_equal(read_image(a), read_image(c))
     assert read_metadata(c)["request"]["guidance_scale"] == 2
+
+
+def test_a_picture_is_repeated_beside_itself_not_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """As the README types it: both commands without --out."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ADA, "ada.png")
+    assert main(["generate", "--face", "ada.png", "--prompt", "a person", *QUICK]) == 0
+    assert main(["generate", "--like", "out.png"]) == 0
+    assert np.array_equal(read_image("out.png"), read_image("out-again.png"))
+    capsys.readouterr()
+    Image.fromarray(read_image("ada.png")[::-1]).save("ada.png")
+    assert main(["generate", "--like", "out.png"]) == 0
+    assert "made from other photos" in capsys.readouterr().err
+    assert "would be overwritten" in fails(capsys, "generate", "--like", "out.png", "--out", "out.png")
 
 
 def test_several_pictures_are_those_of_their_seeds(tmp_path: Path):

@@ -117,3 +117,22 @@ def test_nobodys_photo_and_nobody_is_lost(tmp_path: Path, capsys: pytest.Capture
     shutil.copy(BO, people / "bo.png")
     assert "would be written as bo.safetensors" in fails(capsys, "learn", "--people", str(people), "--out", str(tmp_path / "more"))
     assert "is a file" in fails(capsys, "learn", "--people", str(people / "bo"), "--out", str(out / "ada.safetensors"))
+
+
+def test_a_folder_of_people_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    people = tmp_path / "people"
+    people.mkdir()
+    shutil.copy(ADA, people / "ada.png")
+    args = ["learn", "--people", str(people), "--out", str(tmp_path / "out"), *FEW]
+    assert main(args) == 0
+    before = (tmp_path / "out/ada.safetensors").stat().st_mtime_ns
+    shutil.copy(BO, people / "bo.png")
+    capsys.readouterr()
+    assert main(args) == 0
+    assert "1 of 2 people are there already" in capsys.readouterr().out
+    assert (tmp_path / "out/ada.safetensors").stat().st_mtime_ns == before
+    assert (tmp_path / "out/bo.safetensors").exists()
+
+
+def test_a_misspelt_placeholder_is_not_painted_silently(ada: Path, capsys: pytest.CaptureFixture[str]):
+    assert "nobody given is called so: <ada>" in fails(capsys, "generate", "--identity", str(ada), "--prompt", "a photo of <adda>")

@@ -141,3 +141,8 @@ def test_what_is_read_is_never_written_over(tmp_path: Path):
     for path, read in ((tmp_path / "people/../people/a.png", tmp_path / "people/a.png"), (tmp_path / "people/a.png", tmp_path / "people")):
         with pytest.raises(InputError, match="would be overwritten"):
             spare_inputs([path], [read])
+
+
+def test_a_dark_16_bit_picture_stays_dark(tmp_path: Path):
+    Image.fromarray(np.full((8, 8), 200, np.uint16)).save(tmp_path / "dark.png")
+    assert read_image(tmp_path / "dark.png").max() <= 1

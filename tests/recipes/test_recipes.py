@@ -159,3 +159,8 @@ def test_an_epoch_of_the_base_shows_named_people_most(options: Options):
     kinds = {r["kind"] for r in open_table(options.data, "train").records}
     assert kinds <= set(TIMES)
     assert TIMES["celebrity"] > TIMES["person"] > TIMES["thing"]
+
+
+def test_smoke_is_two_fresh_steps_every_time(options: Options):
+    again = replace(options, runs=options.runs / "again")
+    assert [recipes()["parser"](again).samples for _ in range(2)] == [16, 16]

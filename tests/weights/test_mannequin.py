@@ -78,3 +78,9 @@ def test_stock_stable_diffusion_loads_the_base_and_draws():
 def test_the_shipped_schedule_is_the_one_that_was_trained():
     config = json.loads((FOLDER / "base/scheduler/scheduler_config.json").read_text())
     assert {k: config[k] for k in SCHEDULE} == SCHEDULE
+
+
+def test_a_damaged_manifest_is_said(tmp_path: Path):
+    (tmp_path / "manifest.json").write_text('{"files": ')
+    with pytest.raises(WeightsError, match="is damaged"):
+        manifest(tmp_path)

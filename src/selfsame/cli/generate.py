@@ -27,7 +27,7 @@ class Generate(ModelFlags, Order):
     out: Path = Path("out.png")
     """The PNG to write; several pictures get -1, -2 ... before the ending."""
     like: Path | None = None
-    """Repeat the picture in this PNG; other flags change it."""
+    """Repeat the picture in this PNG, NAME.png as NAME-again.png unless --out says otherwise; other flags change it."""
     score: bool = True
     """Print how alike the judge finds the result and the photo."""
 
@@ -52,7 +52,12 @@ class Generate(ModelFlags, Order):
         known: dict[str, Any] = dict(vars(order))
         known |= {n: Path(p) for n, p in zip(FOLDERS, content.get("folders") or (), strict=False) if p}
         return Generate(
-            like=Path(value), model=content.get("model", "mannequin"), memory=content.get("memory", "auto"), lora=tuple(content.get("loras", ())), **known
+            like=Path(value),
+            out=Path(f"{Path(value).stem}-again.png"),
+            model=content.get("model", "mannequin"),
+            memory=content.get("memory", "auto"),
+            lora=tuple(content.get("loras", ())),
+            **known,
         )
 
     def run(self) -> int:

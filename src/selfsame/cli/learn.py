@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +44,14 @@ class Learn:
     """textual-inversion trains the words freely: the baseline."""
     features: Literal["mean", "one"] = "mean"
     """Several photos: the mean of their features, or one photo's a sample."""
+    look_every: int = 150
+    """Steps between looks, each a row of pictures painted with the words so far and a loss on fixed samples."""
     patience: int = 0
-    """End after so many looks (one in 150 steps) without a lower loss on fixed samples; 0: never early."""
+    """End after so many looks without a lower loss on fixed samples; 0: never early."""
     show_batch: Path | None = None
     """Also write a sheet of the augmented pictures and their masks (face red, hair green)."""
     overwrite: bool = False
-    """Replace an output that exists."""
+    """Replace an output that exists; without it --people leaves out whoever is there already."""
     base: Path | None = None
     """A Stable Diffusion 1, 2 or XL folder to learn for instead of the miniature; it needs the next three."""
     face_vit: Path | None = None
@@ -69,6 +70,8 @@ class Learn:
             raise InputError("give --face with photos of one person, or --people with a folder of people")
         if self.steps < 1 or self.batch_size < 1:
             raise InputError(f"--steps {self.steps} --batch-size {self.batch_size}: give at least 1 of each")
+        if self.look_every < 1 or self.patience < 0:
+            raise InputError(f"--look-every {self.look_every} --patience {self.patience}: give at least 1 step, and 0 looks or more")
         if not self.learning_rate > 0:
             raise InputError(f"--learning-rate {self.learning_rate}: give a number above 0")
         if self.show_batch:
@@ -124,6 +127,11 @@ class Learn:
             if self.out.exists() and not self.out.is_dir():
                 raise InputError(f"{self.out}: is a file; with --people give a folder as --out")
             self.out.mkdir(parents=True, exist_ok=True)
+        if self.people and not self.overwrite:
+            done = [out for _, out in jobs if out.exists()]  # by a run that was stopped
+            if done:
+                print(f"{len(done)} of {len(jobs)} people are there already, such as {done[0]}; --overwrite learns them anew")
+            jobs = [job for job in jobs if job[1] not in done]
         for out in (o for _, path in jobs for o in (path, preview_of(path))):
             if out.exists() and not self.overwrite:
                 raise InputError(f"{out}: exists already; choose another --out, or --overwrite to replace it")
@@ -135,7 +143,9 @@ class Learn:
         import re
         import shutil
 
-        from selfsame.images.files import InputError
+        import numpy as np
+
+        from selfsame.images.files import InputError, read_image, write_image
         from selfsame.recipes.stableidentity import Learning, learn
         from selfsame.studio.ready import pictures_in
 
@@ -151,6 +161,7 @@ class Learn:
             seed=self.seed,
             method=self.method,
             features=self.features,
+            look_every=self.look_every,
             patience=self.patience,
         )
         folder = out.with_name(f".{out.stem}.learning")
@@ -166,7 +177,7 @@ class Learn:
             who = learn(base, given, placeholder, folder, how, on_progress=show, on_note=warn, show_batch=self.show_batch)
         who.save(out)
         previews = sorted((folder / "samples").glob("*.png"))
-        if previews:
-            os.replace(previews[-1], preview_of(out))
+        if previews:  # a row a look: how the words came to be
+            write_image(preview_of(out), np.concatenate([read_image(p) for p in previews]))
         shutil.rmtree(folder)
         print(f"{out}  {placeholder}  preview {preview_of(out)}  {time.monotonic() - began:.0f} s")

@@ -93,7 +93,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         array = np.asarray(image, np.float64)
-        top = 65535.0 if array.max() > 255 else 255.0
+        top = 65535.0 if image.mode.startswith("I;16") or array.max() > 255 else 255.0
         grey = np.clip(array / top * 255, 0, 255).round().astype(np.uint8)
         return np.repeat(grey[..., None], 3, 2)
     if _is_clear(image):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +67,7 @@ class Options:
         if self.learning_rate:
             run = replace(run, learning_rate=self.learning_rate)
         if self.smoke:
+            shutil.rmtree(self.runs / f"{default.folder.name.removesuffix('-smoke')}-smoke", ignore_errors=True)  # two fresh steps every time
             run = replace(run, max_steps=2, log_every=1, save_every=1, look_every=0)
         return replace(
             run,

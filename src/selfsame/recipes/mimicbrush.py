@@ -30,7 +30,7 @@ from selfsame.studio.studio import Studio
 from selfsame.training.loop import Batch, Loss, Run
 from selfsame.weights.mannequin import checked_folder, load_unet, load_vae
 
-LORA_RANK = 16
+LORA_RANK = 8  # of the reference net: all shipped weights together stay under 50 MB
 VARIATIONS = 2  # augmented samples that are made of each pair and kept
 HELD_OUT = 256
 SHOWN = 8  # samples to look at
@@ -106,7 +106,7 @@ def mimicbrush(options: Options, how: PairSamples = PairSamples()) -> Trained:
     """Frame pairs and stills of the world's clips: hidden parts are painted after another look at the same thing."""
     run = options.run(
         Run(folder=options.folder("mimicbrush"), max_steps=37500, batch_size=16, learning_rate=4e-4, ema_decay=0.999, look_every=1000, seed=61),
-        after=("base/vae", "clip_image.safetensors"), batch_size=256, learning_rate=1e-3, max_steps=5000,
+        after=("base", "clip_image.safetensors"), batch_size=256, learning_rate=1e-3, max_steps=5000,
     )  # fmt: skip
     unet = load_unet()
     side, held = prepared(options, "train", how, VARIATIONS), prepared(options, "validation", how, 1)

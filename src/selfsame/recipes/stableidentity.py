@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,13 +181,15 @@ def learn(
     samples = Samples(base, seen, how, placeholder)
     if show_batch is not None:
         write_image(show_batch, samples.shown())
+    tower = tower_hash(*(encoder for _, encoder in base.towers))
+    how_long = {"steps", "look_every", "log_every", "patience"}  # what may change while the rest stays the same
+    said = repr(({k: v for k, v in asdict(how).items() if k not in how_long}, base.name, tower, sources))
     run = Run(
         folder=folder, max_steps=how.steps, batch_size=how.batch_size, learning_rate=how.learning_rate, warmup_steps=1, decay="constant",
         weight_decay=how.weight_decay, betas=(0.9, 0.999), ema_decay=0.0, precision="no", seed=how.seed, log_every=how.log_every, save_every=50,
-        look_every=how.look_every, watch="fixed_loss", patience=how.patience, data=f"{placeholder} {' '.join(s[:12] for s in sources)}",
+        look_every=how.look_every, watch="fixed_loss", patience=how.patience, data=f"{placeholder} {hashlib.sha256(said.encode()).hexdigest()[:12]}",
     )  # fmt: skip
     scale = float(base.vae.config.scaling_factor)
-    tower = tower_hash(*(encoder for _, encoder in base.towers))
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         said = model(batch["noisy"], batch["t"], batch["features"], batch["ids"], batch["first"])

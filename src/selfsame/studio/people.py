@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from selfsame.studio.request import Request
 from selfsame.values.identity import Identity, LearnedWords, is_identity
 
 F = TypeVar("F", bound=Found)
+PLACEHOLDER = re.compile(r"<[A-Za-z0-9][A-Za-z0-9_-]*>")
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,10 @@ def cast_of(people: Sequence[Person], request: Request, text_encoder: Any) -> Ca
             words[learned.placeholder] = torch.from_numpy(learned.vectors[0])
         if request.use in ("face", "both") or (request.use == "auto" and not by_words):
             faces.append(person)
+    known = [p.identity.words.placeholder for p in people if p.identity.words]
+    strange = [name for name in PLACEHOLDER.findall(request.full_prompt) if name not in known]
+    if known and strange:
+        raise InputError(f"the prompt names {strange[0]}, and nobody given is called so: {', '.join(known)}")
     if any(not person.identity.num_photos for person in faces):
         raise InputError("an identity has learned words but no photo; use --use words, or make it anew from a photo")
     return Cast(tuple(faces), words)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -39,6 +39,23 @@ from selfsame.weights import mannequin
 ENCODER_NAME = "mannequin-encoder-2"
 MODELS = ("mannequin", "instantid-sdxl", "instantid-sd15")
 ROWS = 4  # pictures denoised together
+
+
+@overload
+def load(name: Literal["mannequin"] = "mannequin", *, device: str = "cpu") -> Studio: ...
+
+
+@overload
+def load(
+    name: str,
+    *,
+    device: str = "cpu",
+    base: str | Path | None = None,
+    instantid: str | Path | None = None,
+    face_models: str | Path | None = None,
+    memory: str = "auto",
+    loras: Sequence[str] = (),
+) -> Any: ...
 
 
 def load(

@@ -46,7 +46,10 @@ def manifest(folder: Path | None = None) -> dict[str, Any]:
     path = (folder or FOLDER) / MANIFEST
     if not path.exists():
         raise WeightsError(f"{path} is missing: reinstall selfsame, or train the model with `selfsame train` and ship it")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"{path} is damaged ({error}): reinstall selfsame") from None
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,14 @@ def widened(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionMode
     return made
 
 
+def _hash_of(unet: UNet2DConditionModel) -> str:
+    """Short hash of a U-Net's weights, the same in single and half precision."""
+    digest = hashlib.sha256()
+    for value in unet.state_dict().values():
+        digest.update(value.detach().half().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 class MimicBrush(nn.Module):
     """All that the official checkpoint holds but the CLIP image tower."""
 
@@ -46,6 +55,7 @@ class MimicBrush(nn.Module):
         super().__init__()
         self.fusion: FUSIONS = fusion  # what the weights were trained with, and what follows too
         self.use_net = self.use_tokens = True
+        self.base = ""  # which base a reference net of low-rank additions stands on
         self.unet, self.reference_net = unet, reference_net
         self.image_projector, self.depth_projector = image_projector, depth_projector
 
@@ -62,7 +72,9 @@ class MimicBrush(nn.Module):
         if lora_rank:
             reference.add_lora(lora_rank)
         context = int(unet.config["cross_attention_dim"])
-        return cls(widened(unet, 3 * channels + 1), reference, ImageProjector(image_width, context), DepthProjector(channels), fusion)
+        made = cls(widened(unet, 3 * channels + 1), reference, ImageProjector(image_width, context), DepthProjector(channels), fusion)
+        made.base = _hash_of(unet) if lora_rank else ""
+        return made
 
     def trainable(self) -> MimicBrush:
         """Everything that is used learns, but of a reference net with LoRA the additions alone."""
@@ -84,7 +96,7 @@ class MimicBrush(nn.Module):
         rank = next((v.shape[0] for k, v in lora.items() if ".lora_A." in k), 0)
         save_file(values, folder / FILE, metadata={"format": "pt"})
         about = {"image_width": self.image_projector.projector.in_features, "lora_rank": rank, "fusion": self.fusion}
-        about |= {"use_net": self.use_net, "use_tokens": self.use_tokens}
+        about |= {"use_net": self.use_net, "use_tokens": self.use_tokens, "base": self.base}
         (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
 
     @classmethod
@@ -101,6 +113,8 @@ class MimicBrush(nn.Module):
         folder = Path(folder)
         about = json.loads((folder / "config.json").read_text())
         method = cls.from_base(base, about["image_width"], lora_rank=about["lora_rank"], fusion=about["fusion"])
+        if about.get("base", method.base) != method.base:
+            raise ValueError(f"{folder}: its reference net is the base it was trained on with additions, and this is another base: train it anew on this one")
         method.use_net, method.use_tokens = about.get("use_net", True), about.get("use_tokens", True)
         method.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
         values = load_file(folder / FILE)
