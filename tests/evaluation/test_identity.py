@@ -32,6 +32,7 @@ def test_one_person_two_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert content["protocol"]["weights_sha256"]["judge.safetensors"]
     assert any("only 1 of the protocol" in n for n in content["notes"])
     assert any("attributes, both, fast minus both" in n for n in content["notes"])
+    assert sum("over the oracle's" in n for n in content["notes"]) == 6
     assert "data:image/png" in (tmp_path / "report.html").read_text()
 
 

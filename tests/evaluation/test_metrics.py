@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from selfsame.evaluation.metrics import bootstrap_interval, is_first, mean, paired_interval, point_error
+from selfsame.evaluation.metrics import bootstrap_interval, is_first, mean, paired_interval, point_error, ratio_interval
 from selfsame.evaluation.report import Report, Row, span, text_table, write_report
 
 
@@ -66,3 +66,13 @@ def test_reports_are_json_that_every_parser_reads(tmp_path):
         raise AssertionError(name)
 
     assert json.loads(path.read_text(), parse_constant=refuse)["rows"][0]["columns"] == {"x": None}
+
+
+def test_a_share_of_the_oracle_is_paired():
+    """Half of what the oracle hits is half, whatever the people; nothing over nothing is no number."""
+    oracle = [1.0, 0.0, 1.0, 1.0] * 10
+    middle, low, high = ratio_interval([x / 2 for x in oracle], oracle, list(range(40)))
+    assert (middle, low, high) == pytest.approx((0.5, 0.5, 0.5))
+    assert all(math.isnan(v) for v in ratio_interval([0.0, 0.0], [0.0, 0.0]))
+    with pytest.raises(ValueError, match="equal lengths"):
+        ratio_interval([1.0], [1.0, 0.0])

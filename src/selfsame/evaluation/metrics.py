@@ -40,6 +40,32 @@ def paired_interval(
     return (float(difference.mean()), *bootstrap_interval(list(difference), groups, num_draws=num_draws, seed=seed))
 
 
+def ratio_interval(
+    a: Sequence[float], b: Sequence[float], groups: Sequence[int] | None = None, *, num_draws: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean of a over mean of b, as "so much of the oracle", and its percentile bootstrap interval over pairs. NaN where b is nothing.
+
+    Args:
+        groups: as of `bootstrap_interval`.
+
+    Raises:
+        ValueError: the sequences differ in length.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"pairs need equal lengths, not {len(a)} and {len(b)}")
+    _, member = np.unique(np.arange(len(a)) if groups is None else np.asarray(groups), return_inverse=True)
+    upper, lower = (np.bincount(member, np.asarray(x, np.float64)) for x in (a, b))
+    if not lower.sum():
+        return float("nan"), float("nan"), float("nan")
+    middle = float(upper.sum() / lower.sum())
+    if len(upper) < 2:
+        return middle, float("nan"), float("nan")
+    drawn = np.random.default_rng(seed).integers(0, len(upper), (num_draws, len(upper)))
+    ratios = upper[drawn].sum(1) / np.maximum(lower[drawn].sum(1), 1e-12)
+    tail = (1 - level) / 2
+    return middle, float(np.quantile(ratios, tail)), float(np.quantile(ratios, 1 - tail))
+
+
 def is_first(probe: np.ndarray | None, gallery: np.ndarray, truth: int) -> bool:
     """Whether the unit gallery row (n d) nearest to the probe (d) is the true one; no face is a miss."""
     return probe is not None and int((gallery @ probe).argmax()) == truth

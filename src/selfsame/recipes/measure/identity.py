@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from selfsame.evaluation.metrics import paired_interval
+from selfsame.evaluation.metrics import paired_interval, ratio_interval
 from selfsame.evaluation.report import Report, Row, write_report
 from selfsame.mannequins.render import Picture
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
@@ -61,6 +61,22 @@ def _paint_row(studio: Studio, name: str, tasks: Sequence[Task], split: str, req
     return images
 
 
+def _of_oracle(tasks: Sequence[Task], judged: Mapping[str, list[dict[str, float]]]) -> list[str]:
+    """How much of the oracle's rank-1 each row of both parts reaches, by gallery and over photo-like prompts."""
+    lines = []
+    for name in (n for n in judged if n.startswith("both") and "oracle" in judged):
+        for said, key, style in (
+            ("photo-like prompts, of 100", "rank1", "photo"),
+            ("all styles, of 100", "rank1", ""),
+            ("all styles, of 20 matched", "matched", ""),
+        ):
+            mine = [i for i, t in enumerate(tasks) if style in ("", t.attributes["style"])]
+            ours, oracle = ([judged[row][i][key] for i in mine] for row in (name, "oracle"))
+            middle, low, high = ratio_interval(ours, oracle, [tasks[i].person for i in mine])
+            lines.append(f"rank-1, {name}, over the oracle's, {said}: {middle:.3f} ({low:.3f} to {high:.3f})")
+    return lines
+
+
 def _swapped(studio: Studio, tasks: Sequence[Task], split: str, request: Request, tick: Callable[[int], None]) -> list[np.ndarray]:
     """Pictures of the base, each with the photo's face laid over it."""
     images = []
@@ -99,6 +115,7 @@ def identity(
     rows, by_style, strips = [], [], []
     cosines: dict[str, list[float]] = {}
     followed: dict[str, list[float]] = {}
+    judged: dict[str, list[dict[str, float]]] = {}
     seen: list[Seen] = []
     for name in names:
         began = time.monotonic()
@@ -106,10 +123,11 @@ def identity(
         seconds = (time.monotonic() - began) / len(tasks)
         strips.append((name, images[:8]))
         results = judges.results(tasks, images, judges.kps(images), asked_kps=name not in UNPOSED)
+        judged[name] = results
         cosines[name], followed[name] = [r["cosine"] for r in results], [r["attributes"] for r in results]
         if name == "both":
-            judged = zip(tasks, results, images, strict=True)
-            seen = [Seen.of_one(t.prompt, None if r["no_face"] else r["cosine"], image, t.person) for t, r, image in judged]
+            together = zip(tasks, results, images, strict=True)
+            seen = [Seen.of_one(t.prompt, None if r["no_face"] else r["cosine"], image, t.person) for t, r, image in together]
         rows.append(Row(name, columns_of(results, seconds, p["bootstrap"], [t.person for t in tasks])))
         by_style += rows_by_style(name, tasks, results)
     notes = extent(p, count)
@@ -125,6 +143,7 @@ def identity(
             if a in values and b in values:
                 middle, low, high = paired_interval(values[a], values[b], groups)
                 notes.append(f"{what}, {a} minus {b}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
+    notes += _of_oracle(tasks, judged)
     notes.append("copy-paste: (cosine to the photo that lent the face - cosine to another of the person) / (1 - the photos' own), 1 for a copied photo")
     notes.append("'alike among themselves' is the mean cosine between the pictures of one person: near 1 they repeat one face, expression and all")
     notes.append("a picture without a face counts as cosine 0 and as missed; key-point errors are over pictures with a face")

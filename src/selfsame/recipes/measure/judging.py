@@ -23,7 +23,10 @@ from selfsame.recipes.measure.protocols import Task, canonical_kps, oracle_pictu
 from selfsame.studio.studio import Studio
 from selfsame.weights import mannequin
 
-COLUMNS = ("rank1", "matched", "cosine", "attributes", "kps", "no_face")
+COLUMNS = {  # a picture's numbers, and what tables call their means
+    "rank1": "rank-1 of 100", "matched": "of 20 matched", "cosine": "cosine", "attributes": "attributes", "kps": "kps error", "no_face": "no face",
+    "copied": "copy-paste", "alike": "alike among themselves",
+}  # fmt: skip
 
 
 def judge_gallery(studio: Studio, split: str, people: Sequence[int]) -> np.ndarray:
@@ -134,20 +137,14 @@ class Judges:
         return self._photos[person]
 
 
+def means_of(results: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each number that is not NaN, under its column's name."""
+    return {head: mean([r[key] for r in results]) for key, head in COLUMNS.items()}
+
+
 def columns_of(results: list[dict[str, float]], seconds: float, draws: int, people: Sequence[int]) -> dict[str, float | str]:
     low, high = bootstrap_interval([r["cosine"] for r in results], people, num_draws=draws)
-    return {
-        "rank-1 of 100": mean([r["rank1"] for r in results]),
-        "of 20 matched": mean([r["matched"] for r in results]),
-        "cosine": mean([r["cosine"] for r in results]),
-        "95 %": span(low, high),
-        "attributes": mean([r["attributes"] for r in results]),
-        "kps error": mean([r["kps"] for r in results]),
-        "no face": mean([r["no_face"] for r in results]),
-        "copy-paste": mean([r["copied"] for r in results]),
-        "alike among themselves": mean([r["alike"] for r in results]),
-        "s": seconds,
-    }
+    return {**means_of(results), "95 % of cosine": span(low, high), "s": seconds}
 
 
 def oracle_pictures(studio: Studio, split: str, tasks: Sequence[Task], tick: Callable[[int], None]) -> list[np.ndarray]:
@@ -167,7 +164,7 @@ def rows_by_style(name: str, tasks: Sequence[Task], results: Sequence[dict[str, 
     for style in STYLES:
         mine = [r for r, t in zip(results, tasks, strict=True) if t.attributes["style"] == style]
         if mine:
-            rows.append(Row(f"{name}, {style}", {k: mean([r[k] for r in mine]) for k in COLUMNS}))
+            rows.append(Row(f"{name}, {style}", means_of(mine)))
     return rows
 
 
