@@ -18,9 +18,10 @@ from selfsame.methods.mimicbrush import samples
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.methods.mimicbrush.objective import MimicBrushTrainer, mimicbrush_loss
 from selfsame.methods.mimicbrush.pictures import latent_mask
-from selfsame.methods.mimicbrush.samples import Pair, PairSamples, training_sample
+from selfsame.methods.mimicbrush.samples import Pair, PairSample, PairSamples, training_sample
 from selfsame.models.latents import encode
 from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, image_states, load_image_encoder
+from selfsame.perception.depth import DepthNet, depth_of
 from selfsame.recipes.base import NOISE
 from selfsame.recipes.caches import as_tensor, batched, cached_folder, fill_maps, fingerprint_of
 from selfsame.recipes.common import Options, Trained, beside, compute_device, epoch_rows, finish, generator_at, save_grid, to_pixels, torch_generator
@@ -28,7 +29,7 @@ from selfsame.studio.edits import SIDE, Editor, Square
 from selfsame.studio.request import EditRequest
 from selfsame.studio.studio import Studio
 from selfsame.training.loop import Batch, Loss, Run
-from selfsame.weights.mannequin import checked_folder, load_unet, load_vae
+from selfsame.weights.mannequin import checked_folder, load_into, load_unet, load_vae
 
 LORA_RANK = 8  # of the reference net: all shipped weights together stay under 50 MB
 VARIATIONS = 2  # augmented samples that are made of each pair and kept
@@ -67,11 +68,20 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int) ->
 
     Raises:
         FileNotFoundError: the pairs have not been prepared; the message says how.
+        WeightsError: they come from videos or stills, and no depth network is installed.
     """
     vae, tower = load_vae().to(compute_device()), load_image_encoder().to(compute_device())  # type: ignore[arg-type]
     folder = pairs_folder(options.data)
-    count = sum(1 for _ in read_pairs(folder, split, pictures=False))
+    about = list(read_pairs(folder, split, pictures=False))
+    count, own = len(about), all("world" in record for record in about)  # the world knows its depth, videos and stills do not
+    near = None if own else load_into(DepthNet(), "depth.safetensors").to(compute_device())
     assert vae.quant_conv is not None
+
+    def depth_seen(made: PairSample) -> np.ndarray:
+        if made.depth is not None:
+            return made.depth
+        assert near is not None
+        return (depth_of(near, made.source) * 255).round().astype(np.uint8)
 
     def encoded(records: list[dict], first: int) -> dict[str, np.ndarray]:
         made = [
@@ -83,7 +93,7 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int) ->
         part = {"source": encode(vae, to_pixels(sources)), "collage": encode(vae, to_pixels(collages)), "reference": encode(vae, seen)}
         arrays = {k: v.half().cpu().numpy() for k, v in (part | {"states": image_states(tower, seen)}).items()}
         arrays["mask"] = np.concatenate([latent_mask(m).numpy().astype(np.uint8) for m in masks])
-        arrays["depth"] = np.stack([np.zeros(masks[0].shape, np.uint8) if m.depth is None else m.depth for m in made])
+        arrays["depth"] = np.stack([depth_seen(m) for m in made])
         arrays["still"] = np.array([r["kind"] == "still" for r in records])
         return arrays | {"shown": np.stack([sources, references, collages], 1)}
 
@@ -98,7 +108,7 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int) ->
                 at += len(records)
                 yield part
 
-    key = _key(folder, split, how, variations, [vae.encoder, vae.quant_conv, tower])
+    key = _key(folder, split, how, variations, [vae.encoder, vae.quant_conv, tower, *([near] if near else [])])
     return Side(**cached_folder(options.runs / "cache" / f"pairs-{split}.{key}", lambda place: fill_maps(place, parts(place), count * variations)))
 
 
