@@ -93,7 +93,7 @@ def read_latents(latents: np.ndarray, embeddings: np.ndarray, people: np.ndarray
     torch.manual_seed(seed)
     device = compute_device()
     net, blur = LatentFace(latents.shape[1], embeddings.shape[1]).to(device), Blur.of(latents, rng)
-    unit = F.normalize(torch.from_numpy(np.ascontiguousarray(embeddings)).float(), dim=1)
+    unit = F.normalize(torch.from_numpy(np.array(embeddings, np.float32)), dim=1)
     who = torch.from_numpy(np.unique(people[rows], return_inverse=True)[1])
     means = F.normalize(torch.zeros(int(who.max()) + 1, unit.shape[1]).index_add_(0, who, unit[rows]), dim=1)
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.05)
