@@ -81,17 +81,6 @@ class Options:
         """Where a run of this name lies."""
         return self.runs / (f"{name}-smoke" if self.smoke else name)
 
-    def is_warm(self, folder: Path) -> bool:
-        """Whether the run in a folder began with the installed weights: what it began with counts, not what a later call says."""
-        mark = folder / "warm"
-        if not (folder / "state.pt").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            if self.warm:
-                mark.touch()
-            else:
-                mark.unlink(missing_ok=True)
-        return mark.exists()
-
     def start(self, fresh: Callable[[], M], installed: Callable[[], nn.Module]) -> M:
         """What a new run begins with: a fresh module, or with `warm` the one that ships."""
         return (cast("M", installed()) if self.warm else fresh()).train().requires_grad_(True)

@@ -43,7 +43,6 @@ LIKENESS = 0.1  # weight of the loss on the forming face; 0 is the paper (docs/t
 SMALL_SHARE = 0.05  # of the steps, the first, see pictures of half the size, as the base's do
 LANDING_STEPS, LANDING_RATE = 500, 2e-3  # 40 seconds on two cores
 LOUDNESS = 0.5  # of landed tokens: whole ones beside the text's would be as much again as the layers know
-HELD_SHARE = 0.1  # of the steps, the first, leave the Resampler as it was drawn: until somebody reads it, it would only learn to be silent
 
 
 def drawings_of(table: Table, rows: np.ndarray, folder, name: str) -> np.ndarray:
@@ -133,7 +132,7 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
             return drop(made, empty, how, g)
 
     side, held = Side("train"), Side("validation")
-    small_steps, held_steps = math.ceil(SMALL_SHARE * run.max_steps), 0 if options.is_warm(run.folder) else math.ceil(HELD_SHARE * run.max_steps)
+    small_steps = math.ceil(SMALL_SHARE * run.max_steps)
     never = InstantIDSamples(drop_face=0, drop_text=0, drop_both=0, max_photos=1)
 
     def held_batches(mean: float, std: float) -> list[Batch]:
@@ -147,8 +146,7 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
 
     def batch_at(step: int) -> Batch:
         at = np.sort(side.photos.rows[epoch_rows(len(side.photos.rows), run.batch_size, run.seed, step)])
-        made = side.batch(at, generator_at(run.seed, step), how, shrink=2 if step < small_steps else 1)
-        return made | {"holds": torch.full((len(at),), float(step < held_steps))}
+        return side.batch(at, generator_at(run.seed, step), how, shrink=2 if step < small_steps else 1)
 
     key = fingerprint_of([encoder, vae.encoder], side.table.digest)  # type: ignore[list-item]
     reader_steps = 2 if options.smoke else STEPS

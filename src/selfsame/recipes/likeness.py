@@ -8,6 +8,7 @@ latents, so that nothing is decoded. It says what the conditioning encoder says;
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +114,7 @@ def read_latents(latents: np.ndarray, embeddings: np.ndarray, people: np.ndarray
 def kept_reader(path: Path, latents: np.ndarray, embeddings: np.ndarray, people: np.ndarray, rows: np.ndarray, seed: int, steps: int = STEPS) -> LatentFace:
     """The reader at `path`, taught and written atomically when it is not there."""
     if not path.exists():
+        print(f"teaching a reader of faces in latents, {steps} steps, once for all runs", file=sys.stderr, flush=True)
         partial = path.with_suffix(f".{os.getpid()}.part")
         torch.save(read_latents(latents, embeddings, people, rows, seed, steps).cpu().state_dict(), partial)
         os.replace(partial, path)

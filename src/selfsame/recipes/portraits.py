@@ -30,7 +30,6 @@ from selfsame.models.latents import encode
 from selfsame.models.text import encode_for_sdxl, encode_prompts
 from selfsame.recipes.caches import as_tensor, batched, cached_folder, fill_maps, fingerprint_of
 from selfsame.recipes.common import Options, Trained, beside, compute_device, epoch_rows, finish, generator_at, save_grid, to_pixels, torch_generator
-from selfsame.recipes.instantid import HELD_SHARE
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
 from selfsame.studio.real import Folders, RealStudio
@@ -38,6 +37,7 @@ from selfsame.studio.request import Request
 from selfsame.training.loop import Batch, Loss, Run, fast_bf16
 
 SHOWN, SHOWN_STEPS = 4, 20  # held-out people that a look paints, and in how many steps
+HELD_SHARE = 0.1  # of the steps, the first, leave the Resampler as it was drawn: until somebody reads it, it would only learn to be silent
 WEIGHTS = "weights"  # the run's folder of the official layout
 
 
