@@ -164,7 +164,7 @@ def rows_by_style(name: str, tasks: Sequence[Task], results: Sequence[dict[str, 
     for style in STYLES:
         mine = [r for r, t in zip(results, tasks, strict=True) if t.attributes["style"] == style]
         if mine:
-            rows.append(Row(f"{name}, {style}", means_of(mine)))
+            rows.append(Row(f"{name}, {style}", {**means_of(mine)}))
     return rows
 
 
