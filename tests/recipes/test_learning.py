@@ -24,7 +24,7 @@ from selfsame.perception.parser import FaceParser
 from selfsame.recipes.bases import FACE_NAMES, LearnBase, framed, mannequin_base, stable_diffusion_base
 from selfsame.recipes.stableidentity import Learning, Samples, learn, photo_of, words_modules
 from selfsame.studio.studio import Studio
-from selfsame.training.loop import Progress
+from selfsame.training.run import Progress
 from selfsame.values.identity import LearnedWords
 from tests.goldens import stableidentity_recipe as recipe
 from tests.methods.test_stableidentity_files import tiny_sdxl

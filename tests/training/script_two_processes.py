@@ -12,7 +12,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from selfsame.training.loop import Batch, train
+from selfsame.training.loop import train
+from selfsame.training.run import Batch
 from tests.training.test_loop import batch_at, net, objective, run
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from selfsame.training.loop import NORM_BATCHES, Checkpoint, Loss, Run, rows_of, train
+from selfsame.training.loop import NORM_BATCHES, train
+from selfsame.training.processes import rows_of
+from selfsame.training.records import Checkpoint
+from selfsame.training.run import Loss, Run
 
 
 def batch_at(step: int) -> dict[str, torch.Tensor]:

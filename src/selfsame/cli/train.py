@@ -85,7 +85,7 @@ class Train:
         from selfsame.recipes import catalogue
         from selfsame.recipes.common import Options
         from selfsame.recipes.curves import draw_curve
-        from selfsame.training.loop import wait_for_everyone
+        from selfsame.training.processes import wait_for_everyone
 
         with bar(f"training {name}", 1) as tick:
             done = 0.0

@@ -15,15 +15,24 @@ def bootstrap_interval(
     Args:
         groups: what each value belongs to; whole groups are drawn, since several pictures of one person are not independent.
     """
-    data = np.asarray(values, np.float64)
-    _, member = np.unique(np.arange(len(data)) if groups is None else np.asarray(groups), return_inverse=True)
-    sums, counts = np.bincount(member, data), np.bincount(member)
-    if len(sums) < 2:
+    sums, counts = _by_group((values, np.ones(len(values))), groups)
+    return _spread(sums, counts, num_draws, seed, level)
+
+
+def _by_group(columns: Sequence[Sequence[float] | np.ndarray], groups: Sequence[int] | None) -> list[np.ndarray]:
+    """Sums of each column over each group."""
+    _, member = np.unique(np.arange(len(columns[0])) if groups is None else np.asarray(groups), return_inverse=True)
+    return [np.bincount(member, np.asarray(column, np.float64)) for column in columns]
+
+
+def _spread(upper: np.ndarray, lower: np.ndarray, num_draws: int, seed: int, level: float) -> tuple[float, float]:
+    """Percentile bootstrap interval of sum(upper) / sum(lower) over groups; NaN for fewer than two."""
+    if len(upper) < 2:
         return float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (num_draws, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    drawn = np.random.default_rng(seed).integers(0, len(upper), (num_draws, len(upper)))
+    ratios = upper[drawn].sum(1) / np.maximum(lower[drawn].sum(1), 1e-12)
     tail = (1 - level) / 2
-    return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
+    return float(np.quantile(ratios, tail)), float(np.quantile(ratios, 1 - tail))
 
 
 def paired_interval(
@@ -53,17 +62,10 @@ def ratio_interval(
     """
     if len(a) != len(b):
         raise ValueError(f"pairs need equal lengths, not {len(a)} and {len(b)}")
-    _, member = np.unique(np.arange(len(a)) if groups is None else np.asarray(groups), return_inverse=True)
-    upper, lower = (np.bincount(member, np.asarray(x, np.float64)) for x in (a, b))
+    upper, lower = _by_group((a, b), groups)
     if not lower.sum():
         return float("nan"), float("nan"), float("nan")
-    middle = float(upper.sum() / lower.sum())
-    if len(upper) < 2:
-        return middle, float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).integers(0, len(upper), (num_draws, len(upper)))
-    ratios = upper[drawn].sum(1) / np.maximum(lower[drawn].sum(1), 1e-12)
-    tail = (1 - level) / 2
-    return middle, float(np.quantile(ratios, tail)), float(np.quantile(ratios, 1 - tail))
+    return (float(upper.sum() / lower.sum()), *_spread(upper, lower, num_draws, seed, level))
 
 
 def is_first(probe: np.ndarray | None, gallery: np.ndarray, truth: int) -> bool:

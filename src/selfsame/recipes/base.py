@@ -21,7 +21,7 @@ from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish
 from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Studio
-from selfsame.training.loop import Batch, Loss, Run
+from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import load_text, load_unet, load_vae
 
 TEXT_DROP = 0.10

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from selfsame.data.shards import world_of
 from selfsame.images.files import write_image
-from selfsame.training.loop import Progress, Run, train
+from selfsame.training.loop import train
+from selfsame.training.run import Progress, Run
 from selfsame.weights.mannequin import digest_of
 
 DATA = Path("data/world2")
@@ -67,7 +68,7 @@ class Options:
         if self.learning_rate:
             run = replace(run, learning_rate=self.learning_rate)
         if self.smoke:
-            shutil.rmtree(self.runs / f"{default.folder.name.removesuffix('-smoke')}-smoke", ignore_errors=True)  # two fresh steps every time
+            shutil.rmtree(default.folder, ignore_errors=True)  # two fresh steps every time, in a folder of their own
             run = replace(run, max_steps=2, log_every=1, save_every=1, look_every=0)
         return replace(
             run,

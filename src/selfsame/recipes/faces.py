@@ -17,7 +17,7 @@ from selfsame.mannequins.world import neutral_scene
 from selfsame.perception.detector import FaceDetector, detect, detector_loss
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, CropSpec, FaceEncoder, JudgeNet, MarginLoss, embed, rank1, to_crops
 from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, to_pixels, torch_generator
-from selfsame.training.loop import Batch, Loss, Run
+from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import load_into
 
 SLACK = 8  # crops are cached larger by this part of their size, and cut at random places

@@ -30,7 +30,7 @@ from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Studio
-from selfsame.training.loop import Batch, Loss, Run
+from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import checked_folder, load_into, load_text, load_unet, load_vae
 
 SIZE = ResamplerSize(dim=192, depth=2, dim_head=32, heads=6, num_queries=16, embedding_dim=512, output_dim=CONTEXT_DIM)

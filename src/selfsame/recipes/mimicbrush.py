@@ -28,7 +28,7 @@ from selfsame.recipes.common import Options, Trained, beside, compute_device, ep
 from selfsame.studio.edits import SIDE, Editor, Square
 from selfsame.studio.request import EditRequest
 from selfsame.studio.studio import Studio
-from selfsame.training.loop import Batch, Loss, Run
+from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import checked_folder, load_into, load_unet, load_vae
 
 LORA_RANK = 8  # of the reference net: all shipped weights together stay under 50 MB

@@ -15,7 +15,7 @@ from selfsame.perception.parser import FaceParser, overlap, parse, parser_loss, 
 from selfsame.recipes.caches import faces_of
 from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, save_grid, to_pixels
 from selfsame.recipes.faces import SLACK, augment, cached_crops, face_rows, held_out_rank1, person_of_row
-from selfsame.training.loop import Batch, Loss, Run
+from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import load_into
 
 

@@ -34,7 +34,7 @@ from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
 from selfsame.studio.real import Folders, RealStudio
 from selfsame.studio.request import Request
-from selfsame.training.loop import Batch, Loss, Run, fast_bf16
+from selfsame.training.run import Batch, Loss, Run, fast_bf16
 
 SHOWN, SHOWN_STEPS = 4, 20  # held-out people that a look paints, and in how many steps
 HELD_SHARE = 0.1  # of the steps, the first, leave the Resampler as it was drawn: until somebody reads it, it would only learn to be silent

@@ -16,7 +16,7 @@ from torch import nn
 from selfsame.mannequins.world import WORLD_VERSION
 from selfsame.models.mannequin import new_scheduler
 from selfsame.recipes.common import Trained
-from selfsame.training.loop import stoppable
+from selfsame.training.processes import stoppable
 from selfsame.weights.mannequin import FOLDER, install, note, ship
 
 

@@ -21,7 +21,8 @@ from selfsame.methods.stableidentity.samples import Draws, PhotoSamples, augment
 from selfsame.models.text import tokenize, tower_hash
 from selfsame.recipes.bases import LearnBase
 from selfsame.recipes.common import beside, generator_at, save_grid, to_pixels, torch_generator
-from selfsame.training.loop import Batch, Loss, Progress, Run, train
+from selfsame.training.loop import train
+from selfsame.training.run import Batch, Loss, Progress, Run
 from selfsame.values.identity import Identity, LearnedWords
 
 NUM_WORDS = 2

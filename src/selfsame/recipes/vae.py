@@ -16,7 +16,7 @@ from selfsame.models.latents import decode, encode
 from selfsame.models.mannequin import new_vae
 from selfsame.recipes.caches import as_tensor, latents_of
 from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, save_grid, to_images, to_pixels, torch_generator
-from selfsame.training.loop import Batch, Loss, Run
+from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import load_vae
 
 CROP = 64

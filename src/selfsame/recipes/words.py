@@ -20,7 +20,7 @@ from selfsame.models.text import tokenize
 from selfsame.models.tokens import BOS, EOS, train_tokenizer
 from selfsame.perception.reader import ATTRIBUTES, AttributeReader, agreement, read, readable, reader_loss
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, to_pixels, torch_generator
-from selfsame.training.loop import Batch, Loss, Run
+from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import checked, load_into, load_text
 
 VOCABULARY = 1500

@@ -68,7 +68,7 @@ def checks() -> Iterator[Check]:
 def _devices() -> Iterator[Check]:
     import torch as t
 
-    from selfsame.training.loop import fast_bf16
+    from selfsame.training.run import fast_bf16
 
     if t.cuda.is_available():
         for i in range(t.cuda.device_count()):

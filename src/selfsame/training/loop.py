@@ -6,155 +6,25 @@ processes see the same global batch as one.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import os
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-Batch = dict[str, Any]
+from selfsame.training.processes import in_any_process, mean_over_processes, part_of, prefetched, rows_of, stoppable
+from selfsame.training.records import Checkpoint, CurveLog
+from selfsame.training.run import Batch, Loss, Progress, Result, Run, fast_bf16
+
 NORM_BATCHES = 16  # over which batch-norm statistics of averaged weights are taken
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The number to descend and its named parts, for the log."""
-
-    total: Tensor
-    parts: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """How long, how fast, how often. Saved whole beside the result."""
-
-    folder: Path
-    max_steps: int
-    batch_size: int = 64  # global: all processes and accumulation steps together
-    learning_rate: float = 1e-3
-    warmup_steps: int = 200
-    decay: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
-    grad_clip: float = 1.0
-    accumulate: int = 1
-    ema_decay: float = 0.999
-    precision: Literal["no", "bf16", "auto"] = "auto"
-    seed: int = 0
-    log_every: int = 20
-    save_every: int = 500
-    save_minutes: float = 3.0  # also after this long, so that slow steps lose little
-    look_every: int = 0  # samples and metrics; 0: only at the end
-    watch: str = ""  # a figure of the looks that should fall
-    patience: int = 0  # looks without a lower one after which the run ends; 0: it never does
-    max_minutes: float = 0.0  # 0: until max_steps
-    data: str = ""  # what it learns from; a checkpoint of other data is not continued
-    upstream: str = ""  # likewise of frozen models whose outputs it learns from, where they are known
-    gradient_checkpointing: bool = False  # activations are computed again in the backward pass: a third slower, far less memory
-    prefetch: int = 0  # batches made ahead by as many threads: on a GPU the CPU is free for it
-
-    def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps {self.max_steps}: give at least 1")
-        if self.accumulate < 1 or self.batch_size < 1:
-            raise ValueError(f"batch_size {self.batch_size}, accumulate {self.accumulate}: give at least 1 of each")
-        if self.max_minutes < 0:
-            raise ValueError(f"max_minutes {self.max_minutes:g}: give 0 (no limit) or more")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
-        if self.patience and not (self.watch and self.look_every):
-            raise ValueError(f"patience {self.patience}: say which figure to watch, and look every so many steps")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay {self.ema_decay}: choose from [0, 1)")
-
-    def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine to a hundredth (or constant)."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        if self.decay == "constant":
-            return self.learning_rate * warm
-        at = min(1.0, step / self.max_steps)
-        return self.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * at)))
-
-
-@dataclass
-class Progress:
-    """What the caller may show: after each logged step."""
-
-    step: int
-    max_steps: int
-    loss: float
-    parts: dict[str, float]
-    learning_rate: float
-    samples_per_s: float
-    eta_s: float
-
-
-def fast_bf16() -> bool:
-    """Whether bf16 products are faster than fp32 here: CUDA, or a CPU with AMX."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return bool(amx())
-
-
-class Stop:
-    """Whether somebody asked the run to end."""
-
-    asked = False
-
-
-@contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Ctrl-C and a polite kill both ask the run to end after the step it is in; asked twice it ends at once.
-
-    Also in a background job, whose shell made it deaf to Ctrl-C.
-    """
-    stop = Stop()
-
-    def ask(*_: object) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def rows_of(rank: int, world_size: int, count: int) -> slice:
-    """The rows of a global batch that a process takes."""
-    share = count // world_size
-    return slice(rank * share, (rank + 1) * share)
-
-
-def _part(batch: Batch, rows: slice, device: torch.device) -> Batch:
-    def take(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value[rows].to(device, non_blocking=True)
-        return value[rows] if isinstance(value, list) else value
-
-    return {k: take(v) for k, v in batch.items()}
 
 
 def checkpoint_activations(module: nn.Module) -> None:
@@ -169,30 +39,6 @@ def checkpoint_activations(module: nn.Module) -> None:
         raise ValueError("gradient_checkpointing is asked for, but no part of the module offers it: set it to False")
     for switch in switches:
         switch()
-
-
-@contextmanager
-def prefetched(batch_at: Callable[[int], Batch], ahead: int) -> Iterator[Callable[[int], Batch]]:
-    """`batch_at` for steps asked in order, made in threads `ahead` steps before they are needed."""
-    if ahead < 1:
-        yield batch_at
-        return
-    coming: deque[tuple[int, Future[Batch]]] = deque()
-    with ThreadPoolExecutor(ahead) as threads:
-
-        def take(step: int) -> Batch:
-            while len(coming) <= ahead:
-                number = coming[-1][0] + 1 if coming else step
-                coming.append((number, threads.submit(batch_at, number)))
-            number, future = coming.popleft()
-            assert number == step, "steps are taken in order"
-            return future.result()
-
-        try:
-            yield take
-        finally:
-            for _, future in coming:
-                future.cancel()
 
 
 def average_batch_norm(module: nn.Module, forward: Callable[[int], Any], count: int) -> None:
@@ -218,32 +64,6 @@ def average_batch_norm(module: nn.Module, forward: Callable[[int], Any], count: 
         module.train(was_training)
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum
-
-
-@dataclass
-class Result:
-    """What a run leaves: the module with averaged weights, how far it came, its last figures, and whether this process reports."""
-
-    module: nn.Module
-    step: int
-    samples: int
-    figures: dict[str, float]
-    is_main: bool = True
-
-
-class Checkpoint:
-    """All state of a run in one file, written atomically."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "state.pt"
-
-    def save(self, state: dict[str, Any]) -> None:
-        partial = self.path.with_suffix(f".{os.getpid()}.part")
-        torch.save(state, partial)
-        os.replace(partial, self.path)
-
-    def load(self) -> dict[str, Any] | None:
-        return torch.load(self.path, map_location="cpu", weights_only=True) if self.path.exists() else None
 
 
 def train(
@@ -347,7 +167,7 @@ def train(
         ema.copy_to(params)
 
         def forward(i: int) -> None:
-            part = _part(batch_at(i), slice(0, run.batch_size), accelerator.device)
+            part = part_of(batch_at(i), slice(0, run.batch_size), accelerator.device)
             with accelerator.autocast():
                 objective(module, part)
 
@@ -388,7 +208,7 @@ def train(
                 share = (rows.stop - rows.start) // run.accumulate
                 whole = False
                 for k in range(run.accumulate):
-                    part = _part(batch, slice(rows.start + k * share, rows.start + (k + 1) * share), accelerator.device)
+                    part = part_of(batch, slice(rows.start + k * share, rows.start + (k + 1) * share), accelerator.device)
                     last = k == run.accumulate - 1
                     with nullcontext() if last else accelerator.no_sync(wrapped), accelerator.autocast():
                         loss = objective(wrapped, part)
@@ -411,7 +231,7 @@ def train(
                 if is_look or step % run.log_every == 0 or step == run.max_steps:
                     seconds = time.monotonic() - began
                     rate = (step - began_step) / seconds
-                    means = _mean_over_processes(accelerator, {k: v / counted for k, v in sums.items()})
+                    means = mean_over_processes(accelerator, {k: v / counted for k, v in sums.items()})
                     sums, counted = {}, 0
                     row = {"step": step, "samples": samples, "lr": run.learning_rate_at(step - 1), **means}
                     if is_look:
@@ -429,7 +249,7 @@ def train(
                     save()
                     saved = time.monotonic()
                 late = bool(run.max_minutes) and time.monotonic() - began > 60 * run.max_minutes
-                asked, late = _in_any_process(accelerator, stop.asked, late)
+                asked, late = in_any_process(accelerator, stop.asked, late)
                 ending = asked or late
             if asked:
                 raise KeyboardInterrupt
@@ -446,11 +266,6 @@ def train(
     return Result(module, step, samples, figures, main)
 
 
-def wait_for_everyone() -> None:
-    """Until all processes are here, where there are several: before one reads what another writes."""
-    PartialState().wait_for_everyone()
-
-
 def _must_be_finite(what: str, value: Tensor | float, step: int, run: Run) -> None:
     number = float(value.detach() if isinstance(value, Tensor) else value)
     if not math.isfinite(number):
@@ -458,44 +273,5 @@ def _must_be_finite(what: str, value: Tensor | float, step: int, run: Run) -> No
         raise FloatingPointError(f"{what} is {number} at step {step}: {remedy}")
 
 
-def _in_any_process(accelerator: Accelerator, *mine: bool) -> list[bool]:
-    """Which of these hold in any process: all end after the same step, or one would wait for ever for the others' gradients."""
-    if accelerator.num_processes == 1:
-        return list(mine)
-    together = accelerator.reduce(torch.tensor([float(x) for x in mine], device=accelerator.device), reduction="sum")
-    assert isinstance(together, Tensor)
-    return [x > 0 for x in together.tolist()]
-
-
-def _mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> dict[str, float]:
-    if accelerator.num_processes == 1:
-        return values
-    together = torch.tensor(list(values.values()), device=accelerator.device)
-    reduced = accelerator.reduce(together, reduction="mean")
-    assert isinstance(reduced, Tensor)
-    return dict(zip(values, reduced.tolist(), strict=True))
-
-
 def _is_buffer(module: nn.Module, key: str) -> bool:
     return key in {n for n, _ in module.named_buffers()} and "running" in key
-
-
-class CurveLog:
-    """A CSV that grows; columns may appear later. Rows after those of the resumed checkpoint are dropped."""
-
-    def __init__(self, path: Path, samples: int) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if path.exists() and samples:
-            with open(path, newline="") as f:
-                self.rows = [r for r in csv.DictReader(f) if int(r["samples"]) <= samples]
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-        columns = list(dict.fromkeys(k for r in self.rows for k in r))
-        partial = self.path.with_suffix(".part")
-        with open(partial, "w", newline="") as f:
-            writer = csv.DictWriter(f, columns, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(partial, self.path)

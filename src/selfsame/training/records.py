@@ -1,0 +1,47 @@
+"""What a run keeps on the disk: its whole state, and its log."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Checkpoint:
+    """All state of a run in one file, written atomically."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "state.pt"
+
+    def save(self, state: dict[str, Any]) -> None:
+        partial = self.path.with_suffix(f".{os.getpid()}.part")
+        torch.save(state, partial)
+        os.replace(partial, self.path)
+
+    def load(self) -> dict[str, Any] | None:
+        return torch.load(self.path, map_location="cpu", weights_only=True) if self.path.exists() else None
+
+
+class CurveLog:
+    """A CSV that grows; columns may appear later. Rows after those of the resumed checkpoint are dropped."""
+
+    def __init__(self, path: Path, samples: int) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path.exists() and samples:
+            with open(path, newline="") as f:
+                self.rows = [r for r in csv.DictReader(f) if int(r["samples"]) <= samples]
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        columns = list(dict.fromkeys(k for r in self.rows for k in r))
+        partial = self.path.with_suffix(".part")
+        with open(partial, "w", newline="") as f:
+            writer = csv.DictWriter(f, columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(partial, self.path)
