@@ -146,7 +146,6 @@ class Edit(EditRequest, ModelFlags):
         """The pictures, and what their files shall say besides."""
         from selfsame.images.files import InputError
         from selfsame.studio.inpainting import put_person
-        from selfsame.studio.ready import introduced
         from selfsame.studio.request import Request
 
         if self.model == "mimicbrush":
@@ -155,8 +154,8 @@ class Edit(EditRequest, ModelFlags):
             raise InputError("--reference-mask, --keep-shape and --weights belong to --reference, not to --person")
         shared: dict[str, Any] = {n: getattr(self, n) for n in ("seed", "num_images", "num_steps", "guidance_scale", "solver", "prompt")}
         studio = self.studio()
-        notes: list[str] = []
-        who, asked = introduced(studio, self.person, notes, which=self.which), Request(**shared)
+        who, notes = studio.introduced(*self.person, which=self.which)
+        asked = Request(**shared)
         made_by = self.made_by(studio, asked)
         with bar("painting", self._calls(studio) * -(-self.num_images // studio.together)) as tick:
             made, more = put_person(studio, source, mask, who, asked, request, on_step=lambda _: tick(1))

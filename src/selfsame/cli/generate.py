@@ -73,15 +73,15 @@ class Generate(ModelFlags, Order):
         studio = self.studio()
         jobs, notes, photos = jobs_of(self, studio)
         sources = [s for p in jobs[0].people for s in p.identity.sources]
-        made_by = self.made_by(studio, jobs[0].request)
+        made_by, files = self.made_by(studio, jobs[0].request), files_digest(self)
         if self.like:
-            _warn_if_changed(self.like, made_by | {"sources": sources, "files": files_digest(self)})
+            _warn_if_changed(self.like, made_by | {"sources": sources, "files": files})
         calls = studio.num_calls(self.request, has_start=self.start is not None) * -(-len(jobs) // studio.together)
         said, strip = set(), {}
         with bar("painting", calls) as tick:
             for i, made in studio.paint_jobs(jobs, retries=self.retries, refine=self.refine_faces, on_step=lambda _: tick(1)):
                 path = paths[i]
-                write_image(path, made.pixels, about_picture(self, jobs[i], made) | made_by | {"memory": studio.preset})
+                write_image(path, made.pixels, about_picture(self, jobs[i], made, files) | made_by | {"memory": studio.preset})
                 if self.mix_steps:
                     strip[i] = made.pixels
                 for note in (*notes, *made.notes):

@@ -127,9 +127,9 @@ def _said(number: int, error: Exception) -> str:
     return f"line {number}: {text}" if isinstance(error, ValueError | OSError) else f"line {number}: {type(error).__name__}: {text}"
 
 
-def _digest(order: Order, made_by: Mapping[str, Any]) -> str:
+def _digest(order: Order, files: str, made_by: Mapping[str, Any]) -> str:
     """Of everything that decides about an order's pictures."""
-    return hashlib.sha256(json.dumps([order_json(order), made_by, files_digest(order)], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([order_json(order), made_by, files], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def known_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -149,9 +149,9 @@ def known_results(folder: Path) -> dict[str, dict[str, Any]]:
 class Prepared:
     """An order whose pictures are to be painted; those that a run before this one left whole are not painted again."""
 
-    def __init__(self, line: Line, digest: str, jobs: list[Job], notes: tuple[str, ...], folder: Path, seconds: float) -> None:
+    def __init__(self, line: Line, files: str, digest: str, jobs: list[Job], notes: tuple[str, ...], folder: Path, seconds: float) -> None:
         assert line.order is not None
-        self.line, self.order, self.digest, self.jobs, self.seconds = line, line.order, digest, jobs, seconds
+        self.line, self.order, self.files, self.digest, self.jobs, self.seconds = line, line.order, files, digest, jobs, seconds
         self.notes, self.is_done = list(notes), False
         self.scores: dict[int, float | None] = {}
         self.people: dict[int, tuple[dict[str, Any], ...]] = {}
@@ -217,12 +217,13 @@ def _prepared(studio: Family, line: Line, folder: Path, known: Mapping[str, dict
     if line.order is None:
         return Result(line.name, line.number, "failed", line.error)
     try:
-        began, digest = time.monotonic(), _digest(line.order, made_by)
+        began, files = time.monotonic(), files_digest(line.order)
+        digest = _digest(line.order, files, made_by)
         if known.get(line.name, {}).get("digest") == digest and all(_is_whole(folder / f, digest) for f in line.files):
             return Result(line.name, line.number, "kept", files=tuple(line.files), digest=digest)
         spare_inputs([folder / f for f in line.files], line.order.files)
         jobs, notes, _ = jobs_of(line.order, studio)
-        return Prepared(line, digest, jobs, notes, folder, time.monotonic() - began)
+        return Prepared(line, files, digest, jobs, notes, folder, time.monotonic() - began)
     except Exception as error:
         return Result(line.name, line.number, "failed", _said(line.number, error))
 
@@ -260,7 +261,9 @@ def _painted(
 def _write(studio: Family, p: Prepared, k: int, made: Made, folder: Path, made_by: Mapping[str, Any], score: bool) -> None:
     """One picture, judged and written."""
     began = time.monotonic()
-    write_image(folder / p.line.files[k], made.pixels, {**about_picture(p.order, p.jobs[k], made), **made_by, "memory": studio.preset, "digest": p.digest})
+    write_image(
+        folder / p.line.files[k], made.pixels, {**about_picture(p.order, p.jobs[k], made, p.files), **made_by, "memory": studio.preset, "digest": p.digest}
+    )
     if score and studio.judges and p.order.face:
         p.scores[k] = studio.likeness(made.pixels, read_image(p.order.face[0]), which=p.order.which)
     if len(made.matches) > 1:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsame.diffusion.sampling import Step
-from selfsame.images.files import InputError
+from selfsame.images.files import InputError, read_image
 from selfsame.images.masks import laid_over, resized, window_around
 from selfsame.images.resize import resize_to_fill
 from selfsame.models.latents import pixels_of
@@ -103,12 +103,50 @@ class Family(ABC):
         """The face to use: the largest, or number `which` counted from image left, from 0. Also warnings."""
 
     @abstractmethod
-    def identity(self, *photos: str | Path | np.ndarray, which: int | None = None, consent: str = "") -> Identity:
-        """One person from one or more photos (files or h w 3 uint8 arrays)."""
+    def embedded(self, image: np.ndarray, found: Found) -> tuple[np.ndarray, str]:
+        """What people are known by: of a face in a picture 1 512 float32, raw, and the name of the encoder that says it."""
 
-    @abstractmethod
+    def introduced(self, *photos: str | Path | np.ndarray, which: int | None = None, consent: str = "") -> tuple[Identity, tuple[str, ...]]:
+        """One person from one or more photos (files or h w 3 uint8 arrays), and what the photos' owner should know of them.
+
+        Raises:
+            InputError: a photo cannot be read or shows no usable face.
+        """
+        if not photos:
+            raise InputError("no photo given: give at least one")
+        parts: list[Identity] = []
+        notes: list[str] = []
+        for photo in photos:
+            image, found, said = self._seen(photo, which)
+            notes += said
+            row, encoder = self.embedded(image, found)
+            source = hashlib.sha256(image.tobytes()).hexdigest()
+            parts.append(Identity(row, encoder, found.kps[None].astype(np.float32), np.array([image.shape[:2]]), (source,), consent))
+        return parts[0].joined(*parts[1:]), tuple(notes)
+
+    def identity(self, *photos: str | Path | np.ndarray, which: int | None = None, consent: str = "") -> Identity:
+        """One person from one or more photos (files or h w 3 uint8 arrays).
+
+        Raises:
+            InputError: a photo cannot be read or shows no usable face.
+        """
+        return self.introduced(*photos, which=which, consent=consent)[0]
+
+    def lent(self, photo: str | Path) -> tuple[Pose, tuple[str, ...]]:
+        """Key points from another picture, and what its owner should know."""
+        image, found, notes = self._seen(photo, None)
+        return Pose(found.kps.astype(np.float64), *image.shape[:2]), notes
+
     def pose_of(self, photo: str | Path) -> Pose:
         """Key points from another picture."""
+        return self.lent(photo)[0]
+
+    def _seen(self, photo: str | Path | np.ndarray, which: int | None) -> tuple[np.ndarray, Found, tuple[str, ...]]:
+        """A photo as faces are looked for in it, the face to use, warnings."""
+        is_array = isinstance(photo, np.ndarray)
+        image = self.as_read(photo if is_array else read_image(photo))
+        found, notes = self.face(image, which=which, name="the picture" if is_array else str(photo))
+        return image, found, notes
 
     def described(self, image: np.ndarray, what: Sequence[str], *, which: int | None = None) -> str:
         """What a photo shows, in the words of a prompt: expression, glasses, hat, clothes.

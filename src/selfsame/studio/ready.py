@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from selfsame.studio.places import Box, Person, Pose
 from selfsame.studio.request import Made, Request, Strengths, nearest
 from selfsame.values.identity import Identity, mixed
 
+T = TypeVar("T")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -60,19 +61,23 @@ def jobs_of(order: Order, studio: Family) -> tuple[list[Job], tuple[str, ...], l
     return studio.jobs(request, who, pose=pose, start=start), tuple(notes), photos
 
 
-def about_picture(order: Order, job: Job, made: Made) -> dict[str, Any]:
-    """What a picture's file says of it, enough to repeat it alone: the request as it was painted in the end, the order without what is done by then."""
+def about_picture(order: Order, job: Job, made: Made, files: str) -> dict[str, Any]:
+    """What a picture's file says of it, enough to repeat it alone: the request as it was painted in the end, the order without what is done by then.
+
+    Args:
+        files: `files_digest` of the order.
+    """
     extras = {k: v for k, v in order.extras.items() if k not in ("keep", "style_sheet", "retries", "mix_steps")}
     if order.mix_steps and job.share is not None:
         extras["mix"] = [f"{text}:{share}" for text, share in zip(extras["mix"], (1 - job.share, job.share), strict=True)]
     sources = [s for p in job.people for s in p.identity.sources]
-    return {"request": made.request.to_json(), "order": extras, "sources": sources, "files": files_digest(replace(order, style_sheet=None))}
+    return {"request": made.request.to_json(), "order": extras, "sources": sources, "files": files}
 
 
 def files_digest(order: Order) -> str:
-    """Short hash of the contents of every file that decides about an order's pictures."""
+    """Short hash of the contents of every file that decides about an order's pictures, but of a style sheet, whose words stand in the request."""
     said = hashlib.sha256()
-    for path in order.files:
+    for path in replace(order, style_sheet=None).files:
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             if file.is_file():
                 said.update(hashlib.sha256(file.read_bytes()).digest())
@@ -94,21 +99,14 @@ def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], lis
         return _several(order, studio, notes), []
     if not order.face:
         return [], []
-    who = introduced(studio, order.face, notes, which=order.which)
+    who = _known(studio.introduced(*order.face, which=order.which), notes)
     return [Person(who, name=order.face[0].stem)], [read_image(p) for p in order.face]
 
 
-def introduced(studio: Family, photos: Sequence[Path], notes: list[str], *, which: int | None = None) -> Identity:
-    """One person from photos; notes gain what their owner should know of them."""
-    for path in photos:
-        notes += studio.face(studio.as_read(read_image(path)), which=which, name=str(path))[1]
-    return studio.identity(*photos, which=which)
-
-
-def _lent(studio: Family, photo: Path, notes: list[str]) -> Pose:
-    """Key points of a photo; notes likewise."""
-    notes += studio.face(studio.as_read(read_image(photo)), name=str(photo))[1]
-    return studio.pose_of(photo)
+def _known(told: tuple[T, tuple[str, ...]], notes: list[str]) -> T:
+    """What was learned of a photo; its warnings join the notes."""
+    notes += told[1]
+    return told[0]
 
 
 def _mixed(people: Sequence[Identity], shares: Sequence[float], order: Order) -> Person:
@@ -122,16 +120,16 @@ def _person_of(studio: Family, path: Path, notes: list[str]) -> Identity:
     """Somebody from a photo, a folder of photos or an identity file."""
     if path.is_dir():
         photos = pictures_in(path)
-        return introduced(studio, photos, notes)
+        return _known(studio.introduced(*photos), notes)
     if path.suffix.lower() == ".safetensors":
         return read_identity(path)
-    return introduced(studio, [path], notes)
+    return _known(studio.introduced(path), notes)
 
 
 def _several(order: Order, studio: Family, notes: list[str]) -> list[Who]:
     everyone = []
     for i, path in enumerate(order.people):
-        pose = _lent(studio, order.poses[i], notes) if order.poses else None
+        pose = _known(studio.lent(order.poses[i]), notes) if order.poses else None
         strengths = _strengths(order.scales[i], order.request.strengths) if order.scales else None
         everyone.append(Person(_person_of(studio, path, notes), None, pose, strengths, path.stem))
     if not order.regions:
@@ -142,7 +140,7 @@ def _several(order: Order, studio: Family, notes: list[str]) -> list[Who]:
 
 def _pose(order: Order, studio: Family, notes: list[str]) -> Pose | None:
     if order.pose is not None:
-        return _lent(studio, order.pose, notes)
+        return _known(studio.lent(order.pose), notes)
     if order.view:
         return studio.view(*VIEWS[nearest(order.view, tuple(VIEWS), "view")])
     if any(v is not None for v in (order.yaw, order.pitch, order.roll)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from selfsame.images.draw import draw_kps
-from selfsame.images.files import InputError, read_image
+from selfsame.images.files import InputError
 from selfsame.images.head import head_kps
 from selfsame.images.resize import official_size, resize_official
 from selfsame.methods.instantid.checkpoint import ABOUT, NET_FOLDER, OFFICIAL_ENCODER, encoder_of, instantid_from_official
@@ -255,23 +254,10 @@ class RealStudio(Family):
             raise InputError(f"a photo of {w} x {h} is too long and thin; cut out the part with the face")
         return resize_official(image, max_side=longest, min_side=longest * 4 // 5)
 
-    def identity(self, *photos: str | Path | np.ndarray, which: int | None = None, consent: str = "") -> Identity:
-        """One person from one or more photos (files or h w 3 uint8 arrays); embeddings stay raw, as InstantID's weights expect."""
-        if not photos:
-            raise InputError("no photo given: give at least one")
-        parts = []
-        for photo in photos:
-            image = self.as_read(photo if isinstance(photo, np.ndarray) else read_image(photo))
-            found, _ = self.face(image, which=which, name="the picture" if isinstance(photo, np.ndarray) else str(photo))
-            source = hashlib.sha256(image.tobytes()).hexdigest()
-            kps, size = found.kps[None].astype(np.float32), np.array([image.shape[:2]])
-            parts.append(Identity(found.embedding[None].astype(np.float32), self.reader.name, kps, size, (source,), consent))
-        return parts[0].joined(*parts[1:])
-
-    def pose_of(self, photo: str | Path) -> Pose:
-        """Key points from another picture."""
-        image = self.as_read(read_image(photo))
-        return Pose(self.face(image, name=str(photo))[0].kps.astype(np.float64), *image.shape[:2])
+    def embedded(self, image: np.ndarray, found: Found) -> tuple[np.ndarray, str]:
+        """The recogniser's embedding of a face, 1 512 float32, raw as InstantID's weights expect it, and the recogniser's name."""
+        assert isinstance(found, RealFace)
+        return found.embedding[None].astype(np.float32), self.reader.name
 
     # ------------------------------------------------------------------------------------------ pictures
 

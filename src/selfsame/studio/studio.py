@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from selfsame.diffusion.sampling import Step
 from selfsame.images.draw import draw_kps_small
-from selfsame.images.files import InputError, read_image
+from selfsame.images.files import InputError
 from selfsame.images.masks import Window, resized
 from selfsame.mannequins.captions import caption_person
 from selfsame.mannequins.world import CANONICAL_VIEWS, average_kps
@@ -185,23 +184,9 @@ class Studio(Family):
             raise InputError(f"{name}: the face is cut by the border of the picture; use one that shows the whole face")
         return chosen, notes
 
-    def identity(self, *photos: str | Path | np.ndarray, which: int | None = None, consent: str = "") -> Identity:
-        """One person from one or more photos (files or h w 3 uint8 arrays).
-
-        Raises:
-            InputError: a photo cannot be read or shows no usable face.
-        """
-        if not photos:
-            raise InputError("no photo given: give at least one")
-        parts = []
-        for photo in photos:
-            image = photo if isinstance(photo, np.ndarray) else read_image(photo)
-            name = "the picture" if isinstance(photo, np.ndarray) else str(photo)
-            found, _ = self.face(image, which=which, name=name)
-            row = embed(self.encoder, to_crops([image], [found.kps], ENCODER_CROP)).numpy()
-            source = hashlib.sha256(image.tobytes()).hexdigest()
-            parts.append(Identity(row, ENCODER_NAME, found.kps[None].astype(np.float32), np.array([image.shape[:2]]), (source,), consent))
-        return parts[0].joined(*parts[1:])
+    def embedded(self, image: np.ndarray, found: Found) -> tuple[np.ndarray, str]:
+        """What the conditioning encoder says of a face, 1 512 float32, and the encoder's name."""
+        return embed(self.encoder, to_crops([image], [found.kps], ENCODER_CROP)).numpy(), ENCODER_NAME
 
     def judged(self, image: np.ndarray, *, which: int | None = None) -> Tensor | None:
         """The judge's unit vector of the largest face, or of number `which` from the left, 256; None when no face is found."""
@@ -266,12 +251,6 @@ class Studio(Family):
         """Key points of the world's average head in a view: yaw to image right, pitch up, roll with the image-right side up."""
         frontal = CANONICAL_VIEWS[0]
         return Pose(average_kps(replace(frontal, yaw_deg=yaw_deg, pitch_deg=pitch_deg, roll_deg=roll_deg))[0], self.limits.side, self.limits.side)
-
-    def pose_of(self, photo: str | Path) -> Pose:
-        """Key points from another picture."""
-        image = read_image(photo)
-        found, _ = self.face(image, name=str(photo))
-        return Pose(found.kps.astype(np.float64), *image.shape[:2])
 
     def paint(
         self,
