@@ -30,6 +30,7 @@ def test_one_person_two_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert all("cosine" in c.said or "no face" in c.said for c in report.cases)
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["protocol"]["weights_sha256"]["judge.safetensors"]
+    assert content["protocol"]["commit"]
     assert any("only 1 of the protocol" in n for n in content["notes"])
     assert any("attributes, both, fast minus both" in n for n in content["notes"])
     assert sum("over the oracle's" in n for n in content["notes"]) == 6

@@ -29,6 +29,10 @@ def test_one_person_is_learned_once_and_compared(tmp_path: Path, monkeypatch: py
     words.words(tmp_path, people=1, only=("StableIdentity",), methods=few)
     assert kept.stat().st_mtime_ns == before
     assert "People learned as words" in (tmp_path / "report.html").read_text()
+    few = {words.OURS: Learning(steps=1, batch_size=1)}
+    monkeypatch.setitem(words.ABLATIONS, "no AdaIN", Learning(steps=1, batch_size=1, landing="none"))
+    report = words.words(tmp_path, people=1, only=(words.OURS, "no AdaIN"), methods=few)
+    assert [n.split(" minus ")[1].split(":")[0] for n in report.notes if " minus " in n] == ["no AdaIN"] * 4
     with pytest.raises(ValueError, match="row 'none' is unknown"):
         words.words(tmp_path, people=1, only=("none",))
     with pytest.raises(ValueError, match="1 to 50"):

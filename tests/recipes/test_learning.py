@@ -44,6 +44,21 @@ def base(studio: Studio) -> LearnBase:
     return mannequin_base(studio)
 
 
+def test_the_photo_can_be_read_by_clip_and_by_nothing_else(base: LearnBase, tmp_path: Path):
+    """The paper's ablation learns from another feature; a base that has no such tower says so."""
+    face, clip = (words_of(base, tmp_path / e, replace(SHORT, steps=1, encoder=e)) for e in ("face", "clip"))
+    assert face.shape == clip.shape
+    assert not np.array_equal(face, clip)
+    with pytest.raises(ValueError, match="encoder 'clip': mannequin has face"):
+        learn(replace(base, readers={"face": base.readers["face"]}), [ADA], "<ada>", tmp_path / "none", replace(SHORT, encoder="clip"))
+
+
+def words_of(base: LearnBase, folder: Path, how: Learning) -> np.ndarray:
+    words = learn(base, [ADA], "<ada>", folder, how).words
+    assert words is not None
+    return words.vectors[0]
+
+
 def test_a_resumed_learning_equals_an_uninterrupted_one(base: LearnBase, tmp_path: Path):
     whole = learn(base, [ADA], "<ada>", tmp_path / "a", SHORT)
 
@@ -92,7 +107,7 @@ def test_names_that_are_not_two_tokens_are_skipped_and_told(studio: Studio):
 
 
 def test_samples_depend_on_the_step_alone(base: LearnBase):
-    photo = photo_of(base, read_image(ADA), 255, "ada")
+    photo = photo_of(base, read_image(ADA), Learning(), "ada")
     a, b = (Samples(base, [photo], SHORT, "<ada>") for _ in range(2))
     one, two = a.batch(7), b.batch(7)
     assert all(torch.equal(one[k], two[k]) for k in one)
@@ -102,7 +117,7 @@ def test_samples_depend_on_the_step_alone(base: LearnBase):
 
 
 def test_several_photos_are_averaged_or_taken_in_turn(base: LearnBase):
-    photos = [photo_of(base, read_image(ADA.with_name(f"{n}.png")), 255, n) for n in ("ada", "bo")]
+    photos = [photo_of(base, read_image(ADA.with_name(f"{n}.png")), Learning(), n) for n in ("ada", "bo")]
     mean = Samples(base, photos, replace(SHORT, batch_size=8), "<ada>").batch(0)["features"]
     each = Samples(base, photos, replace(SHORT, batch_size=8, features="one"), "<ada>").batch(0)["features"]
     assert len(mean.unique(dim=0)) <= 2 < len(each.unique(dim=0))
@@ -122,9 +137,9 @@ def test_faces_too_small_to_learn_from_are_refused(base: LearnBase):
     canvas = np.full((128, 128, 3), 128, np.uint8)
     canvas[20:100, 24:104] = square(image, 80)
     with pytest.raises(InputError, match="too small to learn from"):
-        photo_of(base, canvas, 255, "far.png")
+        photo_of(base, canvas, Learning(), "far.png")
     with pytest.raises(InputError, match="no face was found"):
-        photo_of(base, np.full((128, 128, 3), 90, np.uint8), 255, "wall.png")
+        photo_of(base, np.full((128, 128, 3), 90, np.uint8), Learning(), "wall.png")
 
 
 def test_the_parser_has_the_pictures_size_and_a_persons_parts(studio: Studio):

@@ -169,6 +169,8 @@ class Evaluate:
     """For `edits`: your own set in the layout of MimicBrush's benchmark, instead of the world's."""
     rows: tuple[str, ...] = ()
     """Only these rows of the table."""
+    ablations: bool = False
+    """For `words`: StableIdentity against itself with one choice changed (landing, mask, loss, encoder, threshold), 12 people each."""
     data: Path = Path("data/world2")
     """Folder with the packed dataset, for `models`."""
     device: str = "cpu"
@@ -180,6 +182,8 @@ class Evaluate:
 
         if self.what == "words" and self.device != "cpu":
             raise InputError(f"--device {self.device}: people are learned on the CPU here")
+        if self.ablations and self.what != "words":
+            raise InputError(f"--ablations: `evaluate {self.what}` has none; they belong to `evaluate words`")
         self.out.mkdir(parents=True, exist_ok=True)
         if self.what == "models":
             return models(self.data, self.out, device=self.device)
@@ -193,7 +197,7 @@ class Evaluate:
         from selfsame.recipes.measure.edits import edits
         from selfsame.recipes.measure.folder import folder
         from selfsame.recipes.measure.identity import identity
-        from selfsame.recipes.measure.words import words
+        from selfsame.recipes.measure.words import ABLATED, ABLATIONS, OURS, words
 
         rows: dict[str, Any] = {"only": self.rows, "on_progress": tick}
         if self.what == "folder":
@@ -201,6 +205,8 @@ class Evaluate:
                 raise InputError("evaluate folder needs --pictures and --references")
             return folder(self.pictures, self.references, self.out, judges=self.judges, conditioner=self.conditioner, on_progress=tick)
         if self.what == "words":
+            if self.ablations:
+                return words(self.out, people=self.people or ABLATED, **rows | {"only": self.rows or (OURS, *ABLATIONS)})
             return words(self.out, people=self.people, **rows)
         if self.what == "edits":
             return edits(self.out, cases=self.people, folder=self.edit_set, device=self.device, **rows)

@@ -18,11 +18,12 @@ from selfsame.mannequins.captions import STYLE_PHRASES
 from selfsame.mannequins.people import celebrities
 from selfsame.methods.stableidentity.interop import towers_of, words_added
 from selfsame.methods.stableidentity.samples import CAPTIONS, encoder_pixels, square
-from selfsame.models.mannequin import SCHEDULE, alphas_cumprod
+from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, load_image_encoder
 from selfsame.perception.detector import Found
 from selfsame.perception.embedders import embed, to_crops
 from selfsame.perception.face_vit import FACE_VIT_CROP, cls_feature
 from selfsame.perception.parser import parse
+from selfsame.recipes.common import to_pixels
 from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Studio
@@ -47,7 +48,7 @@ class LearnBase:
     names: Sequence[str]  # of the celebrities
     notes: Callable[[np.ndarray, str], tuple[str, ...]]  # a picture and its name -> what its owner should know
     frame: Callable[[np.ndarray, str], np.ndarray]  # a picture and its name -> the square with the face, side side 3 uint8
-    read: Callable[[np.ndarray], Tensor]  # such a square -> the face encoder's features of it and of its mirror image, 2 f
+    readers: Mapping[str, Callable[[np.ndarray], Tensor]]  # by `Learning.encoder`: such a square -> features of it and of its mirror image, 2 f
     parse: Callable[[np.ndarray], np.ndarray]  # such a square -> labels side side
     face_labels: tuple[int, ...]
     hair_labels: tuple[int, ...]
@@ -80,6 +81,11 @@ def mannequin_base(studio: Studio) -> LearnBase:
         crop = to_crops([image], [found.kps], FACE_VIT_CROP)
         return embed(studio.face_vit, torch.cat([crop, crop.flip(3)]))
 
+    @torch.no_grad()
+    def read_by_clip(image: np.ndarray) -> Tensor:
+        pixels = to_pixels(image[None])
+        return load_image_encoder()(torch.cat([pixels, pixels.flip(3)])).image_embeds
+
     def preview(words: LearnedWords) -> list[np.ndarray]:
         rows = [
             Row(p.format(words.placeholder))
@@ -100,7 +106,7 @@ def mannequin_base(studio: Studio) -> LearnBase:
         names=[" ".join(n) for n in celebrities()],
         notes=lambda image, name: studio.face(image, name=name)[1],
         frame=frame,
-        read=read,
+        readers={"face": read, "clip": read_by_clip},
         parse=lambda image: parse(studio.parser, image),
         face_labels=(paint.SKIN, paint.EYES, paint.BROWS, paint.NOSE, paint.MOUTH, paint.EARS, paint.GLASSES),
         hair_labels=(paint.HAIR,),
@@ -195,7 +201,7 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
         names=celebrities_of,
         notes=lambda image, name: (),
         frame=lambda image, name: square(_middle(image), side),
-        read=read,
+        readers={"face": read},
         parse=labels,
         face_labels=labels_called(named, FACE_NAMES, parser),
         hair_labels=labels_called(named, ("hair",), parser),

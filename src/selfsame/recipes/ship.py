@@ -20,18 +20,22 @@ from selfsame.training.processes import stoppable
 from selfsame.weights.mannequin import FOLDER, install, note, ship
 
 
-def provenance(trained: Trained) -> dict[str, Any]:
-    """What a user may want to know of shipped weights."""
+def commit() -> str:
+    """The revision of this code, short; "unknown" outside a checkout."""
     try:
         here = Path(__file__).parent  # not where the user happens to be
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=here).stdout.strip()
+        return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=here).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
+        return "unknown"
+
+
+def provenance(trained: Trained) -> dict[str, Any]:
+    """What a user may want to know of shipped weights."""
     return {
         "world": WORLD_VERSION,
         "samples": trained.samples,
         "figures": {k: round(v, 4) for k, v in trained.figures.items()},
-        "commit": commit,
+        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
 

@@ -39,6 +39,7 @@ class Learning:
     weight_decay: float = 1e-2
     seed: int = 0
     method: Literal["stableidentity", "textual-inversion"] = "stableidentity"
+    encoder: Literal["face", "clip"] = "face"  # what reads the photo; clip, a general image tower, is the paper's ablation
     landing: LANDINGS = "joint"
     depth: int = 2
     features: Literal["mean", "one"] = "mean"  # several photos: the mean of their features, or each sample its own photo's
@@ -62,17 +63,20 @@ class Photo:
     features: Tensor  # 2 f: as it is, and mirrored
 
 
-def photo_of(base: LearnBase, image: np.ndarray, hair_peak: int, name: str) -> Photo:
+def photo_of(base: LearnBase, image: np.ndarray, how: Learning, name: str) -> Photo:
     """Frame the face, see its parts and read it.
 
     Raises:
         InputError: no face, a face cut by the border, or one too small to learn from.
+        ValueError: the base has no such encoder.
     """
+    if how.encoder not in base.readers:
+        raise ValueError(f"encoder {how.encoder!r}: {base.name} has {', '.join(base.readers)}")
     small = base.frame(image, name)
-    masks = masks_of(base.parse(small), base.face_labels, base.hair_labels, hair_peak)
+    masks = masks_of(base.parse(small), base.face_labels, base.hair_labels, how.samples.hair_peak)
     if not masks[0].any():
         raise InputError(f"{name}: the parser sees no face in it; use a picture in which the face is upright and large")
-    return Photo(small, masks, base.read(small))
+    return Photo(small, masks, base.readers[how.encoder](small))
 
 
 class Samples:
@@ -174,7 +178,7 @@ def learn(
     for image, name in zip(images, names, strict=True):
         for note in base.notes(image, name):
             on_note(note)
-    seen = [photo_of(base, image, how.samples.hair_peak, name) for image, name in zip(images, names, strict=True)]
+    seen = [photo_of(base, image, how, name) for image, name in zip(images, names, strict=True)]
     sources = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
     words, skipped = words_modules(base, seen[0].features.shape[1], how)
     if skipped:

@@ -30,13 +30,12 @@ from selfsame.models.mannequin import load_image_encoder, load_text_projection
 from selfsame.perception.depth import depth_of
 from selfsame.perception.reader import AttributeReader, perceptual_distance, reader_features
 from selfsame.recipes.common import to_pixels
-from selfsame.recipes.measure.judging import notes_on_weights, reader_net
+from selfsame.recipes.measure.judging import measured_with, notes_on_weights, reader_net
 from selfsame.recipes.measure.protocols import protocol
 from selfsame.studio.edits import SIDE, Editor, Region, framed, put_back
 from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import EditRequest, Request
 from selfsame.studio.studio import Studio, load
-from selfsame.weights import mannequin
 
 EDITS = "edits-1"
 OURS = "MimicBrush"
@@ -235,7 +234,7 @@ def edits(
         **p,
         "cases_measured": {t: len(c) for t, c in sets.items()},
         "folder": str(folder) if folder else "",
-        "weights_sha256": mannequin.manifest()["files"],
+        **measured_with(),
     }
     report = Report("Edits after a reference", about, rows, (), notes, strips)
     write_report(report, out)

@@ -15,14 +15,13 @@ from selfsame.evaluation.metrics import paired_interval, ratio_interval
 from selfsame.evaluation.report import Report, Row, write_report
 from selfsame.mannequins.render import Picture
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
-from selfsame.recipes.measure.judging import Judges, Seen, columns_of, notes_on_weights, oracle_pictures, rows_by_style, worst_of
+from selfsame.recipes.measure.judging import Judges, Seen, columns_of, measured_with, notes_on_weights, oracle_pictures, rows_by_style, worst_of
 from selfsame.recipes.measure.protocols import IDENTITY, Task, asked, canonical_kps, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.recipes.measure.swap import face_swapped
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import Request, Strengths
 from selfsame.studio.studio import Studio, load
-from selfsame.weights import mannequin
 
 ROW_NAMES = ("base without a face", "Image Adapter alone", "IdentityNet alone", "both", "both, 4 photos", "oracle")
 # Asked for by name (--rows): what more photos bring, what speed costs, and a baseline that pastes.
@@ -151,7 +150,7 @@ def identity(
     references = [reference_photo(split, t.person, 0).image for t in tasks[:8]]
     report = Report(
         "InstantID on held-out people",
-        {**p, "weights_sha256": mannequin.manifest()["files"]},
+        {**p, **measured_with()},
         rows,
         by_style,
         notes,

@@ -20,6 +20,7 @@ from selfsame.perception.embedders import JUDGE_CROP, embed, to_crops
 from selfsame.perception.reader import AttributeReader, agreement, read
 from selfsame.recipes.common import to_pixels
 from selfsame.recipes.measure.protocols import Task, canonical_kps, oracle_picture, reference_photo
+from selfsame.recipes.ship import commit
 from selfsame.studio.studio import Studio
 from selfsame.weights import mannequin
 
@@ -166,6 +167,11 @@ def rows_by_style(name: str, tasks: Sequence[Task], results: Sequence[dict[str, 
         if mine:
             rows.append(Row(f"{name}, {style}", {**means_of(mine)}))
     return rows
+
+
+def measured_with() -> dict[str, Any]:
+    """What a report must name besides its protocol: the revision of the code and every shipped weight's hash."""
+    return {"commit": commit(), "weights_sha256": mannequin.manifest()["files"]}
 
 
 def notes_on_weights() -> list[str]:

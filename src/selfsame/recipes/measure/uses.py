@@ -24,7 +24,7 @@ from selfsame.mannequins.world import CANONICAL_VIEWS, SIZE, WORLD_VERSION, aver
 from selfsame.models.latents import encode
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.common import to_pixels
-from selfsame.recipes.measure.judging import Seen, judge_gallery, notes_on_weights, worst_of
+from selfsame.recipes.measure.judging import Seen, judge_gallery, measured_with, notes_on_weights, worst_of
 from selfsame.recipes.measure.protocols import asked, protocol, reference_photo
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
@@ -32,7 +32,6 @@ from selfsame.studio.places import Person, Places, Pose
 from selfsame.studio.request import Request, Strengths
 from selfsame.studio.studio import ENCODER_NAME, load
 from selfsame.values.identity import Identity, mixed
-from selfsame.weights import mannequin
 
 PEOPLE, VIEWS, MIX = "people-1", "views-1", "mix-1"
 GROUP_SCALE = 0.56  # of heads in a group's canonical picture: as large as the world draws them
@@ -100,7 +99,7 @@ class Bench:
     def report(
         self, title: str, rows: Sequence[Row], notes: Sequence[str], strips: Sequence[tuple[str, Sequence[np.ndarray]]], seen: Sequence[Seen], out: Path
     ) -> Report:
-        about = {**self.p, "weights_sha256": mannequin.manifest()["files"]}
+        about = {**self.p, **measured_with()}
         made = Report(title, about, rows, (), [*notes, *notes_on_weights()], strips, worst_of(seen, self.split))
         write_report(made, out)
         return made

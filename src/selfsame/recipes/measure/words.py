@@ -20,7 +20,7 @@ from selfsame.methods.stableidentity.objective import TwoPhaseLoss
 from selfsame.perception.embedders import JUDGE_CROP, to_crops
 from selfsame.perception.reader import perceptual_distance, reader_features
 from selfsame.recipes.bases import LearnBase, mannequin_base
-from selfsame.recipes.measure.judging import Judges, notes_on_weights, oracle_pictures, rows_by_style
+from selfsame.recipes.measure.judging import Judges, measured_with, notes_on_weights, oracle_pictures, rows_by_style
 from selfsame.recipes.measure.protocols import WORDS, Task, asked, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.recipes.stableidentity import Learning, learn
 from selfsame.studio.painting import Row as PaintRow
@@ -29,11 +29,22 @@ from selfsame.studio.studio import Studio, load
 from selfsame.values.identity import Identity, LearnedWords
 from selfsame.weights import mannequin
 
+OURS = "StableIdentity"
 METHODS: dict[str, Learning] = {
-    "StableIdentity": Learning(),
+    OURS: Learning(),
     # Noise errors over the whole picture, as published.
     "Textual Inversion": Learning(method="textual-inversion", loss=TwoPhaseLoss(switch=0.0, has_mask=False)),
 }
+# One choice of the method changed at a time (the paper's Table 2, and its threshold from end to end).
+ABLATIONS: dict[str, Learning] = {
+    "no AdaIN": Learning(landing="none"),
+    "no mask": Learning(loss=TwoPhaseLoss(has_mask=False)),
+    "noise only": Learning(loss=TwoPhaseLoss(switch=0.0)),
+    "reconstruction only": Learning(loss=TwoPhaseLoss(switch=1.0)),
+    "CLIP encoder": Learning(encoder="clip"),
+    **{f"threshold {share}": Learning(loss=TwoPhaseLoss(switch=share)) for share in (0.2, 0.4, 0.8)},
+}
+ABLATED = 12  # people, unless more are asked for
 SOMEBODY = "a person"
 BATCH = 4
 
@@ -100,15 +111,16 @@ def words(
     Args:
         out: folder for report.json and report.html.
         people: only the first so many of the protocol's people; 0: all. The gallery stays whole.
-        only: only these rows.
+        only: only these rows, those of `ABLATIONS` too.
         methods: other ways to learn, by the names of their rows.
 
     Raises:
         ValueError: an unknown row, or more people than the protocol has.
     """
     p = checked_protocol(WORDS)
-    methods = METHODS if methods is None else methods
-    count, names = asked(p, people, only, ("base, nobody named", "celebrities by name", *methods, "oracle"))
+    shown = METHODS if methods is None else methods
+    count, names = asked(p, people, only, ("base, nobody named", "celebrities by name", *shown, "oracle"), tuple(ABLATIONS))
+    methods = ABLATIONS | shown
     studio = load()
     base, judges, tasks = mannequin_base(studio), Judges(studio, p, count), tasks_of(p, count)
     request = Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
@@ -116,7 +128,8 @@ def words(
     faces = [None if kps is None else face_pixels(photo, kps) for photo, kps in zip(photos, judges.kps(photos), strict=True)]
     famous = [" ".join(n) for n in celebrities()]
     total = (len(names) + 1) * len(tasks)
-    rows, by_style, strips, cosines, trusted = [], [], [], {}, {}
+    rows, by_style, strips = [], [], []
+    measured: dict[str, dict[str, list[float]]] = {}  # by row, then by what is compared
 
     def tick(name: str) -> Callable[[int], None]:
         return lambda n: on_progress(n / total, name)
@@ -148,17 +161,17 @@ def words(
         results = judges.results(tasks, images, seen, asked_kps=False)
         spread = [diversity(judges, image, kps, faces[t.person]) for image, kps, t in zip(images, seen, tasks, strict=True)]
         strips.append((name, images[: p["prompts_per_person"]]))
-        cosines[name] = [r["cosine"] for r in results]
-        trusted[name] = [c * d for c, d in zip(cosines[name], spread, strict=True)]
-        low, high = bootstrap_interval(cosines[name], [t.person for t in tasks], num_draws=p["bootstrap"])
+        mine = {key: [r[key] for r in results] for key in ("rank1", "cosine", "attributes")}
+        measured[name] = mine | {"trusted": [c * d for c, d in zip(mine["cosine"], spread, strict=True)]}
+        low, high = bootstrap_interval(mine["cosine"], [t.person for t in tasks], num_draws=p["bootstrap"])
         columns: dict[str, float | str] = {
-            "rank-1 of 100": mean([r["rank1"] for r in results]),
+            "rank-1 of 100": mean(mine["rank1"]),
             "of 20 matched": mean([r["matched"] for r in results]),
-            "cosine": mean(cosines[name]),
+            "cosine": mean(mine["cosine"]),
             "95 %": span(low, high),
-            "attributes": mean([r["attributes"] for r in results]),
+            "attributes": mean(mine["attributes"]),
             "face diversity": mean(spread),
-            "trusted": mean(trusted[name]),
+            "trusted": mean(measured[name]["trusted"]),
             "frechet": frechet_distance(reader_features(judges.reader, images), cloud),
             "no face": mean([r["no_face"] for r in results]),
             "s": seconds,
@@ -174,13 +187,12 @@ def words(
     table = studio.text[1].get_input_embeddings().weight.detach()
     ids = torch.tensor([studio.text[0](n, add_special_tokens=False)["input_ids"] for n in famous])
     notes.append(f"celebrities' own embeddings reach {float(table[ids].abs().max()):.4f}")
-    for a, b in (("StableIdentity", "Textual Inversion"),):
-        if a in cosines and b in cosines:
-            for what, values in (("judge cosine", cosines), ("trusted diversity", trusted)):
-                middle, low, high = paired_interval(values[a], values[b], [t.person for t in tasks])
-                notes.append(f"{what}, {a} minus {b}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
+    for name in (n for n in names if n in methods and n != OURS and OURS in measured):
+        for key, what in (("attributes", "attributes"), ("rank1", "rank-1"), ("cosine", "judge cosine"), ("trusted", "trusted diversity")):
+            middle, low, high = paired_interval(measured[OURS][key], measured[name][key], [t.person for t in tasks])
+            notes.append(f"{what}, {OURS} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
     notes.append("a picture without a face counts as cosine 0 and as missed")
     notes += notes_on_weights()
-    report = Report("People learned as words", {**p, "weights_sha256": mannequin.manifest()["files"]}, rows, by_style, notes, [("photos", photos[:1]), *strips])
+    report = Report("People learned as words", {**p, **measured_with()}, rows, by_style, notes, [("photos", photos[:1]), *strips])
     write_report(report, out)
     return report
