@@ -21,7 +21,7 @@ from selfsame.methods.instantid.method import InstantID
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.caches import cached_folder
-from selfsame.recipes.catalogue import SHARES, recipes
+from selfsame.recipes.catalogue import GATES, SHARES, below_gate, recipes
 from selfsame.recipes.common import Options, generator_at
 from selfsame.recipes.faces import moved
 from selfsame.recipes.instantid import SIZE, land
@@ -43,6 +43,14 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
     for split, clips in (("train", 6), ("validation", 3)):
         assert sum(r.pairs for r in prepare_pairs(PairsJob(pairs_folder(folder), split, world=clips), 1)) >= clips
     return Options(data=folder, runs=folder / "runs", smoke=True, batch_size=8)
+
+
+def test_a_weak_result_is_named_before_others_learn_from_it():
+    assert not below_gate("judge", {"rank1_of_100": 0.98})
+    assert "judge: rank1_of_100 0.9675 is below its gate of 0.98" in below_gate("judge", {"rank1_of_100": 0.9675})[0]
+    assert len(below_gate("vae", {"face_db_photo": 29.0, "face_db_all": 26.0})) == 2
+    assert not below_gate("base", {"held_out_plain": 9.0})
+    assert set(GATES) <= set(SHARES)
 
 
 def test_shares_name_every_recipe_once_and_make_a_whole():

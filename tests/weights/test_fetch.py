@@ -21,6 +21,7 @@ from selfsame.images.files import InputError
 from selfsame.weights import fetch as fetching
 from selfsame.weights.catalogue import CATALOGUE, Model, Part, model_called, must_be_commercial
 from selfsame.weights.fetch import RECORD, download, fetch, folder_of, local, missing_of, partial_of
+from selfsame.weights.mannequin import manifest
 
 BODY = bytes(range(256)) * 4000
 
@@ -253,6 +254,10 @@ def test_from_the_command_line(capsys: pytest.CaptureFixture[str], server: Serve
     assert "antelopev2" in capsys.readouterr().out
     assert main(["models", "--licence", "commercial"]) == 0
     assert "antelopev2" not in capsys.readouterr().out
+    assert main(["models", "shipped"]) == 0
+    judge = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| judge.safetensors |"))
+    assert manifest()["files"]["judge.safetensors"][:12] in judge
+    assert main(["models", "shipped", "antelopev2"]) == 2
     assert main(["models", "fetch"]) == 2
     assert main(["models", "fetch", "instantid", "--licence", "commercial"]) == 2
     assert "an adapter that you train" in capsys.readouterr().err

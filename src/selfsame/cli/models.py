@@ -16,12 +16,13 @@ class Models:
 
     Examples:
       selfsame models                                    all of them, with licences
+      selfsame models shipped                            what this package holds: the miniature's weights, how they were made, their hashes
       selfsame models fetch antelopev2                   resumed when it breaks, checked, laid flat
       selfsame models fetch instantid --licence commercial   refused, with what to use instead
     """
 
-    what: Positional[Literal["list", "fetch"]] = "list"
-    """list, or fetch NAME."""
+    what: Positional[Literal["list", "shipped", "fetch"]] = "list"
+    """list, shipped, or fetch NAME."""
     name: Positional[str] = ""
     """Which model."""
     licence: Annotated[Literal["any", "commercial"], arg(aliases=["--license"])] = "any"
@@ -32,10 +33,10 @@ class Models:
         from selfsame.weights.catalogue import CATALOGUE, model_called, must_be_commercial
         from selfsame.weights.fetch import fetch, folder_of, missing_of
 
-        if self.what == "list":
+        if self.what != "fetch":
             if self.name:
-                raise InputError(f"list takes no name; fetch {self.name}?")
-            self._table()
+                raise InputError(f"{self.what} takes no name; fetch {self.name}?")
+            self._shipped() if self.what == "shipped" else self._table()
             return 0
         if not self.name:
             raise InputError(f"fetch which model? choose from {', '.join(CATALOGUE)}")
@@ -52,6 +53,17 @@ class Models:
             if missing_of(CATALOGUE[other]):
                 print(f"it needs {other} too: selfsame models fetch {other}")
         return 0
+
+    def _shipped(self) -> None:
+        """As Markdown, which documents and terminals both show."""
+        from selfsame.weights.mannequin import manifest
+
+        files, made = (manifest()[key] for key in ("files", "provenance"))
+        print("| weights | samples | figures on held-out data | world | commit | date | sha256 |\n|---|---|---|---|---|---|---|")
+        for name, about in made.items():
+            figures = ", ".join(f"{k} {v:.4g}" for k, v in about["figures"].items())
+            hashes = " ".join(digest[:12] for file, digest in files.items() if file.startswith(name) and file.endswith(".safetensors"))
+            print(f"| {name} | {about['samples']:,} | {figures} | {about['world']} | {about['commit']} | {about['date']} | {hashes} |")
 
     def _table(self) -> None:
         from rich.console import Console

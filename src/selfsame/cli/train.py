@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from selfsame.cli.say import bar
+from selfsame.cli.say import bar, warn
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,13 @@ class Train:
         wait_for_everyone()
 
     def _told(self, name: str, trained: Any, ship: bool) -> None:
-        """Figures and curve; installed if it shall be."""
+        """Figures and curve, and what they lack; installed if it shall be."""
+        from selfsame.recipes.catalogue import below_gate
+
         print(f"{name}: " + "  ".join(f"{k} {v:.4g}" for k, v in trained.figures.items()))
         print(trained.folder / "curve.png")
+        for lack in below_gate(name, trained.figures):
+            warn(lack)
         if ship:
             from selfsame.recipes.ship import ship_trained
 

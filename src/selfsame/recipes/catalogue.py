@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from selfsame.recipes.common import Options, Trained
 
@@ -22,6 +22,25 @@ SHARES = {
     "instantid": 0.15,
     "mimicbrush": 0.13,
 }
+
+
+# Held-out figures that a recipe's result should reach before others learn from it or are measured by it.
+GATES: dict[str, dict[str, float]] = {
+    "encoder": {"rank1_of_100": 0.98},
+    "judge": {"rank1_of_100": 0.98},
+    "detector": {"found": 0.98},
+    "vae": {"face_db_photo": 30.0, "face_db_all": 27.0},
+    "reader": {"accuracy": 0.95},
+}
+
+
+def below_gate(name: str, figures: Mapping[str, float]) -> list[str]:
+    """What a recipe's figures lack, in words; nothing when it is through its gate or has none."""
+    return [
+        f"{name}: {key} {figures[key]:.4g} is below its gate of {least:g}, which holds back what learns from it: train it on (selfsame train {name} --ship)"
+        for key, least in GATES.get(name, {}).items()
+        if key in figures and figures[key] < least
+    ]
 
 
 def recipes() -> dict[str, Callable[[Options], Trained]]:

@@ -120,6 +120,11 @@ def epoch_rows(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most so many of some rows, evenly from the first to the last: held-out figures are of all people, not of the first ones."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
+
+
 _orders: dict[tuple[int, int, int], np.ndarray] = {}
 
 

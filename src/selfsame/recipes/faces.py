@@ -16,7 +16,7 @@ from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import neutral_scene
 from selfsame.perception.detector import FaceDetector, detect, detector_loss
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, CropSpec, FaceEncoder, JudgeNet, MarginLoss, embed, rank1, to_crops
-from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, to_pixels, torch_generator
+from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, spread, to_pixels, torch_generator
 from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import load_into
 
@@ -208,7 +208,7 @@ def detector(options: Options) -> Trained:
 def detector_figures(net: nn.Module, table: Table, count: int) -> dict[str, float]:
     """On held-out pictures: share found, extra finds per picture, mean key-point error over face width."""
     found, extra, errors = 0, 0, []
-    rows = np.linspace(0, len(table) - 1, min(count, len(table))).astype(int)  # of all people, not of the first ones
+    rows = spread(np.arange(len(table)), count)
     faces = 0
     for i in rows:
         faces_here = detect(net, np.asarray(table.images[i]))

@@ -13,7 +13,7 @@ from selfsame.perception.embedders import FaceEncoder
 from selfsame.perception.face_vit import FACE_VIT_CROP, FEATURE_DIM, FaceViT
 from selfsame.perception.parser import FaceParser, overlap, parse, parser_loss, person_labels
 from selfsame.recipes.caches import faces_of
-from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, save_grid, to_pixels
+from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, save_grid, spread, to_pixels
 from selfsame.recipes.faces import SLACK, augment, cached_crops, face_rows, held_out_rank1, person_of_row
 from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import load_into
@@ -59,9 +59,9 @@ def parser(options: Options) -> Trained:
 
 def parser_figures(net: nn.Module, table: Table, count: int) -> dict[str, float]:
     """Intersection over union on held-out pictures: mean over parts, and the two that StableIdentity's masks are made of."""
-    rows = range(min(count, len(table)))
+    rows = spread(np.arange(len(table)), count)
     seen = np.stack([parse(net, np.asarray(table.images[i])) for i in rows])
-    truth = person_labels(torch.from_numpy(np.array(table.labels[: len(rows)]))).numpy()
+    truth = person_labels(torch.from_numpy(np.array(table.labels[rows]))).numpy()
     scores = overlap(seen, truth)
     return {"mean_iou": float(np.nanmean(list(scores.values()))), "skin_iou": scores["skin"], "hair_iou": scores["hair"]}
 
@@ -80,11 +80,11 @@ def depth(options: Options) -> Trained:
         return Loss(depth_loss(model, batch["pixels"], batch["depth"]))
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
-        rows = range(min(150, len(held)))
+        rows = spread(np.arange(len(held)), 150)
         seen = np.stack([depth_of(model, np.asarray(held.images[i])) for i in rows])
-        truth = held.depth[: len(rows)].astype(np.float32) / 255
+        truth = held.depth[rows].astype(np.float32) / 255
         grey = (np.concatenate([seen[:8], truth[:8]]) * 255).astype(np.uint8)[..., None].repeat(3, 3)
-        save_grid(run, step, [list(held.images[:8]), list(grey[:8]), list(grey[8:])])
+        save_grid(run, step, [list(held.images[rows[:8]]), list(grey[:8]), list(grey[8:])])
         near = truth > 0
         return {"depth_error": float(np.abs(seen - truth).mean()), "subject_error": float(np.abs(seen - truth)[near].mean())}
 

@@ -15,7 +15,7 @@ from selfsame.mannequins import paint
 from selfsame.models.latents import decode, encode
 from selfsame.models.mannequin import new_vae
 from selfsame.recipes.caches import as_tensor, latents_of
-from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, save_grid, to_images, to_pixels, torch_generator
+from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, save_grid, spread, to_images, to_pixels, torch_generator
 from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import load_vae
 
@@ -167,7 +167,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 @torch.no_grad()
 def vae_figures(model: AutoencoderKL, table: Table, count: int) -> dict[str, float]:
     """PSNR inside the face box on photo style, over all styles, and of whole pictures; mean over pictures, dB."""
-    rows = table.rows(lambda r: len(r["boxes"]) == 1)[:count]
+    rows = spread(table.rows(lambda r: len(r["boxes"]) == 1), count)
     photo, styled, whole = [], [], []
     for chunk in np.array_split(rows, max(1, len(rows) // 16)):
         pixels = to_pixels(table.images[chunk]).to(model.device)
@@ -185,7 +185,7 @@ def vae_figures(model: AutoencoderKL, table: Table, count: int) -> dict[str, flo
 @torch.no_grad()
 def latent_statistics(model: AutoencoderKL, table: Table, count: int = 512) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each latent channel over some pictures, c each."""
-    rows = np.linspace(0, len(table) - 1, min(count, len(table))).astype(int)
+    rows = spread(np.arange(len(table)), count)
     z = torch.cat([encode(model, to_pixels(table.images[chunk])) for chunk in np.array_split(rows, max(1, len(rows) // 32))])
     return z.mean((0, 2, 3)), z.std((0, 2, 3))
 

@@ -19,7 +19,7 @@ from selfsame.models.mannequin import CONTEXT_DIM, new_image_encoder, new_text_e
 from selfsame.models.text import tokenize
 from selfsame.models.tokens import BOS, EOS, train_tokenizer
 from selfsame.perception.reader import ATTRIBUTES, AttributeReader, agreement, read, readable, reader_loss
-from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, to_pixels, torch_generator
+from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, spread, to_pixels, torch_generator
 from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import checked, load_into, load_text
 
@@ -163,7 +163,7 @@ def reader(options: Options) -> Trained:
 
 def reader_figures(net: nn.Module, held: Table, count: int = 400) -> dict[str, float]:
     """Accuracy over all readable attributes of held-out renders, and per attribute."""
-    rows = held.rows(lambda r: r["kind"] in ("person", "celebrity"))[:count]
+    rows = spread(held.rows(lambda r: r["kind"] in ("person", "celebrity")), count)
     seen = read(net, [np.asarray(held.images[i]) for i in rows])
     pairs = [(held.records[i]["attributes"], s) for i, s in zip(rows, seen, strict=True)]
     scores = [agreement(asked, s) for asked, s in pairs]
