@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from selfsame.models.weighted import encode_weighted, parse_weights, weighted_ids
+from selfsame.models.weighted import WINDOW, encode_weighted, parse_weights, weighted_ids
 from tests.goldens import recipe
 
 CASES = json.loads((recipe.FOLDER / "u06_prompt_parser.json").read_text())
@@ -75,6 +75,27 @@ def test_long_prompts_are_read_in_windows(encoders: list, count: int, tokens: in
 
 
 def test_ids_carry_the_weight_of_their_piece():
-    ids, weights = weighted_ids(Words(), "one (two three:1.2) four")
+    ids, weights, places = weighted_ids(Words(), "one (two three:1.2) four")
     assert len(ids) == 4
+    assert not places
     assert weights == [1.0, 1.2, 1.2, 1.0]
+
+
+@pytest.mark.parametrize("before", [0, 3, 73, 74, 75, 76, 149])
+def test_learned_words_weigh_like_others_and_stand_in_one_window(encoders: list, before: int):
+    """Rows of a tower's own table as learned words say what those tokens say, whatever their weight and wherever they stand."""
+    tables = [e.get_input_embeddings().weight.detach() for e in encoders]
+    own = [int(i) for i in Words()("red hat").input_ids[1:-1]]
+    words = {"<x>": tuple(table[own] for table in tables)}
+    text = " ".join("abcdefghij"[i % 10] for i in range(before))
+    ids, weights, places = weighted_ids(Words(), f"{text} (<x>:1.4) b", {"<x>": 2})
+    at = sorted(places)
+    assert at[1] == at[0] + 1
+    assert at[0] // WINDOW == at[1] // WINDOW
+    assert [weights[i] for i in at] == [1.4, 1.4]
+    assert len(ids) == before + 3 + (1 if before % WINDOW == WINDOW - 1 else 0)
+    learned, _ = encode_weighted(Words(), encoders, f"{text} (<x>:1.4) b", "c", words)
+    if before % WINDOW != WINDOW - 1:  # there the plain prompt is cut in two
+        plain, _ = encode_weighted(Words(), encoders, f"{text} (red hat:1.4) b", "c")
+        assert torch.allclose(learned.encoder_hidden_states, plain.encoder_hidden_states, atol=1e-6)
+        assert torch.allclose(learned.pooled, plain.pooled, atol=1e-6)

@@ -24,6 +24,7 @@ from selfsame.images.draw import draw_kps
 from selfsame.images.files import InputError, read_image, read_metadata, write_image
 from selfsame.methods.instantid.checkpoint import instantid_to_official
 from selfsame.methods.instantid.interop import face_in
+from selfsame.models.text import tower_hash
 from selfsame.models.weighted import encode_weighted
 from selfsame.perception import real_faces
 from selfsame.studio import real
@@ -31,6 +32,7 @@ from selfsame.studio.people import lent_embedding
 from selfsame.studio.places import Person
 from selfsame.studio.real import Folders, RealStudio
 from selfsame.studio.request import Limits, Request, Strengths
+from selfsame.values.identity import Identity, LearnedWords
 from selfsame.weights.mannequin import checked_folder
 from tests.goldens import recipe
 from tests.methods.test_instantid_interop import SD15, filled
@@ -140,13 +142,21 @@ def test_several_photos_are_averaged_or_joined(studio: RealStudio, photo: Path):
     assert abs(float(mean.norm()) - 1) > 0.1  # raw
 
 
-def test_stable_diffusion_15_takes_an_instantid_that_somebody_trained(tmp_path: Path, folders: Folders, photo: Path):
+@pytest.fixture(scope="module")
+def own_sd15(tmp_path_factory: pytest.TempPathFactory, folders: Folders) -> RealStudio:
+    tmp_path = tmp_path_factory.mktemp("sd15")
     unet = recipe.fill(UNet2DConditionModel(**SD15), "unet15")
     assert isinstance(unet, UNet2DConditionModel)
     saved_base(tmp_path / "sd15", unet, 1)
     instantid_to_official(filled(unet), tmp_path / "own")
     (tmp_path / "own/selfsame.json").write_text('{"encoder": "antelopev2"}')
     studio = selfsame.load("instantid-sd15", base=tmp_path / "sd15", instantid=tmp_path / "own", face_models=folders.face_models)
+    assert isinstance(studio, RealStudio)
+    return studio
+
+
+def test_stable_diffusion_15_takes_an_instantid_that_somebody_trained(own_sd15: RealStudio, photo: Path):
+    studio = own_sd15
     made = studio.generate(Request(prompt="a photo of a person", height=64, width=64, num_steps=1), studio.identity(photo))[0]
     assert made.pixels.shape == (64, 64, 3)
 
@@ -169,8 +179,6 @@ def test_what_is_missing_is_said_with_its_remedy(folders: Folders, tmp_path: Pat
         selfsame.load("instantid-sdxl", base=folders.base, instantid=folders.instantid)
     with pytest.raises(InputError, match="was ever released"):
         _ = selfsame.load("instantid-sd15", base=folders.base, face_models=folders.face_models).instantid
-    with pytest.raises(InputError, match="learned words belong"):
-        studio.generate(Request(height=64, width=64, use="words"))
     (tmp_path / "buffalo_l").symlink_to(folders.face_models)
     with pytest.raises(InputError, match="read embeddings of antelopev2"):
         RealStudio(Folders(folders.base, folders.instantid, tmp_path / "buffalo_l")).identity(photo)
@@ -186,6 +194,46 @@ def test_what_is_missing_is_said_with_its_remedy(folders: Folders, tmp_path: Pat
     monkeypatch.setattr(studio.reader, "name", "buffalo_l")
     with pytest.raises(InputError, match="make it anew"):
         studio.generate(Request(height=64, width=64), who)
+
+
+def names_own_words(studio: RealStudio, name: str) -> LearnedWords:
+    """A name's own rows of the token tables as if they had been learned."""
+    ids = studio.tokenizer(name, add_special_tokens=False)["input_ids"]
+    rows = tuple(e.get_input_embeddings().weight[ids].detach().float().numpy() for e in studio.encoders)
+    return LearnedWords(rows, "<x>", tower_hash(*studio.encoders))
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd15"])
+def test_learned_words_stand_where_a_name_would(kind: str, studio: RealStudio, own_sd15: RealStudio, photo: Path):
+    """Alone and beside the face: a name's own rows paint what the name paints, bit for bit."""
+    studio = studio if kind == "sdxl" else own_sd15
+    ada, photos = names_own_words(studio, "ada fox"), studio.identity(photo)
+    brackets = "({}:1.3)" if kind == "sdxl" else "{}"
+    request = Request(prompt=f"a photo of {brackets} in space", height=64, width=64, num_steps=1)
+    for who in (Identity.of_words(ada), replace(photos, words=ada)):
+        asked = replace(request, use="both" if who.num_photos else "words")
+        learned = studio.generate(replace(asked, prompt=request.prompt.format("<x>")), who)[0].pixels
+        named = studio.generate(replace(request, prompt=request.prompt.format("ada fox")), photos if who.num_photos else None)[0].pixels
+        assert np.array_equal(learned, named)
+    other = replace(ada, vectors=tuple(v * 3 for v in ada.vectors))  # remembered prompts are those of the same words
+    assert not np.array_equal(learned, studio.generate(replace(asked, prompt=request.prompt.format("<x>")), replace(photos, words=other))[0].pixels)
+    with pytest.raises(InputError, match="width 5, this base has"):
+        studio.generate(replace(request, prompt="<x>"), Identity.of_words(LearnedWords((np.zeros((2, 5), np.float32),), "<x>", "")))
+    with pytest.raises(InputError, match="another text encoder"):
+        studio.generate(replace(request, prompt="<x>"), Identity.of_words(replace(ada, text_encoder="none")))
+
+
+def test_photos_and_words_of_one_person_in_one_command(folders: Folders, studio: RealStudio, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = tmp_path / "x.safetensors"
+    Identity.of_words(names_own_words(studio, "ada fox")).save(words)
+    where = ["--base", str(folders.base), "--instantid", str(folders.instantid), "--face-models", str(folders.face_models)]
+    args = ["generate", "--model", "instantid-sdxl", *where, "--face", str(photo), "--height", "64", "--width", "64", "--num-steps", "1"]
+    assert main([*args, "--prompt", "a photo of ada fox", "--out", str(tmp_path / "a.png")]) == 0
+    with_words = [*args, "--prompt", "a photo of <x>", "--identity", str(words)]
+    assert main([*with_words, "--use", "both", "--out", str(tmp_path / "b.png")]) == 0
+    assert np.array_equal(read_image(tmp_path / "a.png"), read_image(tmp_path / "b.png"))
+    assert main([*with_words, "--out", str(tmp_path / "c.png")]) == 2
+    assert "give one --identity, and --use both" in capsys.readouterr().err
 
 
 def test_several_people_views_and_starts_work_at_this_size_too(studio: RealStudio, photo: Path, monkeypatch: pytest.MonkeyPatch):

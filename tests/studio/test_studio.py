@@ -205,7 +205,7 @@ def test_words_that_cannot_be_used_are_refused(studio: Studio, ada_fox: LearnedW
     refused(Request(prompt="a photo of <x>", use="both"), bare, "no photo")
     refused(Request(prompt="<x>"), replace(bare, words=replace(ada_fox, text_encoder="other")), "another text encoder")
     wide = LearnedWords((np.zeros((2, 1024), np.float32),), "<x>", "")
-    refused(Request(prompt="<x>"), replace(bare, words=wide), "words of 1024 numbers, this model's have 128")
+    refused(Request(prompt="<x>"), replace(bare, words=wide), "text towers of width 1024, this base has 128")
     refused(Request(prompt="<x> in space"), [bare, bare], "share the placeholder <x>")
     with pytest.raises(InputError, match="use 'mouth'"):
         Request(use="mouth")  # type: ignore[arg-type]

@@ -210,8 +210,8 @@ class Evaluate:
             return folder(self.pictures, self.references, self.out, judges=self.judges, conditioner=self.conditioner, on_progress=tick)
         if self.what == "words":
             if self.ablations:
-                return words(self.out, people=self.people or ABLATED, **rows | {"only": self.rows or (OURS, *ABLATIONS)})
-            return words(self.out, people=self.people, **rows)
+                rows["only"] = self.rows or (OURS, *ABLATIONS)
+            return words(self.out, people=self.people or (ABLATED if self.ablations else 0), **rows)
         if self.what == "edits":
             return edits(self.out, cases=self.people, folder=self.edit_set, device=self.device, **rows)
         if self.what == "people":

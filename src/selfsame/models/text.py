@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,13 @@ class Prompted:
     cut: tuple[str, ...]  # for each prompt the words beyond the limit, "" when none
 
 
+def split_at(prompt: str, placeholders: Collection[str]) -> list[str]:
+    """A prompt in pieces, each a placeholder or text without any; without placeholders one piece, as it is."""
+    if not placeholders:
+        return [prompt]
+    return [piece for piece in re.split("|".join(f"({re.escape(name)})" for name in placeholders), prompt) if piece]
+
+
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], words: Mapping[str, int] | None = None) -> Tokens:
     """Token ids padded to the limit; each placeholder becomes as many places as it has words, and nothing after it is lost.
 
@@ -42,12 +49,11 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str], words: Mapping[st
     """
     words = words or {}
     room = tokenizer.model_max_length - 2
-    around = re.compile("|".join(f"({re.escape(name)})" for name in words)) if words else None
     ids, cut, places = [], [], []
     for row, prompt in enumerate(prompts):
         line: list[int] = []
         left_out: list[str] = []
-        for piece in filter(None, around.split(prompt)) if around else [prompt]:
+        for piece in split_at(prompt, words):
             count = words.get(piece, 0)
             tokens = [FILLER] * count if count else tokenizer(piece, add_special_tokens=False)["input_ids"]
             assert isinstance(tokens, list)

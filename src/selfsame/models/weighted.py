@@ -9,12 +9,16 @@ in windows one after the other, and the U-Net sees all of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from selfsame.adapters.words import Slots, words_inserted
+from selfsame.models.text import FILLER, split_at
 
 ROUND = 1.1
 SQUARE = 1 / 1.1
@@ -74,23 +78,49 @@ class WeightedPrompt:
     pooled: Tensor  # 1 p
 
 
-def weighted_ids(tokenizer: Any, prompt: str) -> tuple[list[int], list[float]]:
-    """Token ids of a prompt, of any number, and the weight of each."""
+Places = dict[int, tuple[str, int]]  # position of a learned word -> its placeholder, and which of its words it is
+
+
+def weighted_ids(tokenizer: Any, prompt: str, words: Mapping[str, int] | None = None) -> tuple[list[int], list[float], Places]:
+    """Token ids of a prompt, of any number, the weight of each, and where learned words stand: never in two windows.
+
+    Args:
+        words: number of words of each placeholder.
+    """
     ids: list[int] = []
     weights: list[float] = []
+    places: Places = {}
+    words = words or {}
     for text, weight in parse_weights(prompt):
-        piece = tokenizer(text, truncation=False).input_ids[1:-1]
-        ids += piece
-        weights += [weight] * len(piece)
-    return ids, weights
+        for piece in split_at(text, words):
+            if count := words.get(piece, 0):
+                left = WINDOW - len(ids) % WINDOW
+                if left < count:  # the window's rest is filled as the last window's is
+                    ids += [tokenizer.eos_token_id] * left
+                    weights += [1.0] * left
+                places |= {len(ids) + i: (piece, i) for i in range(count)}
+            said = [FILLER] * count if count else tokenizer(piece, truncation=False).input_ids[1:-1]
+            ids += said
+            weights += [weight] * len(said)
+    return ids, weights, places
 
 
 @torch.no_grad()
-def _encode(encoders: Sequence[Any], ids: list[int], weights: list[float], bos: int, eos: int) -> WeightedPrompt:
+def _encode(
+    encoders: Sequence[Any], ids: list[int], weights: list[float], places: Places, words: Mapping[str, Sequence[Tensor]], bos: int, eos: int
+) -> WeightedPrompt:
     states, pooled = [], None
     for start in range(0, len(ids) + 1, WINDOW):  # the last window holds the rest, even when nothing is left
         part = torch.tensor([[bos, *ids[start : start + WINDOW], eos]])
-        outs = [encoder(part.to(encoder.device), output_hidden_states=True) for encoder in encoders]
+        here = {at - start + 1: place for at, place in places.items() if start <= at < start + WINDOW}
+        outs = []
+        for tower, encoder in enumerate(encoders):
+            with ExitStack() as stack:
+                if here:
+                    vectors = torch.stack([words[name][tower][i] for name, i in here.values()])
+                    slots = Slots(torch.zeros(len(here), dtype=torch.long), torch.tensor(list(here)), vectors)
+                    stack.enter_context(words_inserted(encoder.get_input_embeddings(), slots))
+                outs.append(encoder(part.to(encoder.device), output_hidden_states=True))
         e = torch.cat([out.hidden_states[-2] for out in outs], -1)  # 1 t c
         w = torch.tensor([1.0, *weights[start : start + WINDOW], 1.0]).half().to(e).view(1, -1, 1)
         states.append(e[:, -1:] + (e - e[:, -1:]) * w)
@@ -99,16 +129,23 @@ def _encode(encoders: Sequence[Any], ids: list[int], weights: list[float], bos: 
     return WeightedPrompt(torch.cat(states, 1), pooled)
 
 
-def encode_weighted(tokenizer: Any, encoders: Sequence[Any], prompt: str, negative_prompt: str = "") -> tuple[WeightedPrompt, WeightedPrompt]:
+def encode_weighted(
+    tokenizer: Any, encoders: Sequence[Any], prompt: str, negative_prompt: str = "", words: Mapping[str, Sequence[Tensor]] | None = None
+) -> tuple[WeightedPrompt, WeightedPrompt]:
     """A prompt and its negative, of equal length, for SDXL's two text encoders (the second with projection): InstantID's full pipeline.
 
         e' = e_end + w (e - e_end)
 
     The shorter one is filled with end tokens. Both encoders read the first tokenizer's ids; the pooled vector is the last window's.
+
+    Args:
+        words: learned words of each placeholder that may stand in a prompt, n d for each encoder.
     """
-    (ids, weights), (negative_ids, negative_weights) = (weighted_ids(tokenizer, p) for p in (prompt, negative_prompt))
+    words = words or {}
+    counts = {name: len(towers[0]) for name, towers in words.items()}
+    (ids, weights, places), (negative_ids, negative_weights, negative_places) = (weighted_ids(tokenizer, p, counts) for p in (prompt, negative_prompt))
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     length = max(len(ids), len(negative_ids))
     filled = [(i + [eos] * (length - len(i)), w + [1.0] * (length - len(w))) for i, w in ((ids, weights), (negative_ids, negative_weights))]
-    told, against = (_encode(encoders, i, w, bos, eos) for i, w in filled)
+    told, against = (_encode(encoders, i, w, p, words, bos, eos) for (i, w), p in zip(filled, (places, negative_places), strict=True))
     return told, against

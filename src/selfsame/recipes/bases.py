@@ -91,8 +91,7 @@ def mannequin_base(studio: Studio) -> LearnBase:
             Row(p.format(words.placeholder))
             for p in ("a photo of {}", "a watercolour of {} on a beach", "a photo of {} wearing a spacesuit", "a pencil sketch of {} laughing")
         ]
-        vectors = {words.placeholder: torch.from_numpy(words.vectors[0])}
-        return studio.paint(rows, Request(num_steps=12), list(range(len(rows))), words=vectors)[0]
+        return studio.paint(rows, Request(num_steps=12), list(range(len(rows))), words=(words,))[0]
 
     return LearnBase(
         name="mannequin",

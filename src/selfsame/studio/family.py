@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +26,7 @@ from selfsame.studio.painting import Painter, Row, calls_of, run_steps
 from selfsame.studio.people import Cast, Who, people_of
 from selfsame.studio.places import Match, Person, Places, Pose, matched, shown
 from selfsame.studio.request import Limits, Made, Request, Strengths
-from selfsame.values.identity import Identity
+from selfsame.values.identity import Identity, LearnedWords
 
 ANOTHER = 1_000_003  # from a seed to the next try's
 AROUND = 2.0  # side of the square in which a face is refined, over the face's: heads fill half of the pictures that models learn from
@@ -40,7 +40,7 @@ class Job:
 
     row: Row
     request: Request  # sized, of this one picture
-    words: Mapping[str, Tensor] = field(default_factory=dict)  # learned words n d by placeholder
+    words: tuple[LearnedWords, ...] = ()
     people: tuple[Person, ...] = ()  # whose faces paint
     notes: tuple[str, ...] = ()
     share: float | None = None  # of the second of two people who are mixed
@@ -49,7 +49,7 @@ class Job:
     def kind(self) -> Hashable:
         """Jobs of one kind can be painted together."""
         shared = tuple(v for k, v in self.request.to_json().items() if k not in OWN)
-        said = tuple((k, hashlib.sha256(v.numpy().tobytes()).hexdigest()) for k, v in sorted(self.words.items()))
+        said = tuple(sorted(w.digest for w in self.words))
         # Work that is reused between steps is made anew when somebody's window opens or closes: in one batch that must be at the same steps.
         acts = tuple(face.strengths.windows for face in self.row.faces) if self.request.speed != "exact" else ()
         return shared, said, self.row.start is not None, acts
@@ -75,8 +75,8 @@ class Family(ABC):
     # ------------------------------------------------------------------------------------------ what a family says
 
     @abstractmethod
-    def painter(self, words: Mapping[str, Tensor] | None = None) -> Painter:
-        """The networks and rules that paint; `words` n d of each placeholder that may stand in prompts."""
+    def painter(self, words: Sequence[LearnedWords] = ()) -> Painter:
+        """The networks and rules that paint; `words` may stand in prompts."""
 
     @abstractmethod
     def embedding(self, identity: Identity, photos: str) -> Tensor:

@@ -28,7 +28,8 @@ class Order(Request):
     face: tuple[Path, ...] = ()
     """Photos of one person, one or more. Without any the base model paints somebody."""
     identity: tuple[Path, ...] = ()
-    """Identity files instead of photos, or learned words (textual inversions, StableIdentity's .pt), each named in the prompt by its placeholder."""
+    """Identity files instead of photos, or learned words (textual inversions, StableIdentity's .pt), each named in the prompt by its placeholder.
+    One beside --face, with --use both: the words of the photos' person."""
     people: tuple[Path, ...] = ()
     """Several people instead of --face: of each a photo, a folder of photos or an identity file. They stand from left to right."""
     regions: tuple[str, ...] = ()
@@ -124,7 +125,10 @@ class Order(Request):
     def check_together(self) -> None:
         """Raise InputError at flags that contradict each other."""
         given = [f"--{name}" for name in ("face", "identity", "people", "mix") if getattr(self, name)]
-        if len(given) > 1:
+        if given == ["--face", "--identity"]:
+            if len(self.identity) > 1 or self.use != "both":
+                raise InputError("--face and --identity together are one person's photos and learned words: give one --identity, and --use both")
+        elif len(given) > 1:
             raise InputError(f"give {given[0]} or {given[1]}, not both")
         for name in ("regions", "poses", "scales"):
             count = len(getattr(self, name))

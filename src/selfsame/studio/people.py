@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from selfsame.images.files import InputError
 from selfsame.methods.stableidentity.checkpoint import read_words
+from selfsame.methods.stableidentity.interop import check_towers
 from selfsame.models.text import tower_hash
 from selfsame.perception.detector import Found
 from selfsame.studio.places import Person, Pose
@@ -28,7 +29,7 @@ class Cast:
     """The people of one request."""
 
     faces: tuple[Person, ...] = ()  # whose face tokens paint
-    words: dict[str, Tensor] = field(default_factory=dict)  # learned words n d by placeholder
+    words: tuple[LearnedWords, ...] = ()  # that stand in the prompt
 
 
 Who = Identity | Person
@@ -105,23 +106,23 @@ def lent_embedding(identity: Identity, encoder: str, photos: str, device: torch.
     return (rows.mean(0, keepdim=True) if photos == "mean" else rows)[None].to(device)
 
 
-def cast_of(people: Sequence[Person], request: Request, text_encoder: Any) -> Cast:
+def cast_of(people: Sequence[Person], request: Request) -> Cast:
     """Sort people by what paints them; `request.use` decides, `auto` takes the words of whoever the prompt names.
 
     Raises:
         InputError: what is asked for is not in an identity, the prompt does not name somebody exactly once, or two people share a placeholder.
     """
     faces: list[Person] = []
-    words: dict[str, Tensor] = {}
+    words: list[LearnedWords] = []
     for person in people:
         who = person.identity
         named = request.full_prompt.count(who.words.placeholder) if who.words else 0
         by_words = request.use in ("words", "both") or (request.use == "auto" and (named > 0 or not who.num_photos))
         if by_words:
-            learned = _usable(who, named, text_encoder)
-            if learned.placeholder in words:
+            learned = _named_once(who, named)
+            if any(learned.placeholder == other.placeholder for other in words):
                 raise InputError(f"two people share the placeholder {learned.placeholder}: give one of them another with `selfsame learn --name`")
-            words[learned.placeholder] = torch.from_numpy(learned.vectors[0])
+            words.append(learned)
         if request.use in ("face", "both") or (request.use == "auto" and not by_words):
             faces.append(person)
     known = [p.identity.words.placeholder for p in people if p.identity.words]
@@ -130,19 +131,30 @@ def cast_of(people: Sequence[Person], request: Request, text_encoder: Any) -> Ca
         raise InputError(f"the prompt names {strange[0]}, and nobody given is called so: {', '.join(known)}")
     if any(not person.identity.num_photos for person in faces):
         raise InputError("an identity has learned words but no photo; use --use words, or make it anew from a photo")
-    return Cast(tuple(faces), words)
+    return Cast(tuple(faces), tuple(words))
 
 
-def _usable(who: Identity, named: int, text_encoder: Any) -> LearnedWords:
+def _named_once(who: Identity, named: int) -> LearnedWords:
     words = who.words
     if words is None:
         raise InputError("the identity has no learned words; learn them with `selfsame learn`, or leave out --use")
     if named != 1:
         how = "does not name" if named == 0 else f"names {named} times"
         raise InputError(f"the prompt {how} {words.placeholder}: say once where the person stands, as in 'a photo of {words.placeholder}'")
-    if words.text_encoder not in ("", tower_hash(text_encoder)):
-        raise InputError(f"{words.placeholder} was learned for another text encoder than this model's: learn the person anew")
-    width = text_encoder.config.hidden_size
-    if [v.shape[1] for v in words.vectors] != [width]:
-        raise InputError(f"{words.placeholder} has words of {', '.join(str(v.shape[1]) for v in words.vectors)} numbers, this model's have {width}")
     return words
+
+
+def check_words(people: Sequence[LearnedWords], text_encoders: Sequence[Any]) -> None:
+    """Raise InputError when somebody's words were learned for other text towers than these."""
+    for words in people:
+        try:
+            check_towers(words, [encoder.get_input_embeddings().embedding_dim for encoder in text_encoders])
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        if words.text_encoder not in ("", tower_hash(*text_encoders)):
+            raise InputError(f"{words.placeholder} was learned for another text encoder than this model's: learn the person anew")
+
+
+def vectors_of(words: Sequence[LearnedWords]) -> dict[str, tuple[Tensor, ...]]:
+    """Of each placeholder its words n d for each text tower."""
+    return {w.placeholder: tuple(torch.from_numpy(v) for v in w.vectors) for w in words}

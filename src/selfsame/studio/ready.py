@@ -86,7 +86,7 @@ def files_digest(order: Order) -> str:
 
 def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], list[np.ndarray]]:
     """The people of an order, and photos of the only one."""
-    if order.identity:
+    if order.identity and not order.face:
         return [Person(read_identity(p), name=p.stem) for p in order.identity], []
     if order.mix:
         parts = [path_and_share(text) for text in order.mix]
@@ -100,6 +100,8 @@ def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], lis
     if not order.face:
         return [], []
     who = _known(studio.introduced(*order.face, which=order.which), notes)
+    for path in order.identity:
+        who = replace(who, words=read_identity(path).words)
     return [Person(who, name=order.face[0].stem)], [read_image(p) for p in order.face]
 
 

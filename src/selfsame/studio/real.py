@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ from selfsame.perception.real_faces import RealFace, reader_of
 from selfsame.studio.family import Family
 from selfsame.studio.memory import CHOICES, PLANS, Plan, Sizes, chosen, free_memory, needed, numbers_in
 from selfsame.studio.painting import Painter, Told, scheduler_of
-from selfsame.studio.people import Cast, chosen_face, lent_embedding
+from selfsame.studio.people import Cast, cast_of, check_words, chosen_face, lent_embedding, vectors_of
 from selfsame.studio.places import Person, Pose
 from selfsame.studio.request import Limits, Request, nearest
-from selfsame.values.identity import Identity
+from selfsame.values.identity import Identity, LearnedWords
 from selfsame.weights.catalogue import CATALOGUE
 from selfsame.weights.fetch import cache_folder, local, missing_of
 
@@ -265,40 +265,39 @@ class RealStudio(Family):
         """A fresh solver with the base's noise schedule and its own way to spread the steps."""
         return scheduler_of(json.loads((self.folders.base / "scheduler" / "scheduler_config.json").read_text()), solver)
 
-    def tell(self, prompts: Sequence[str], against: Sequence[str], request: Request) -> tuple[Told, Told]:
-        """Prompts for this base; SDXL reads weights in brackets and any length.
+    def tell(self, prompts: Sequence[str], against: Sequence[str], request: Request, words: Sequence[LearnedWords] = ()) -> tuple[Told, Told]:
+        """Prompts for this base, learned words in them; SDXL reads weights in brackets and any length.
 
         Raises:
             ValueError: SDXL rows whose prompts differ in length.
         """
-        key = (tuple(prompts), tuple(against), request.size)
+        key = (tuple(prompts), tuple(against), request.size, tuple(w.digest for w in words))
         if self._said is None or self._said[0] != key:  # several pictures of one request are told the same
             with self._used("encoders") as encoders:
-                self._said = key, self._told(self.tokenizer, encoders, prompts, against, request)
+                self._said = key, self._told(self.tokenizer, encoders, prompts, against, request, vectors_of(words))
         return self._said[1]
 
-    def _told(self, tokenizer: Any, encoders: Sequence[Any], prompts: Sequence[str], against: Sequence[str], request: Request) -> tuple[Told, Told]:
+    def _told(
+        self, tokenizer: Any, encoders: Sequence[Any], prompts: Sequence[str], against: Sequence[str], request: Request, words: dict[str, tuple[Tensor, ...]]
+    ) -> tuple[Told, Told]:
         if not self.is_xl:
-            said, not_said = (encode_prompts(tokenizer, encoders[0], p) for p in (prompts, against))
+            vectors = {name: towers[0] for name, towers in words.items()}
+            said, not_said = (encode_prompts(tokenizer, encoders[0], p, vectors) for p in (prompts, against))
             cuts = [tuple(f"the prompt is too long; these words were left out: {cut!r}" if cut else "" for cut in p.cut) for p in (said, not_said)]
             return Told(said.encoder_hidden_states, notes=cuts[0]), Told(not_said.encoder_hidden_states, notes=cuts[1])
-        both = [encode_weighted(tokenizer, encoders, a, b) for a, b in zip(prompts, against, strict=True)]
+        both = [encode_weighted(tokenizer, encoders, a, b, words) for a, b in zip(prompts, against, strict=True)]
         ids = torch.tensor([[request.height, request.width, 0, 0, request.height, request.width]] * len(prompts), device=self.device, dtype=self.dtype)
         told, not_told = ((torch.cat([p[k].encoder_hidden_states for p in both]), torch.cat([p[k].pooled for p in both])) for k in (0, 1))
         if self._zero_negative and not any(against):
             not_told = torch.zeros_like(not_told[0]), torch.zeros_like(not_told[1])
         return Told(*told, ids), Told(*not_told, ids)
 
-    def painter(self, words: Mapping[str, Tensor] | None = None) -> Painter:
-        """
-        Raises:
-            InputError: learned words, which this studio's text side does not read.
-        """
-        if words:
-            raise InputError("learned words belong to the base they were learned for: put them into its own pipeline with `words_added`")
+    def painter(self, words: Sequence[LearnedWords] = ()) -> Painter:
+        """The networks and rules that paint; `words` may stand in prompts."""
         channels = int(json.loads((self.folders.base / "vae" / "config.json").read_text())["latent_channels"])
         unet, instantid = (lambda: self.unet), (lambda: self.instantid)
-        return Painter(self.device, self.dtype, channels, unet, instantid, self.tell, self.scheduler, draw_kps, self.decode)
+        tell = partial(self.tell, words=words)
+        return Painter(self.device, self.dtype, channels, unet, instantid, tell, self.scheduler, draw_kps, self.decode)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels 1 3 h w in [-1, 1] to latents."""
@@ -319,14 +318,16 @@ class RealStudio(Family):
         return lent_embedding(identity, self.reader.name, photos, self.device)
 
     def cast(self, people: Sequence[Person], request: Request) -> Cast:
-        """Everybody by face tokens.
+        """Who is painted by face tokens and who by words that were learned for this base.
 
         Raises:
-            InputError: somebody would have to be painted by learned words.
+            InputError: what is asked for is not in an identity, or was learned for another base.
         """
-        if request.use in ("words", "both") or any(not p.identity.num_photos for p in people):
-            raise InputError("this model paints a face from photos; learned words belong to the base they were learned for, in a pipeline with `words_added`")
-        return Cast(tuple(people))
+        cast = cast_of(people, request)
+        if cast.words:
+            with self._used("encoders") as encoders:
+                check_words(cast.words, encoders)
+        return cast
 
     def known_faces(self, image: np.ndarray) -> tuple[list[Found], Tensor]:
         """Faces of a picture and their embeddings, n 512."""

@@ -29,10 +29,10 @@ from selfsame.perception.reader import AttributeReader, read
 from selfsame.studio.family import Family
 from selfsame.studio.memory import CHOICES
 from selfsame.studio.painting import Painter, Row, Told, scheduler_of
-from selfsame.studio.people import Cast, cast_of, chosen_face, from_left, lent_embedding
+from selfsame.studio.people import Cast, cast_of, check_words, chosen_face, from_left, lent_embedding, vectors_of
 from selfsame.studio.places import Person, Pose
 from selfsame.studio.request import MANNEQUIN, Request, nearest
-from selfsame.values.identity import Identity
+from selfsame.values.identity import Identity, LearnedWords
 from selfsame.weights import mannequin
 
 ENCODER_NAME = "mannequin-encoder-2"
@@ -231,7 +231,9 @@ class Studio(Family):
 
     def cast(self, people: Sequence[Person], request: Request) -> Cast:
         """Who is painted by face tokens and who by learned words."""
-        return cast_of(people, request, self.text[1])
+        cast = cast_of(people, request)
+        check_words(cast.words, [self.text[1]])
+        return cast
 
     def known_faces(self, image: np.ndarray) -> tuple[list[Found], Tensor]:
         """Faces of a picture and the conditioning encoder's embeddings of them, n 512."""
@@ -258,14 +260,14 @@ class Studio(Family):
         request: Request,
         seeds: Sequence[int],
         *,
-        words: Mapping[str, Tensor] | None = None,
+        words: Sequence[LearnedWords] = (),
         known: tuple[Tensor, Tensor] | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> tuple[list[np.ndarray], tuple[str, ...]]:
         """Denoise rows of different prompts and people together. Size, steps, solver, strengths come from the request.
 
         Args:
-            words: learned words n d of the placeholders that may stand in prompts.
+            words: may stand in prompts by their placeholders.
             known: latents b c h w of a picture to paint into, and a mask b 1 h w of its cells, 1 where to paint.
 
         Returns:
@@ -273,11 +275,12 @@ class Studio(Family):
         """
         return self.painter(words).paint(rows, request.sized(self.limits), seeds, known=known, on_step=on_step)
 
-    def painter(self, words: Mapping[str, Tensor] | None = None) -> Painter:
-        """The networks and rules that paint; `words` n d of each placeholder that may stand in prompts."""
+    def painter(self, words: Sequence[LearnedWords] = ()) -> Painter:
+        """The networks and rules that paint; `words` may stand in prompts."""
+        vectors = {name: towers[0] for name, towers in vectors_of(words).items()}
 
         def tell(prompts: Sequence[str], against: Sequence[str], request: Request) -> tuple[Told, Told]:
-            said, not_said = (self.text_states(p, words) for p in (prompts, against))
+            said, not_said = (self.text_states(p, vectors) for p in (prompts, against))
             return Told(said[0], notes=said[1]), Told(not_said[0], notes=not_said[1])
 
         channels = int(self.unet.config.in_channels)

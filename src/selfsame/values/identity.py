@@ -45,6 +45,14 @@ class LearnedWords:
     def num_words(self) -> int:
         return len(self.vectors[0])
 
+    @property
+    def digest(self) -> str:
+        """Which words these are: a hash of their placeholder and numbers."""
+        said = hashlib.sha256(self.placeholder.encode())
+        for vector in self.vectors:
+            said.update(vector.tobytes())
+        return said.hexdigest()
+
 
 @dataclass(frozen=True)
 class Identity:

@@ -90,10 +90,10 @@ def _painted(
     for start in range(0, len(tasks), BATCH):
         chunk = tasks[start : start + BATCH]
         people = [who(t) for t in chunk]
-        words = {w.placeholder: torch.from_numpy(w.vectors[0]) for w in people if isinstance(w, LearnedWords)}
+        words = {w.placeholder: w for w in people if isinstance(w, LearnedWords)}  # one person may stand in several rows
         names = [w.placeholder if isinstance(w, LearnedWords) else w for w in people]
         rows = [PaintRow(t.prompt.replace(SOMEBODY, name, 1)) for t, name in zip(chunk, names, strict=True)]
-        images += studio.paint(rows, request, [t.seed for t in chunk], words=words)[0]
+        images += studio.paint(rows, request, [t.seed for t in chunk], words=tuple(words.values()))[0]
         tick(len(chunk))
     return images
 
