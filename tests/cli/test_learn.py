@@ -12,7 +12,7 @@ from PIL import Image
 
 from selfsame.cli.main import main
 from selfsame.images.files import read_image
-from selfsame.methods.stableidentity.checkpoint import write_words
+from selfsame.methods.stableidentity.checkpoint import read_words, write_words
 from selfsame.values.identity import Identity
 from tests.cli.test_generate import ADA, QUICK, fails
 
@@ -53,6 +53,24 @@ def test_files_of_other_programs_paint_too(ada: Path, tmp_path: Path):
         assert main(["generate", "--identity", str(path), "--prompt", "a photo of <ada>", "--out", out, *QUICK]) == 0
         made.append(read_image(out))
     assert all(np.array_equal(m, made[0]) for m in made)
+
+
+def test_learned_people_are_written_for_other_programs(ada: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Out and back again no number changes; what exists, is missing or cannot hold it is said."""
+    words = Identity.load(ada).words
+    assert words is not None
+    for name, more in (("ada.pt", []), ("ada-ti.safetensors", []), ("bare.pt", ["--form", "official"])):
+        assert main(["convert", str(ada), "--out", str(tmp_path / name), *more]) == 0
+        assert np.array_equal(read_words(tmp_path / name).vectors[0], words.vectors[0])
+    assert "<ada>, 2 words, official" in capsys.readouterr().out
+    before = (tmp_path / "ada.pt").read_bytes()
+    assert main(["convert", str(ada), "--out", str(tmp_path / "ada.pt")]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["convert", str(ada), "--out", str(ada), "--overwrite"]) == 2
+    assert main(["convert", str(tmp_path / "none.pt"), "--out", str(tmp_path / "x.pt")]) == 2
+    assert main(["convert", str(ada), "--out", str(tmp_path / "ada.txt")]) == 2
+    assert main(["convert", ADA, "--out", str(tmp_path / "y.pt")]) == 2
+    assert (tmp_path / "ada.pt").read_bytes() == before
 
 
 def test_two_people_in_one_prompt(ada: Path, tmp_path: Path):

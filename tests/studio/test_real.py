@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import selfsame
@@ -22,7 +22,7 @@ from selfsame.adapters.processors import cross_attention_paths
 from selfsame.cli.main import main
 from selfsame.images.draw import draw_kps
 from selfsame.images.files import InputError, read_image, read_metadata, write_image
-from selfsame.methods.instantid.checkpoint import instantid_to_official
+from selfsame.methods.instantid.checkpoint import instantid_to_official, read_adapter
 from selfsame.methods.instantid.interop import face_in
 from selfsame.models.text import tower_hash
 from selfsame.models.weighted import encode_weighted
@@ -287,3 +287,16 @@ def test_a_lora_paints_along_and_like_repeats_it(folders: Folders, photo: Path, 
     assert main(["generate", "--like", str(tmp_path / "style.png"), "--out", str(tmp_path / "again.png")]) == 0
     assert np.array_equal(made["style"], read_image(tmp_path / "again.png"))
     assert main(["generate", "--lora", f"{tmp_path}/style.safetensors", "--prompt", "a photo", "--out", str(tmp_path / "no.png")]) == 2
+
+
+def test_the_adapter_goes_to_comfyui_and_back(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert folders.instantid is not None
+    official, flat, again = folders.instantid / "ip-adapter.bin", tmp_path / "ip-adapter.safetensors", tmp_path / "again.bin"
+    assert main(["convert", str(official), "--out", str(flat)]) == 0
+    assert main(["convert", str(flat), "--out", str(again)]) == 0
+    first, back = read_adapter(official), read_adapter(again)
+    assert all(set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(first, back, strict=True))
+    assert all(k.startswith(("image_proj.", "ip_adapter.")) for k in load_file(flat))
+    assert main(["convert", str(official), "--out", str(tmp_path / "a.txt")]) == 2
+    assert main(["convert", str(official), "--form", "a1111", "--out", str(tmp_path / "a.bin")]) == 2
+    assert "how an adapter is written" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from selfsame.cli.batch import Batch
+from selfsame.cli.convert import Convert
 from selfsame.cli.edit import Edit
 from selfsame.cli.generate import Generate
 from selfsame.cli.learn import Learn
@@ -33,6 +34,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Models, tyro.conf.subcommand("models")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from selfsame.images.files import InputError
 from selfsame.methods.instantid.method import ADAPTER_FILES, OURS, ImageAdapter, InstantID, ResamplerSize, noted_size
 from selfsame.methods.instantid.modules import Resampler
+from selfsame.models.single_file import header_of
 from selfsame.weights.official import read_official, tensors_under, write_tensors
 
 ABOUT = "selfsame.json"  # beside one's own weights: which encoder's embeddings they read
@@ -131,6 +132,30 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     if not all(halves) or "latents" not in halves[0]:
         raise InputError(f"{path}: not InstantID's adapter, it looks like {looks_like(values)}; give ip-adapter.bin of InstantX/InstantID")
     return halves
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a file is InstantID's adapter, nested or flat. Nothing but names is read of a safetensors file.
+
+    Raises:
+        InputError: unreadable, or holding code.
+    """
+    if path.suffix == ".safetensors":
+        return any(k.startswith("image_proj.latents") for k in header_of(path))
+    return "latents" in tensors_under(read_official(path, "InstantID's adapter or learned words"), "image_proj")
+
+
+def convert_adapter(source: Path, out: Path) -> Path:
+    """The adapter's file in the other form, numbers untouched: nested in `.bin`, flat with prefixes in `.safetensors` (ComfyUI's).
+
+    Raises:
+        InputError: unreadable, some other file, another ending, or a Resampler that the official form cannot describe.
+    """
+    image_proj, ip_adapter = read_adapter(source)
+    dim_head = _dim_head_of(source)
+    if out.suffix != ".safetensors" and dim_head != DIM_HEAD:
+        raise InputError(f"{source}: a Resampler with heads of {dim_head}, which a .bin cannot say (officially {DIM_HEAD}); end --out in .safetensors")
+    return write_tensors(out, {"image_proj": image_proj, "ip_adapter": ip_adapter}, {"dim_head": str(dim_head)})
 
 
 def encoder_of(folder: Path) -> str:
