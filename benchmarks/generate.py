@@ -9,6 +9,8 @@ import sys
 import tempfile
 import time
 
+from commands import measured
+
 from selfsame import Request, load
 
 RUNS = 5
@@ -39,17 +41,14 @@ def main() -> None:
     for name, value in times.items():
         print(f"{name:15} {value:.2f} s  {value / times['base']:.2f} x base")
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", "from selfsame.cli.main import entry; entry()"]
         generate = ["generate", "--face", "examples/ada.png", "--prompt", prompt, "--out", f"{folder}/out.png"]
         value = seconds(lambda: subprocess.run([sys.executable, "-c", "import selfsame"], check=True))
         print(f"{'import selfsame':15} {value:.2f} s")
-        for name, args in (("cold", generate), ("--help", ["--help"])):
-            value = seconds(lambda args=args: subprocess.run([*command, *args], check=True, capture_output=True))
-            print(f"{name:15} {value:.2f} s")
-        asked = f"from selfsame.cli.main import main; main({generate!r}); print(open('/proc/self/status').read())"
-        said = subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True, text=True).stdout
-        peak = int(next(line for line in said.splitlines() if line.startswith("VmHWM:")).split()[1])
-        print(f"peak memory of generate {peak * 1024 / 1e9:.2f} GB (Linux: VmHWM of its own process)")
+        helped = [sys.executable, "-c", "from selfsame.cli.main import entry; entry()", "--help"]
+        value = seconds(lambda: subprocess.run(helped, check=True, capture_output=True))
+        print(f"{'--help':15} {value:.2f} s")
+        cold = [measured(generate) for _ in range(RUNS)]
+        print(f"{'cold':15} {statistics.median(took for took, _ in cold):.2f} s  peak memory {max(peak for _, peak in cold):.2f} GB")
 
 
 if __name__ == "__main__":

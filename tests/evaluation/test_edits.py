@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, Dinov2Config, Dinov2Model
 
 import selfsame
 from selfsame.cli.main import main
@@ -15,10 +18,12 @@ from selfsame.evaluation.pictures import box_of, clean_crop, psnr, ssim
 from selfsame.images.files import InputError
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.perception.depth import DepthNet
+from selfsame.perception.similarity import CLIP_STATISTICS, StockClip, StockDino, normalised
 from selfsame.recipes.measure import edits as measure
 from selfsame.recipes.measure.edits import BASELINES, EDITS, OURS, edits, edits_digest
 from selfsame.recipes.measure.protocols import protocol
 from selfsame.studio.edits import Editor
+from selfsame.weights.mannequin import checked_folder
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +125,34 @@ def test_a_report_of_every_row(tmp_path: Path, cases: dict[str, EditCase], monke
         assert float(oracle["perceptual"]) < float(ours["perceptual"])
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert any("minus cut and paste" in n for n in report.notes)
+
+
+def test_stock_extractors_read_pictures_and_prompts(tmp_path: Path):
+    """What CLIP's and DINO's own classes say of pixels that were prepared by hand; a folder of something else is named."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**sizes, image_size=32, patch_size=16)
+    text = CLIPTextConfig(**sizes, vocab_size=1500, max_position_embeddings=16, bos_token_id=0, eos_token_id=1)
+    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)).eval()
+    model.save_pretrained(tmp_path / "clip")
+    shutil.copytree(checked_folder("base/tokenizer"), tmp_path / "clip", dirs_exist_ok=True)
+    Dinov2Model(Dinov2Config(**sizes, image_size=56, patch_size=14)).save_pretrained(tmp_path / "dino")
+    grey, noise = np.full((32, 32, 3), 128, np.uint8), np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    clip, dino = StockClip(tmp_path / "clip"), StockDino(tmp_path / "dino")
+    seen = clip.images([grey, noise])
+    assert torch.allclose(seen.norm(dim=1), torch.ones(2))
+    assert clip.prompt("a photo of a person " * 9).shape == (8,)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in CLIP_STATISTICS)
+    byhand = (torch.full((3, 32, 32), 128 / 255) - mean) / std
+    assert torch.allclose(normalised([grey], 32, CLIP_STATISTICS)[0], byhand, atol=1e-5)
+    features = model.visual_projection(model.vision_model(byhand[None]).pooler_output)
+    assert torch.allclose(seen[0], torch.nn.functional.normalize(features, dim=-1)[0], atol=1e-5)
+    one, two = dino.images([grey, noise])
+    assert float(one @ one) == pytest.approx(1, abs=1e-5)
+    assert float(one @ two) < 0.9999
+    for kind, folder, said in ((StockClip, "none", "no config.json"), (StockDino, "clip", "no DINO")):
+        with pytest.raises(InputError, match=said):
+            kind(tmp_path / folder)
 
 
 @pytest.mark.usefixtures("untrained")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,8 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from selfsame.cli.say import bar, warn
+
+DRAWN_EVERY = 300.0  # seconds between two drawings of a run's curve
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,21 @@ class Train:
         from selfsame.training.processes import wait_for_everyone
 
         with bar(f"training {name}", 1) as tick:
-            done = 0.0
+            done, drawn = 0.0, time.monotonic()
+
+            def draw() -> None:
+                nonlocal drawn
+                if (log := options.folder(called) / "log.csv").exists():
+                    draw_curve(log, log.with_name("curve.png"), called)
+                drawn = time.monotonic()
 
             def show(p: Any) -> None:
                 nonlocal done
                 share = p.step / p.max_steps
                 tick(share - done, f"loss {p.loss:.4f}  {p.samples_per_s:.0f} samples/s  {p.eta_s:.0f} s left")
                 done = share
+                if time.monotonic() - drawn > DRAWN_EVERY:
+                    draw()
                 if not sys.stderr.isatty():
                     parts = "  ".join(f"{k} {v:.4g}" for k, v in p.parts.items())
                     print(f"{name} step {p.step}/{p.max_steps}  loss {p.loss:.4f}  {parts}  {p.samples_per_s:.1f}/s  eta {p.eta_s:.0f} s", flush=True)
@@ -116,8 +127,7 @@ class Train:
             try:
                 trained = catalogue.recipes()[name](options) if self.base is None else self._for_base(options, self.base)
             finally:  # also after Ctrl-C: the curve so far
-                if (log := options.folder(called) / "log.csv").exists():
-                    draw_curve(log, log.with_name("curve.png"), called)
+                draw()
         if trained.is_main:
             self._told(name, trained, ship)
         wait_for_everyone()
@@ -171,6 +181,10 @@ class Evaluate:
     """Only this many of the protocol's people, or of each track's edits (for a quick look; the report says so). 0: all."""
     edit_set: Path | None = None
     """For `edits`: your own set in the layout of MimicBrush's benchmark, instead of the world's."""
+    clip: Path | None = None
+    """For `edits`: folder of a CLIP (transformers), such as openai/clip-vit-large-patch14, instead of the miniature's."""
+    dino: Path | None = None
+    """For `edits`: folder of a DINO, such as facebook/dinov2-base, as one more column."""
     rows: tuple[str, ...] = ()
     """Only these rows of the table."""
     ablations: bool = False
@@ -213,7 +227,7 @@ class Evaluate:
                 rows["only"] = self.rows or (OURS, *ABLATIONS)
             return words(self.out, people=self.people or (ABLATED if self.ablations else 0), **rows)
         if self.what == "edits":
-            return edits(self.out, cases=self.people, folder=self.edit_set, device=self.device, **rows)
+            return edits(self.out, cases=self.people, folder=self.edit_set, clip=self.clip, dino=self.dino, device=self.device, **rows)
         if self.what == "people":
             return uses.people(self.out, cases=self.people, device=self.device, **rows)
         if self.what == "views":

@@ -29,6 +29,7 @@ from selfsame.models.latents import encode
 from selfsame.models.mannequin import load_image_encoder, load_text_projection
 from selfsame.perception.depth import depth_of
 from selfsame.perception.reader import AttributeReader, perceptual_distance, reader_features
+from selfsame.perception.similarity import StockClip, StockDino
 from selfsame.recipes.common import to_pixels
 from selfsame.recipes.measure.judging import measured_with, notes_on_weights, reader_net
 from selfsame.recipes.measure.protocols import protocol
@@ -41,7 +42,8 @@ EDITS = "edits-1"
 OURS = "MimicBrush"
 BASELINES = ("cut and paste", "inpainting by text", "image tokens alone", "reference net alone", "MimicBrush, shape free")
 INNER = ("SSIM", "PSNR", "perceptual")
-INTER = ("CLIP-I", "reader-I", "CLIP-T")
+INTER = ("CLIP-I", "reader-I", "DINO-I", "CLIP-T")
+STOCK_SIDE = 224  # of the crops that stock extractors see
 LESS_IS_BETTER = ("perceptual", "depth error")
 
 
@@ -54,25 +56,33 @@ def edits_digest(p: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-@dataclass
-class Scorer:
-    """The extractors of the miniature: the reader's layers, CLIP's two towers, the depth network."""
+class WorldClip:
+    """The miniature's own CLIP, asked like a stock one."""
 
-    reader: AttributeReader
-    image_tower: Any
-    text_projection: Any
-    studio: Studio
-    editor: Editor
+    name = "the miniature's CLIP"
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio, self.tower, self.projection = studio, load_image_encoder(), load_text_projection()
 
     @torch.no_grad()
-    def clip_image(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        return F.normalize(self.image_tower(to_pixels(np.stack([resized(i, SIDE) for i in images]))).image_embeds, dim=-1)
+    def images(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        return F.normalize(self.tower(to_pixels(np.stack([resized(i, SIDE) for i in images]))).image_embeds, dim=-1)
 
     @torch.no_grad()
-    def clip_text(self, prompt: str) -> torch.Tensor:
+    def prompt(self, prompt: str) -> torch.Tensor:
         tokenizer, encoder = self.studio.text
         ids = tokenizer(prompt, padding="max_length", truncation=True, max_length=encoder.config.max_position_embeddings, return_tensors="pt").input_ids
-        return F.normalize(self.text_projection(encoder(ids.to(encoder.device)).pooler_output.cpu()), dim=-1)[0]
+        return F.normalize(self.projection(encoder(ids.to(encoder.device)).pooler_output.cpu()), dim=-1)[0]
+
+
+@dataclass
+class Scorer:
+    """What looks at the results: the reader's layers, CLIP's two towers, the depth network, and a DINO where one is given."""
+
+    reader: AttributeReader
+    clip: WorldClip | StockClip
+    editor: Editor
+    dino: StockDino | None = None
 
     def scores(self, case: EditCase, result: np.ndarray) -> dict[str, float]:
         """All columns that the case allows; of a case without a truth, prompt or reference mask the others."""
@@ -84,12 +94,15 @@ class Scorer:
             x, y = (F.interpolate(to_pixels(v[None]), (SIDE, SIDE), mode="bilinear", align_corners=False) for v in (a, b))
             made |= {"SSIM": ssim(a, b), "PSNR": psnr(a, b), "perceptual": float(perceptual_distance(self.reader, x, y))}
         meant = np.ones(case.reference.shape[:2], bool) if case.reference_mask is None else case.reference_mask > 0
-        crops = [clean_crop(result, inside, SIDE), clean_crop(case.reference, meant, SIDE)]
-        one, two = self.clip_image(crops)
+        crops, large = ([clean_crop(result, inside, side), clean_crop(case.reference, meant, side)] for side in (SIDE, STOCK_SIDE))
+        one, two = self.clip.images(crops if isinstance(self.clip, WorldClip) else large)
         seen = reader_features(self.reader, crops)
         made |= {"CLIP-I": float(one @ two), "reader-I": float(seen[0] @ seen[1] / max(1e-9, np.linalg.norm(seen[0]) * np.linalg.norm(seen[1])))}
+        if self.dino is not None:
+            one, two = self.dino.images(large)
+            made["DINO-I"] = float(one @ two)
         if case.prompt:
-            made["CLIP-T"] = float(self.clip_image([_square(result)])[0] @ self.clip_text(case.prompt))
+            made["CLIP-T"] = float(self.clip.images([_square(result)])[0] @ self.clip.prompt(case.prompt))
         before, after = depth_of(self.editor.depth_net, case.source), depth_of(self.editor.depth_net, result)
         return made | {"depth error": float(np.abs(before - after)[inside].mean())}
 
@@ -157,6 +170,8 @@ def edits(
     only: Sequence[str] = (),
     folder: Path | None = None,
     methods: Mapping[str, MimicBrush] | None = None,
+    clip: Path | None = None,
+    dino: Path | None = None,
     device: str = "cpu",
     on_progress: Callable[[float, str], None] = lambda share, note: None,
 ) -> Report:
@@ -168,6 +183,7 @@ def edits(
         only: only these rows.
         folder: somebody's own set in the benchmark's layout instead of the world's.
         methods: other trainings, by the names of their rows.
+        clip, dino: folders of stock extractors (transformers) in place of the miniature's CLIP, and beside it.
 
     Raises:
         InputError: an unknown row, more cases than the protocol has, or a folder without a case.
@@ -198,10 +214,13 @@ def edits(
     studio = load(device=device)
     editor = Editor(studio)
     editors = {OURS: editor} | {name: Editor(studio, method) for name, method in (methods or {}).items()}
-    scorer = Scorer(reader_net(), load_image_encoder(), load_text_projection(), studio, editor)
+    seeing = StockClip(clip, device) if clip else WorldClip(studio)
+    scorer = Scorer(reader_net(), seeing, editor, StockDino(dino, device) if dino else None)
+    notes.append(f"CLIP-I and CLIP-T by {seeing.name}" + (f", DINO-I by {scorer.dino.name}" if scorer.dino else ""))
     names = tuple(only) or known
     total = len(names) * sum(map(len, sets.values()))
     request = EditRequest(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
+    heads = tuple(key for key in (*INNER, *INTER, "depth error") if key != "DINO-I" or dino)
     rows, strips = [], []
     for track, members in sets.items():
         scores: dict[str, dict[str, dict[str, float]]] = {}  # by row and case
@@ -218,7 +237,7 @@ def edits(
             seconds = (time.monotonic() - began) / max(1, len(mine))
             scores[name] = {case.name: scorer.scores(case, image) for (_, case), image in zip(mine, made, strict=True)}
             shown[name] = made[:8]
-            columns: dict[str, float | str] = {key: mean([s[key] for s in scores[name].values() if key in s]) for key in (*INNER, *INTER, "depth error")}
+            columns: dict[str, float | str] = {key: mean([s[key] for s in scores[name].values() if key in s]) for key in heads}
             key = "PSNR" if is_inner(track) else "CLIP-I"
             low, high = bootstrap_interval([s[key] for s in scores[name].values() if key in s], num_draws=p["bootstrap"])
             rows.append(Row(f"{track}: {name}", columns | {f"95 % of {key}": span(low, high), "s": seconds}))
@@ -252,7 +271,7 @@ def _comparisons(track: str, scores: Mapping[str, Mapping[str, Mapping[str, floa
     for name, theirs in scores.items():
         if name in (OURS, "oracle"):
             continue
-        for key in ("depth error",) if name == "MimicBrush, shape free" else INNER if is_inner(track) else INTER[:2]:
+        for key in ("depth error",) if name == "MimicBrush, shape free" else INNER if is_inner(track) else INTER[:3]:
             pairs = [(a[key], theirs[case][key]) for case, a in ours.items() if case in theirs and key in a and key in theirs[case]]
             if pairs:
                 middle, low, high = paired_interval(*zip(*pairs, strict=True))
