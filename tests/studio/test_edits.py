@@ -11,7 +11,7 @@ from PIL import Image
 
 import selfsame
 from selfsame.cli.main import main
-from selfsame.images.files import InputError, read_image, read_metadata
+from selfsame.images.files import InputError, read_image, read_metadata, write_image
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import draw
 from selfsame.methods.mimicbrush.method import MimicBrush
@@ -176,6 +176,28 @@ def test_a_person_from_the_command_line(files: dict[str, str], capsys: pytest.Ca
     assert "no face was found under the mask" in capsys.readouterr().err
 
 
+def test_without_a_mask_a_person_takes_a_faces_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The chosen one's, hair and all; the neighbour stays bit for bit."""
+    pair = np.concatenate([read_image(EXAMPLES / f"{name}.png") for name in ("bo", "cleo")], 1)
+    source, out = write_image(tmp_path / "pair.png", pair), tmp_path / "out.png"
+    args = ["edit", "--source", str(source), "--person", str(EXAMPLES / "ada.png"), "--num-steps", "2", "--out", str(out)]
+    middle = pair.shape[1] // 2
+    for into, (changed, kept) in enumerate(((slice(0, middle), slice(middle, None)), (slice(middle, None), slice(0, middle)))):
+        assert main([*args, "--into", str(into)]) == 0
+        made = read_image(out)
+        assert np.array_equal(made[:, kept], pair[:, kept])
+        assert not np.array_equal(made[:, changed], pair[:, changed])
+    assert main(args) == 0
+    assert "2 faces, the largest" in capsys.readouterr().err
+    mask = write_image(tmp_path / "mask.png", np.zeros_like(pair))
+    for more, says in ((["--into", "2"], "choose 0 to 1"), (["--into", "0", "--mask", str(mask)], "--into belongs to")):
+        assert main([*args, *more]) == 2
+        assert says in capsys.readouterr().err
+    write_image(source, np.full((64, 64, 3), 90, np.uint8))
+    assert main(args) == 2
+    assert "no face was found in the source" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -230,7 +252,7 @@ def test_what_edit_does_not_use_it_refuses(files: dict[str, str], capsys: pytest
     for args, says in (
         ([*plain, "--reference", files["reference"], "--prompt", "a mug", "--out", files["out"]], "takes no words"),
         ([*plain, "--reference", files["reference"], "--out", files["source"]], "would be overwritten"),
-        (["edit", "--source", files["source"], "--mask", "--person", files["source"], "--out", files["out"]], "--mask"),
+        (["edit", "--source", files["source"], "--mask", "--reference", files["reference"], "--out", files["out"]], "--mask"),
     ):
         assert main(args) == 2
         assert says in capsys.readouterr().err

@@ -26,13 +26,14 @@ class Edit(EditRequest, ModelFlags):
       selfsame edit --source mug.png --mask body.png --reference teapot.png --keep-shape --out out.png      the texture only
       selfsame edit --source room.png --mask left.png right.png --reference mug.png duck.png --out out.png  several regions
       selfsame edit --source group.png --mask face.png --person ada.png --prompt "a photo of a person smiling" --out out.png
+      selfsame edit --source group.png --person ada.png --into 1 --out out.png                                ada instead of the second face from the left
       selfsame edit --model instantid-sdxl --device cuda --source group.jpg --mask face.png --person me.jpg --prompt "a photo of a person" --out out.png
     """
 
     source: Path
     """The picture to change."""
-    mask: tuple[Path, ...]
-    """Where to paint; several masks for several regions."""
+    mask: tuple[Path, ...] = ()
+    """Where to paint; several masks for several regions. Without one --person takes the place of a face of the source."""
     reference: tuple[Path, ...] = ()
     """What to imitate: one for each mask, or one for all."""
     reference_mask: tuple[Path, ...] = ()
@@ -41,6 +42,8 @@ class Edit(EditRequest, ModelFlags):
     """Photos of one person, instead of a reference."""
     which: int | None = None
     """With --person: which face of a photo with several, counted from the left, from 0; default: the largest."""
+    into: int | None = None
+    """With --person and no --mask: whose place in the source is taken, counted from the left, from 0; default: the largest face."""
     prompt: str = ""
     """With --person: what to paint."""
     out: Path = Path("out.png")
@@ -66,8 +69,10 @@ class Edit(EditRequest, ModelFlags):
         nearest(self.model, (*MODELS, "mimicbrush"), "model")
         if bool(self.reference) == bool(self.person):
             raise InputError("give --reference or --person, one of them")
-        if not self.mask:
+        if not self.mask and not self.person:
             raise InputError("--mask: give at least one mask, a picture of the source's size that is white where to paint")
+        if self.into is not None and (self.mask or not self.person):
+            raise InputError("--into belongs to --person without --mask")
         if self.person and len(self.mask) > 1:
             raise InputError("--person paints into one --mask")
         after = (*self.reference, *self.reference_mask, *self.person)
@@ -88,7 +93,7 @@ class Edit(EditRequest, ModelFlags):
             "mask": [str(p.resolve()) for p in self.mask],
             "edit": asdict(request),
         }
-        made, more = self._person(source, masks[0], request) if self.person else (self._imitate(source, masks, request), {})
+        made, more = self._person(source, masks, request) if self.person else (self._imitate(source, masks, request), {})
         sources = [str(p.resolve()) for p in after]
         hashes = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (self.source, *self.mask, *after)]
         for i, (path, image) in enumerate(zip(paths, made, strict=True)):
@@ -142,10 +147,10 @@ class Edit(EditRequest, ModelFlags):
 
         return BrushEditor(self.weights or local(CATALOGUE["mimicbrush"]), device=str(checked_device(self.device)))
 
-    def _person(self, source: np.ndarray, mask: np.ndarray, request: EditRequest) -> tuple[list[np.ndarray], dict[str, Any]]:
+    def _person(self, source: np.ndarray, masks: list[np.ndarray], request: EditRequest) -> tuple[list[np.ndarray], dict[str, Any]]:
         """The pictures, and what their files shall say besides."""
         from selfsame.images.files import InputError
-        from selfsame.studio.inpainting import put_person
+        from selfsame.studio.inpainting import face_to_replace, put_person
         from selfsame.studio.request import Request
 
         if self.model == "mimicbrush":
@@ -155,11 +160,12 @@ class Edit(EditRequest, ModelFlags):
         shared: dict[str, Any] = {n: getattr(self, n) for n in ("seed", "num_images", "num_steps", "guidance_scale", "solver", "prompt")}
         studio = self.studio()
         who, notes = studio.introduced(*self.person, which=self.which)
+        mask, seen = (masks[0], ()) if masks else face_to_replace(studio, source, self.into)
         asked = Request(**shared)
         made_by = self.made_by(studio, asked)
         with bar("painting", self._calls(studio) * -(-self.num_images // studio.together)) as tick:
             made, more = put_person(studio, source, mask, who, asked, request, on_step=lambda _: tick(1))
-        for note in (*notes, *more):
+        for note in (*notes, *seen, *more):
             warn(note)
         return made, {"prompt": self.prompt, **made_by, "memory": studio.preset}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +110,14 @@ def cells_of(mask: np.ndarray, cell: int = 8) -> np.ndarray:
     side = mask.shape[0]
     held = (mask > 0).reshape(side // cell, cell, side // cell, cell).any((1, 3))
     return np.repeat(np.repeat(held, cell, 0), cell, 1)
+
+
+def ellipse(shape: tuple[int, ...], box: Sequence[float] | np.ndarray, margin: float = 0.0) -> np.ndarray:
+    """h w uint8, 255 in the upright ellipse that fills a box (left, top, right, bottom) grown by a share of its size on every side."""
+    x0, y0, x1, y1 = (float(v) for v in box)
+    rx, ry = (max(1.0, (0.5 + margin) * (b - a)) for a, b in ((x0, x1), (y0, y1)))
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    return ((((x - (x0 + x1) / 2) / rx) ** 2 + ((y - (y0 + y1) / 2) / ry) ** 2 <= 1) * 255).astype(np.uint8)
 
 
 def laid_over(result: np.ndarray, source: np.ndarray, mask: np.ndarray, rounds: int) -> np.ndarray:

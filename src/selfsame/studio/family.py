@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from selfsame.diffusion.sampling import Step
 from selfsame.images.files import InputError, read_image
-from selfsame.images.masks import laid_over, resized, window_around
+from selfsame.images.masks import ellipse, laid_over, resized, window_around
 from selfsame.images.resize import resize_to_fill
 from selfsame.models.latents import pixels_of
 from selfsame.perception.detector import Found
@@ -306,8 +306,8 @@ class Family(ABC):
     ) -> np.ndarray | None:
         """The picture with one face painted anew; None when it is large enough."""
         assert match.found is not None
-        side, (x0, y0, x1, y1) = self.limits.side, match.found.box
-        window = window_around(_marked(pixels.shape[:2], (x0, y0, x1, y1)), AROUND)
+        side = self.limits.side
+        window = window_around(ellipse(pixels.shape[:2], match.found.box) > 0, AROUND)
         if window.side >= side:
             return None
         zoom = side / window.side
@@ -316,7 +316,7 @@ class Family(ABC):
         request = replace(job.request, height=side, width=side, start_strength=strength).sized(self.limits)
         row = Row(request.full_prompt, request.negative_prompt, (replace(own, kps=kps, region=None),), self.to_latents(window.crop(pixels, 255), request))
         painted, _ = painter.paint([row], request, [seed], on_step=on_step)
-        mask = _marked(pixels.shape[:2], _grown((x0, y0, x1, y1), 0.15)).astype(np.uint8) * 255
+        mask = ellipse(pixels.shape[:2], match.found.box, 0.15)
         return laid_over(window.put(pixels, resized(painted[0], window.side)), pixels, mask, max(2, window.side // 16))
 
     def recognised(self, image: np.ndarray, people: Sequence[Person]) -> list[Match]:
@@ -331,17 +331,3 @@ class Family(ABC):
         boxes = Places.of(people, *image.shape[:2]).boxes
         known = F.normalize(torch.from_numpy(np.stack([p.identity.embeddings.mean(0) for p in people])).float(), dim=1)
         return matched((known @ F.normalize(embeddings.float().cpu(), dim=1).T).numpy(), found, boxes, [p.name for p in people])
-
-
-def _grown(box: Sequence[float], share: float) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = (float(v) for v in box)
-    dx, dy = share * (x1 - x0), share * (y1 - y0)
-    return x0 - dx, y0 - dy, x1 + dx, y1 + dy
-
-
-def _marked(shape: tuple[int, ...], box: Sequence[float]) -> np.ndarray:
-    """h w bool, True in an upright ellipse that fills a box, as far as it lies inside."""
-    x0, y0, x1, y1 = (float(v) for v in box)
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    inside = ((x - (x0 + x1) / 2) / max(1.0, (x1 - x0) / 2)) ** 2 + ((y - (y0 + y1) / 2) / max(1.0, (y1 - y0) / 2)) ** 2 <= 1
-    return inside

@@ -8,15 +8,19 @@ from dataclasses import replace
 import numpy as np
 
 from selfsame.diffusion.sampling import Step
+from selfsame.images.files import InputError
+from selfsame.images.masks import ellipse
 from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.models.latents import pixels_of
 from selfsame.studio.crowd import Shown
 from selfsame.studio.edits import framed, put_back
 from selfsame.studio.family import Family
 from selfsame.studio.painting import Row
+from selfsame.studio.people import from_left
 from selfsame.studio.request import EditRequest, Request
 from selfsame.values.identity import Identity
 
+HAIR = 0.3  # of a face's box on every side: its hair belongs to whoever comes instead
 FACE_SHARE = 0.4  # of a region's side lies between the eyes, when a face must be fitted into it
 
 
@@ -54,6 +58,23 @@ def put_person(
         made += [put_back(source, result, mask, window, edit) for result in painted]
         notes += tuple(filter(None, more))
     return made, tuple(dict.fromkeys(notes))
+
+
+def face_to_replace(studio: Family, source: np.ndarray, into: int | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A mask h w uint8 over a face of the source with its hair: the largest, or number `into` counted from the left, from 0. Also warnings.
+
+    Raises:
+        InputError: the source shows no face, or no such one.
+    """
+    found = studio.known_faces(source)[0]
+    if not found:
+        raise InputError("no face was found in the source: give --mask, white where the person shall be")
+    if into is not None and not 0 <= into < len(found):
+        raise InputError(f"--into {into}, but the source shows {len(found)} face(s); choose 0 to {len(found) - 1}, counted from the left")
+    if into is not None:
+        return ellipse(source.shape[:2], from_left(found)[into].box, HAIR), ()
+    several = f"the source shows {len(found)} faces, the largest is painted anew; --into 0..{len(found) - 1} chooses, counted from the left"
+    return ellipse(source.shape[:2], found[0].box, HAIR), (several,) if len(found) > 1 else ()
 
 
 def _pose_in(studio: Family, square: np.ndarray, inside: np.ndarray, identity: Identity) -> tuple[np.ndarray, tuple[str, ...]]:
