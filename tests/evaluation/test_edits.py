@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, Dinov2Config, Dinov2Model
 
 import selfsame
@@ -18,7 +19,7 @@ from selfsame.evaluation.pictures import box_of, clean_crop, psnr, ssim
 from selfsame.images.files import InputError
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.perception.depth import DepthNet
-from selfsame.perception.similarity import CLIP_STATISTICS, StockClip, StockDino, normalised
+from selfsame.perception.similarity import CLIP_STATISTICS, StockClip, StockDino
 from selfsame.recipes.measure import edits as measure
 from selfsame.recipes.measure.edits import BASELINES, EDITS, OURS, edits, edits_digest
 from selfsame.recipes.measure.protocols import protocol
@@ -127,6 +128,7 @@ def test_a_report_of_every_row(tmp_path: Path, cases: dict[str, EditCase], monke
     assert any("minus cut and paste" in n for n in report.notes)
 
 
+@pytest.mark.usefixtures("untrained")
 def test_stock_extractors_read_pictures_and_prompts(tmp_path: Path):
     """What CLIP's and DINO's own classes say of pixels that were prepared by hand; a folder of something else is named."""
     torch.manual_seed(0)
@@ -144,15 +146,28 @@ def test_stock_extractors_read_pictures_and_prompts(tmp_path: Path):
     assert clip.prompt("a photo of a person " * 9).shape == (8,)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in CLIP_STATISTICS)
     byhand = (torch.full((3, 32, 32), 128 / 255) - mean) / std
-    assert torch.allclose(normalised([grey], 32, CLIP_STATISTICS)[0], byhand, atol=1e-5)
     features = model.visual_projection(model.vision_model(byhand[None]).pooler_output)
     assert torch.allclose(seen[0], torch.nn.functional.normalize(features, dim=-1)[0], atol=1e-5)
     one, two = dino.images([grey, noise])
     assert float(one @ one) == pytest.approx(1, abs=1e-5)
     assert float(one @ two) < 0.9999
-    for kind, folder, said in ((StockClip, "none", "no config.json"), (StockDino, "clip", "no DINO")):
+    values = load_file(tmp_path / "clip/model.safetensors")
+    shutil.copytree(tmp_path / "clip", tmp_path / "cut")
+    save_file({k: v for k, v in values.items() if k != "text_projection.weight"}, tmp_path / "cut/model.safetensors", {"format": "pt"})
+    wrong = (
+        (StockClip, "none", "no config.json"),
+        (StockDino, "clip", "holds a clip"),
+        (StockClip, "dino", "holds a dinov2"),
+        (StockClip, "cut", "text_projection"),
+    )
+    for kind, folder, said in wrong:
         with pytest.raises(InputError, match=said):
             kind(tmp_path / folder)
+    write_case(tmp_path / "set", TRACKS[1], world_case(TRACKS[1], "test", 0))
+    report = edits(tmp_path, folder=tmp_path / "set", only=("cut and paste", "oracle"), clip=tmp_path / "clip", dino=tmp_path / "dino")
+    assert all(np.isfinite(float(r.columns[head])) for r in report.rows for head in ("CLIP-I", "CLIP-T", "DINO-I"))
+    assert report.protocol["extractors"]["DINO"].endswith("dino")
+    assert main(["evaluate", "identity", "--dino", str(tmp_path / "dino"), "--out", str(tmp_path / "out")]) == 2
 
 
 @pytest.mark.usefixtures("untrained")

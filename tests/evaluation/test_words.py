@@ -33,6 +33,12 @@ def test_one_person_is_learned_once_and_compared(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(words.ABLATIONS, "no AdaIN", Learning(steps=1, batch_size=1, landing="none"))
     report = words.words(tmp_path, people=1, only=(words.OURS, "no AdaIN"), methods=few)
     assert [n.split(" minus ")[1].split(":")[0] for n in report.notes if " minus " in n] == ["no AdaIN"] * 4
+    clip, face = (words.kept_in(tmp_path, "x", Learning(encoder=e)) for e in ("clip", "face"))
+    files = words.mannequin.manifest()["files"] | {"clip_image.safetensors": "another"}
+    monkeypatch.setattr(words.mannequin, "manifest", lambda: {"files": files})
+    assert clip != words.kept_in(tmp_path, "x", Learning(encoder="clip"))  # people learned with another tower are not taken for these
+    assert face == words.kept_in(tmp_path, "x", Learning())
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="row 'none' is unknown"):
         words.words(tmp_path, people=1, only=("none",))
     with pytest.raises(ValueError, match="1 to 50"):

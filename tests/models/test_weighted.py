@@ -41,7 +41,7 @@ class Words:
     bos_token_id, eos_token_id = 98, 99
 
     def __call__(self, text: str, truncation: bool = False) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=[98, *(sum(map(ord, w)) % 97 for w in text.split()), 99])
+        return SimpleNamespace(input_ids=[98, *(99 if w == "END" else sum(map(ord, w)) % 97 for w in text.split()), 99])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,12 @@ def test_learned_words_weigh_like_others_and_stand_in_one_window(encoders: list,
     assert [weights[i] for i in at] == [1.4, 1.4]
     assert len(ids) == before + 3 + (1 if before % WINDOW == WINDOW - 1 else 0)
     learned, _ = encode_weighted(Words(), encoders, f"{text} (<x>:1.4) b", "c", words)
-    if before % WINDOW != WINDOW - 1:  # there the plain prompt is cut in two
-        plain, _ = encode_weighted(Words(), encoders, f"{text} (red hat:1.4) b", "c")
-        assert torch.allclose(learned.encoder_hidden_states, plain.encoder_hidden_states, atol=1e-6)
-        assert torch.allclose(learned.pooled, plain.pooled, atol=1e-6)
+    fill = "END " if before % WINDOW == WINDOW - 1 else ""  # the window's rest
+    plain, _ = encode_weighted(Words(), encoders, f"{text} {fill}(red hat:1.4) b", "c")
+    assert torch.allclose(learned.encoder_hidden_states, plain.encoder_hidden_states, atol=1e-6)
+    assert torch.allclose(learned.pooled, plain.pooled, atol=1e-6)
+
+
+def test_more_words_than_a_window_holds_are_refused():
+    with pytest.raises(ValueError, match="76 words"):
+        weighted_ids(Words(), "a <x>", {"<x>": 76})

@@ -22,7 +22,7 @@ from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.caches import cached_folder
 from selfsame.recipes.catalogue import GATES, SHARES, below_gate, recipes
-from selfsame.recipes.common import Options, generator_at
+from selfsame.recipes.common import Options, generator_at, spread
 from selfsame.recipes.faces import moved
 from selfsame.recipes.instantid import SIZE, land
 from selfsame.recipes.mimicbrush import pairs_folder
@@ -48,9 +48,14 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
 def test_a_weak_result_is_named_before_others_learn_from_it():
     assert not below_gate("judge", {"rank1_of_100": 0.98})
     assert "judge: rank1_of_100 0.9675 is below its gate of 0.98" in below_gate("judge", {"rank1_of_100": 0.9675})[0]
-    assert len(below_gate("vae", {"face_db_photo": 29.0, "face_db_all": 26.0})) == 2
+    assert len(below_gate("decoder", {"face_db_photo": 29.0, "face_db_all": 26.0})) == 2
     assert not below_gate("base", {"held_out_plain": 9.0})
     assert set(GATES) <= set(SHARES)
+
+
+@pytest.mark.parametrize(("length", "count", "rows"), [(10, 3, [0, 4, 9]), (4, 9, [0, 1, 2, 3]), (5, 1, [0]), (0, 3, [])])
+def test_held_out_rows_are_spread_from_the_first_to_the_last(length: int, count: int, rows: list[int]):
+    assert spread(10 * np.arange(length), count).tolist() == [10 * i for i in rows]
 
 
 def test_shares_name_every_recipe_once_and_make_a_whole():

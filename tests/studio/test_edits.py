@@ -188,14 +188,14 @@ def test_without_a_mask_a_person_takes_a_faces_place(tmp_path: Path, capsys: pyt
         assert np.array_equal(made[:, kept], pair[:, kept])
         assert not np.array_equal(made[:, changed], pair[:, changed])
     assert main(args) == 0
-    assert "2 faces, the largest" in capsys.readouterr().err
+    assert "2 faces, the largest is used; --into 0..1" in capsys.readouterr().err
     mask = write_image(tmp_path / "mask.png", np.zeros_like(pair))
     for more, says in ((["--into", "2"], "choose 0 to 1"), (["--into", "0", "--mask", str(mask)], "--into belongs to")):
         assert main([*args, *more]) == 2
         assert says in capsys.readouterr().err
     write_image(source, np.full((64, 64, 3), 90, np.uint8))
     assert main(args) == 2
-    assert "no face was found in the source" in capsys.readouterr().err
+    assert "give --mask, white where" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,13 @@ def test_what_is_missing_is_said_with_its_remedy(folders: Folders, tmp_path: Pat
     with pytest.raises(InputError, match="selfsame models fetch sdxl"):
         selfsame.load("instantid-sdxl")
     with pytest.raises(InputError, match="selfsame models fetch antelopev2"):
-        selfsame.load("instantid-sdxl", base=folders.base, instantid=folders.instantid)
+        selfsame.load("instantid-sdxl", base=folders.base, instantid=folders.instantid).identity(photo)
+    bare = selfsame.load("instantid-sdxl", base=folders.base, face_models=folders.face_models)
+    with pytest.raises(InputError, match="selfsame models fetch instantid"):
+        bare.generate(Request(height=64, width=64), bare.identity(photo))
+    alone = selfsame.load("instantid-sdxl", base=folders.base)  # words need neither
+    who = Identity.of_words(names_own_words(studio, "ada fox"))
+    assert alone.generate(Request(prompt="a photo of <x>", height=64, width=64, num_steps=1), who)[0].pixels.shape == (64, 64, 3)
     with pytest.raises(InputError, match="was ever released"):
         _ = selfsame.load("instantid-sd15", base=folders.base, face_models=folders.face_models).instantid
     (tmp_path / "buffalo_l").symlink_to(folders.face_models)
@@ -234,6 +240,9 @@ def test_photos_and_words_of_one_person_in_one_command(folders: Folders, studio:
     assert np.array_equal(read_image(tmp_path / "a.png"), read_image(tmp_path / "b.png"))
     assert main([*with_words, "--out", str(tmp_path / "c.png")]) == 2
     assert "give one --identity, and --use both" in capsys.readouterr().err
+    studio.identity(photo).save(words)
+    assert main([*with_words, "--use", "both", "--out", str(tmp_path / "c.png")]) == 2
+    assert "an identity without learned words" in capsys.readouterr().err
 
 
 def test_several_people_views_and_starts_work_at_this_size_too(studio: RealStudio, photo: Path, monkeypatch: pytest.MonkeyPatch):
@@ -298,5 +307,7 @@ def test_the_adapter_goes_to_comfyui_and_back(folders: Folders, tmp_path: Path, 
     assert all(set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(first, back, strict=True))
     assert all(k.startswith(("image_proj.", "ip_adapter.")) for k in load_file(flat))
     assert main(["convert", str(official), "--out", str(tmp_path / "a.txt")]) == 2
+    assert main(["convert", str(checked_folder("instantid") / "adapter.safetensors"), "--out", str(tmp_path / "a.safetensors")]) == 2
+    assert "selfsame's own file" in capsys.readouterr().err
     assert main(["convert", str(official), "--form", "a1111", "--out", str(tmp_path / "a.bin")]) == 2
     assert "how an adapter is written" in capsys.readouterr().err

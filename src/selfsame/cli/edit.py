@@ -167,7 +167,7 @@ class Edit(EditRequest, ModelFlags):
             made, more = put_person(studio, source, mask, who, asked, request, on_step=lambda _: tick(1))
         for note in (*notes, *seen, *more):
             warn(note)
-        return made, {"prompt": self.prompt, **made_by, "memory": studio.preset}
+        return made, {"prompt": self.prompt, "which": self.which, "into": self.into, **made_by, "memory": studio.preset}
 
     def _calls(self, studio: Any) -> int:
         from selfsame.studio.painting import calls_of

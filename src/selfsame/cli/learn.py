@@ -106,7 +106,7 @@ class Learn:
         return stable_diffusion_base(self.base, self.face_vit, self.parser, self.names, device=str(checked_device(self.device)))
 
     def _jobs(self) -> list[tuple[list[Path], Path]]:
-        from selfsame.images.files import InputError
+        from selfsame.images.files import InputError, new_output
         from selfsame.studio.ready import PICTURES
 
         if self.people is None:
@@ -133,10 +133,7 @@ class Learn:
                 print(f"{len(done)} of {len(jobs)} people are there already, such as {done[0]}; --overwrite learns them anew")
             jobs = [job for job in jobs if job[1] not in done]
         for out in (o for _, path in jobs for o in (path, preview_of(path))):
-            if out.exists() and not self.overwrite:
-                raise InputError(f"{out}: exists already; choose another --out, or --overwrite to replace it")
-            if not out.parent.is_dir():
-                raise InputError(f"{out.parent}: no such folder; make it first or choose another --out")
+            new_output(out, self.overwrite)
         return jobs
 
     def _one(self, base: Any, photos: list[Path], out: Path) -> None:

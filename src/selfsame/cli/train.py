@@ -138,7 +138,7 @@ class Train:
 
         print(f"{name}: " + "  ".join(f"{k} {v:.4g}" for k, v in trained.figures.items()))
         print(trained.folder / "curve.png")
-        for lack in below_gate(name, trained.figures):
+        for lack in () if self.smoke else below_gate(name, trained.figures):
             warn(lack)
         if ship:
             from selfsame.recipes.ship import ship_trained
@@ -200,8 +200,9 @@ class Evaluate:
 
         if self.what == "words" and self.device != "cpu":
             raise InputError(f"--device {self.device}: people are learned on the CPU here")
-        if self.ablations and self.what != "words":
-            raise InputError(f"--ablations: `evaluate {self.what}` has none; they belong to `evaluate words`")
+        for flag, given, owner in (("--ablations", self.ablations, "words"), ("--clip", self.clip, "edits"), ("--dino", self.dino, "edits")):
+            if given and self.what != owner:
+                raise InputError(f"{flag} belongs to `evaluate {owner}`, not to `evaluate {self.what}`")
         self.out.mkdir(parents=True, exist_ok=True)
         if self.what == "models":
             return models(self.data, self.out, device=self.device)

@@ -129,6 +129,19 @@ def check_output(path: str | Path) -> Path:
     return path
 
 
+def new_output(path: Path, overwrite: bool = False) -> Path:
+    """A file that can be written and is not there yet, unless it may be replaced.
+
+    Raises:
+        InputError: it exists, or its folder does not.
+    """
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists already; choose another --out, or --overwrite to replace it")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder; make it first or choose another --out")
+    return path
+
+
 def numbered(path: Path, count: int) -> list[Path]:
     """The files of so many pictures: the path itself for one, else -1, -2 ... before its ending."""
     return [path] if count == 1 else [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
+
+IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of the pictures that extractors were trained on
+CLIP_STATISTICS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalised(square: np.ndarray, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """A square picture (s s 3 uint8) as CLIP's and DINO's preprocessing makes it, 1 3 size size: bicubic, less the mean, over the deviation."""
+    small = np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
+    x = torch.from_numpy(small).permute(2, 0, 1)[None].float() / 255
+    centre, spread = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
+    return (x - centre) / spread
 
 
 def _sizes(width: int, height: int, max_side: int, min_side: int, multiple: int) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from selfsame.adapters.words import Slots, words_inserted
-from selfsame.models.text import FILLER, split_at
+from selfsame.adapters.words import words_inserted
+from selfsame.models.text import FILLER, Tokens, slots_of, split_at
 
 ROUND = 1.1
 SQUARE = 1 / 1.1
@@ -78,7 +78,7 @@ class WeightedPrompt:
     pooled: Tensor  # 1 p
 
 
-Places = dict[int, tuple[str, int]]  # position of a learned word -> its placeholder, and which of its words it is
+Places = list[tuple[int, str, int]]  # where learned words stand: position, placeholder, which of its words
 
 
 def weighted_ids(tokenizer: Any, prompt: str, words: Mapping[str, int] | None = None) -> tuple[list[int], list[float], Places]:
@@ -89,16 +89,18 @@ def weighted_ids(tokenizer: Any, prompt: str, words: Mapping[str, int] | None = 
     """
     ids: list[int] = []
     weights: list[float] = []
-    places: Places = {}
+    places: Places = []
     words = words or {}
     for text, weight in parse_weights(prompt):
         for piece in split_at(text, words):
             if count := words.get(piece, 0):
+                if count > WINDOW:
+                    raise ValueError(f"{piece} has {count} words: a text encoder's window holds {WINDOW}")
                 left = WINDOW - len(ids) % WINDOW
                 if left < count:  # the window's rest is filled as the last window's is
                     ids += [tokenizer.eos_token_id] * left
                     weights += [1.0] * left
-                places |= {len(ids) + i: (piece, i) for i in range(count)}
+                places += [(len(ids) + i, piece, i) for i in range(count)]
             said = [FILLER] * count if count else tokenizer(piece, truncation=False).input_ids[1:-1]
             ids += said
             weights += [weight] * len(said)
@@ -112,14 +114,11 @@ def _encode(
     states, pooled = [], None
     for start in range(0, len(ids) + 1, WINDOW):  # the last window holds the rest, even when nothing is left
         part = torch.tensor([[bos, *ids[start : start + WINDOW], eos]])
-        here = {at - start + 1: place for at, place in places.items() if start <= at < start + WINDOW}
+        here = Tokens(part, ("",), tuple((0, at - start + 1, name, i) for at, name, i in places if start <= at < start + WINDOW))
         outs = []
         for tower, encoder in enumerate(encoders):
-            with ExitStack() as stack:
-                if here:
-                    vectors = torch.stack([words[name][tower][i] for name, i in here.values()])
-                    slots = Slots(torch.zeros(len(here), dtype=torch.long), torch.tensor(list(here)), vectors)
-                    stack.enter_context(words_inserted(encoder.get_input_embeddings(), slots))
+            slots = slots_of(here, {name: vectors[tower] for name, vectors in words.items()})
+            with nullcontext() if slots is None else words_inserted(encoder.get_input_embeddings(), slots):
                 outs.append(encoder(part.to(encoder.device), output_hidden_states=True))
         e = torch.cat([out.hidden_states[-2] for out in outs], -1)  # 1 t c
         w = torch.tensor([1.0, *weights[start : start + WINDOW], 1.0]).half().to(e).view(1, -1, 1)

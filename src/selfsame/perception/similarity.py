@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,28 +13,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsame.images.files import InputError
+from selfsame.images.resize import CLIP_STATISTICS, IMAGENET_STATISTICS, normalised
 
-CLIP_STATISTICS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # mean and deviation, of both extractors' training pictures
-IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINO_KINDS = ("dinov2", "dinov2_with_registers", "vit")
+SPARED = ("pooler.",)  # of keys that may be missing: parts that are not looked at
 
 
-def _read(kind: Any, folder: Path, what: str) -> Any:
-    """A stock model from its own folder, frozen."""
-    if not (folder / "config.json").is_file():
+def _read(kind: Any, folder: Path, what: str, kinds: Sequence[str]) -> Any:
+    """A stock model from its own folder, whole, frozen, in full precision.
+
+    Raises:
+        InputError: no such folder, another model, or damaged; nothing is measured by weights that were not read.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
         raise InputError(f"{folder}: no config.json there; give the folder of {what} as transformers saves it")
+    found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    if found not in kinds:
+        raise InputError(f"{folder}: holds a {found}, not {what}; such a folder says {' or '.join(kinds)}")
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
     try:
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval().requires_grad_(False)
+        model, about = kind.from_pretrained(folder, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{folder}: {what} cannot be loaded ({' '.join(str(error).split())[:160]}); fetch it again, as safetensors") from None
-
-
-def normalised(images: Sequence[np.ndarray], side: int, statistics: tuple[Sequence[float], Sequence[float]]) -> Tensor:
-    """Square pictures s s 3 uint8 -> n 3 side side, as these models were trained: bicubic, less the mean, over the deviation."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in statistics)
-    pixels = [torch.from_numpy(np.ascontiguousarray(i)).permute(2, 0, 1)[None].float() / 255 for i in images]
-    sized = [F.interpolate(p, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1) for p in pixels]
-    return (torch.cat(sized) - mean) / std
+    missing = [k for k in (*about["missing_keys"], *(k[0] for k in about["mismatched_keys"])) if not k.startswith(SPARED)]
+    if missing:
+        raise InputError(f"{folder}: not the whole of {what}, {len(missing)} keys are missing or of another shape: {', '.join(sorted(missing)[:3])}")
+    return model.eval().requires_grad_(False)
 
 
 class StockClip:
@@ -46,7 +52,7 @@ class StockClip:
         """
         from transformers import CLIPModel, CLIPTokenizer
 
-        self.name, self.model = folder.name, _read(CLIPModel, folder, "a CLIP model").to(device)
+        self.name, self.model = str(folder), _read(CLIPModel, folder, "a CLIP model", ("clip",)).to(device)
         try:
             self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, TypeError, ValueError) as error:
@@ -56,7 +62,7 @@ class StockClip:
     @torch.no_grad()
     def images(self, images: Sequence[np.ndarray]) -> Tensor:
         """Square pictures to n d."""
-        pixels = normalised(images, self.side, CLIP_STATISTICS).to(self.model.device)
+        pixels = torch.cat([normalised(i, self.side, *CLIP_STATISTICS) for i in images]).to(self.model.device)
         return F.normalize(self.model.visual_projection(self.model.vision_model(pixels).pooler_output), dim=-1).cpu()
 
     @torch.no_grad()
@@ -68,7 +74,9 @@ class StockClip:
 
 
 class StockDino:
-    """DINO (arXiv:2104.14294) or DINOv2 (arXiv:2304.07193) of transformers: unit CLS features of pictures."""
+    """DINO (arXiv:2104.14294) or DINOv2 (arXiv:2304.07193) of transformers: unit CLS features of pictures at 224 px, as usual."""
+
+    side = 224
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         """
@@ -77,13 +85,11 @@ class StockDino:
         """
         from transformers import AutoModel
 
-        self.name, self.model = folder.name, _read(AutoModel, folder, "a DINO model").to(device)
-        if self.model.config.model_type not in DINO_KINDS:
-            raise InputError(f"{folder}: holds a {self.model.config.model_type}, no DINO; give facebook/dinov2-base or facebook/dino-vits16")
+        self.name, self.model = str(folder), _read(AutoModel, folder, "a DINO such as facebook/dinov2-base", DINO_KINDS).to(device)
 
     @torch.no_grad()
     def images(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Square pictures to n d. 224 px, as usual, whatever size the positions were stored for."""
-        pixels = normalised(images, 224, IMAGENET_STATISTICS).to(self.model.device)
+        """Square pictures to n d."""
+        pixels = torch.cat([normalised(i, self.side, *IMAGENET_STATISTICS) for i in images]).to(self.model.device)
         more = {"interpolate_pos_encoding": True} if self.model.config.model_type == "vit" else {}
         return F.normalize(self.model(pixels, **more).last_hidden_state[:, 0], dim=-1).cpu()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsame.images.files import InputError
+from selfsame.images.resize import IMAGENET_STATISTICS, normalised
 from selfsame.mannequins import paint
 from selfsame.mannequins.captions import STYLE_PHRASES
 from selfsame.mannequins.people import celebrities
@@ -174,8 +175,7 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
 
     @torch.no_grad()
     def labels(image: np.ndarray) -> np.ndarray:
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))  # ImageNet's
-        pixels = (torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255 - mean) / std
+        pixels = normalised(image, len(image), *IMAGENET_STATISTICS)
         logits = segmenter(pixels.to(device)).logits.float()
         return F.interpolate(logits, image.shape[:2], mode="bilinear", align_corners=False)[0].argmax(0).to(torch.uint8).cpu().numpy()
 

@@ -29,7 +29,7 @@ GATES: dict[str, dict[str, float]] = {
     "encoder": {"rank1_of_100": 0.98},
     "judge": {"rank1_of_100": 0.98},
     "detector": {"found": 0.98},
-    "vae": {"face_db_photo": 30.0, "face_db_all": 27.0},
+    "decoder": {"face_db_photo": 30.0, "face_db_all": 27.0},  # which finishes what `vae` begins
     "reader": {"accuracy": 0.95},
 }
 
@@ -37,7 +37,8 @@ GATES: dict[str, dict[str, float]] = {
 def below_gate(name: str, figures: Mapping[str, float]) -> list[str]:
     """What a recipe's figures lack, in words; nothing when it is through its gate or has none."""
     return [
-        f"{name}: {key} {figures[key]:.4g} is below its gate of {least:g}, which holds back what learns from it: train it on (selfsame train {name} --ship)"
+        f"{name}: {key} {figures[key]:.4g} is below its gate of {least:g}, which what learns from it and is judged by it will show; "
+        f"train it on: selfsame train {name} --ship, with more --steps"
         for key, least in GATES.get(name, {}).items()
         if key in figures and figures[key] < least
     ]

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import shutil
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,9 @@ from torch import nn
 from selfsame.mannequins.world import WORLD_VERSION
 from selfsame.models.mannequin import new_scheduler
 from selfsame.recipes.common import Trained
+from selfsame.recipes.revision import revision
 from selfsame.training.processes import stoppable
 from selfsame.weights.mannequin import FOLDER, install, note, ship
-
-
-def commit() -> str:
-    """The revision of this code, short; "unknown" outside a checkout."""
-    try:
-        here = Path(__file__).parent  # not where the user happens to be
-        return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=here).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def provenance(trained: Trained) -> dict[str, Any]:
@@ -35,7 +26,7 @@ def provenance(trained: Trained) -> dict[str, Any]:
         "world": WORLD_VERSION,
         "samples": trained.samples,
         "figures": {k: round(v, 4) for k, v in trained.figures.items()},
-        "commit": commit(),
+        "commit": revision(),
         "date": datetime.now(UTC).date().isoformat(),
     }
 

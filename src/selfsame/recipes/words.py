@@ -118,7 +118,7 @@ def clip(options: Options) -> Trained:
         return Loss(torch.stack(list(parts.values())).sum(), {**parts, "train_match": (logits.argmax(1) == truth).float().mean()})
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
-        rows = np.arange(min(200, len(held)))
+        rows = spread(np.arange(len(held)), 200)
         ids = tokenize(tokenizer, [caption_person(held.records[i]["attributes"], None, None) for i in rows]).ids
         batch = beside(model, {"ids": ids, "pixels": to_pixels(held.images[rows])})
         t, v, *_ = model(batch["ids"], batch["pixels"])

@@ -16,7 +16,7 @@ from selfsame.studio.crowd import Shown
 from selfsame.studio.edits import framed, put_back
 from selfsame.studio.family import Family
 from selfsame.studio.painting import Row
-from selfsame.studio.people import from_left
+from selfsame.studio.people import chosen_face
 from selfsame.studio.request import EditRequest, Request
 from selfsame.values.identity import Identity
 
@@ -68,13 +68,9 @@ def face_to_replace(studio: Family, source: np.ndarray, into: int | None) -> tup
     """
     found = studio.known_faces(source)[0]
     if not found:
-        raise InputError("no face was found in the source: give --mask, white where the person shall be")
-    if into is not None and not 0 <= into < len(found):
-        raise InputError(f"--into {into}, but the source shows {len(found)} face(s); choose 0 to {len(found) - 1}, counted from the left")
-    if into is not None:
-        return ellipse(source.shape[:2], from_left(found)[into].box, HAIR), ()
-    several = f"the source shows {len(found)} faces, the largest is painted anew; --into 0..{len(found) - 1} chooses, counted from the left"
-    return ellipse(source.shape[:2], found[0].box, HAIR), (several,) if len(found) > 1 else ()
+        raise InputError("the source: no face was found in it; give --mask, white where the person shall be")
+    chosen, notes = chosen_face(found, into, "the source", flag="--into", of="")
+    return ellipse(source.shape[:2], chosen.box, HAIR), notes
 
 
 def _pose_in(studio: Family, square: np.ndarray, inside: np.ndarray, identity: Identity) -> tuple[np.ndarray, tuple[str, ...]]:

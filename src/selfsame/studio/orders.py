@@ -129,7 +129,7 @@ class Order(Request):
             if len(self.identity) > 1 or self.use != "both":
                 raise InputError("--face and --identity together are one person's photos and learned words: give one --identity, and --use both")
         elif len(given) > 1:
-            raise InputError(f"give {given[0]} or {given[1]}, not both")
+            raise InputError(f"give {given[0]} or {given[-1]}, not both")
         for name in ("regions", "poses", "scales"):
             count = len(getattr(self, name))
             if count and not self.people:

@@ -70,11 +70,12 @@ def from_left(found: Sequence[F]) -> list[F]:
     return sorted(found, key=lambda f: float(f.box[0] + f.box[2]))
 
 
-def chosen_face(found: Sequence[F], which: int | None, name: str) -> tuple[F, tuple[str, ...]]:
+def chosen_face(found: Sequence[F], which: int | None, name: str, *, flag: str = "--which", of: str = " of a --face or --person") -> tuple[F, tuple[str, ...]]:
     """The face to use of those found, largest first: the largest, or number `which` counted from the left, from 0. Also warnings.
 
     Args:
         name: of the picture, for messages.
+        flag: what chooses, for messages too, and of which pictures.
 
     Raises:
         InputError: no face, or no such face.
@@ -82,12 +83,10 @@ def chosen_face(found: Sequence[F], which: int | None, name: str) -> tuple[F, tu
     if not found:
         raise InputError(f"{name}: no face was found; use a picture in which the face is upright, whole and larger than a tenth of the picture")
     if which is None:
-        many = (
-            f"{name}: {len(found)} faces, the largest is used; --which 0..{len(found) - 1} chooses another one of a --face or --person, counted from the left"
-        )
+        many = f"{name}: {len(found)} faces, the largest is used; {flag} 0..{len(found) - 1} chooses another one{of}, counted from the left"
         return found[0], (many,) if len(found) > 1 else ()
     if not 0 <= which < len(found):
-        raise InputError(f"{name}: --which {which}, but {len(found)} face(s) were found; choose 0 to {len(found) - 1}, counted from the left")
+        raise InputError(f"{name}: {flag} {which}, but {len(found)} face(s) were found; choose 0 to {len(found) - 1}, counted from the left")
     return from_left(found)[which], ()
 
 
@@ -144,14 +143,26 @@ def _named_once(who: Identity, named: int) -> LearnedWords:
     return words
 
 
-def check_words(people: Sequence[LearnedWords], text_encoders: Sequence[Any]) -> None:
-    """Raise InputError when somebody's words were learned for other text towers than these."""
+@dataclass(frozen=True)
+class Towers:
+    """The text towers that learned words must fit."""
+
+    widths: list[int]
+    digest: str
+
+    @classmethod
+    def of(cls, *text_encoders: Any) -> Towers:
+        return cls([encoder.get_input_embeddings().embedding_dim for encoder in text_encoders], tower_hash(*text_encoders))
+
+
+def check_words(people: Sequence[LearnedWords], towers: Towers) -> None:
+    """Raise InputError when somebody's words were learned for other text towers than these; files of other programs do not say for which, only widths."""
     for words in people:
         try:
-            check_towers(words, [encoder.get_input_embeddings().embedding_dim for encoder in text_encoders])
+            check_towers(words, towers.widths)
         except ValueError as error:
             raise InputError(str(error)) from None
-        if words.text_encoder not in ("", tower_hash(*text_encoders)):
+        if words.text_encoder not in ("", towers.digest):
             raise InputError(f"{words.placeholder} was learned for another text encoder than this model's: learn the person anew")
 
 

@@ -100,8 +100,13 @@ def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], lis
     if not order.face:
         return [], []
     who = _known(studio.introduced(*order.face, which=order.which), notes)
-    for path in order.identity:
-        who = replace(who, words=read_identity(path).words)
+    if order.identity:
+        learned = read_identity(order.identity[0])
+        if learned.words is None:
+            raise InputError(f"{order.identity[0]}: an identity without learned words; learn them with `selfsame learn`, or leave it and --use both out")
+        if learned.num_photos:
+            notes.append(f"{order.identity[0]}: only its words are used, the face is that of --face")
+        who = replace(who, words=learned.words)
     return [Person(who, name=order.face[0].stem)], [read_image(p) for p in order.face]
 
 

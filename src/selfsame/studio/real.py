@@ -31,7 +31,7 @@ from selfsame.perception.real_faces import RealFace, reader_of
 from selfsame.studio.family import Family
 from selfsame.studio.memory import CHOICES, PLANS, Plan, Sizes, chosen, free_memory, needed, numbers_in
 from selfsame.studio.painting import Painter, Told, scheduler_of
-from selfsame.studio.people import Cast, cast_of, check_words, chosen_face, lent_embedding, vectors_of
+from selfsame.studio.people import Cast, Towers, cast_of, check_words, chosen_face, lent_embedding, vectors_of
 from selfsame.studio.places import Person, Pose
 from selfsame.studio.request import Limits, Request, nearest
 from selfsame.values.identity import Identity, LearnedWords
@@ -41,6 +41,10 @@ from selfsame.weights.fetch import cache_folder, local, missing_of
 SD15, SDXL = Limits(512, 8, 1024), Limits(1024, 8, 2048)
 LONGEST = {512: 640, 1024: 1280}  # the longer side of a photo before it is read, and of a picture in its shape; officially 1280 for SDXL
 SHORTEST = 64
+NO_INSTANTID = {  # by whether the base is SDXL
+    True: "InstantID is not there: selfsame models fetch instantid, or give --instantid its folder",
+    False: "no InstantID for Stable Diffusion 1.5 was ever released: give --instantid the folder of one that you trained",
+}
 NEEDED = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
 
 
@@ -54,17 +58,22 @@ class Folders:
 
     @classmethod
     def of(cls, model: str, base: Path | None, instantid: Path | None, face_models: Path | None) -> Folders:
-        """Given folders, and for the others what `selfsame models fetch` brought.
+        """Given folders, and for the others what `selfsame models fetch` brought. Only the base must be there: words alone need nothing else.
 
         Raises:
-            InputError: one was neither given nor fetched; the message says how to fetch it.
+            InputError: the base was neither given nor fetched; the message says how to fetch it.
         """
         kind = {"instantid-sdxl": "sdxl", "instantid-sd15": "sd15"}[model]
         if base is not None and base.is_file():
             base = _folder_of_file(base, kind)
         base = base or local(CATALOGUE[kind])
-        instantid = instantid or (local(CATALOGUE["instantid"]) if kind == "sdxl" else None)
-        return cls(base, instantid, face_models or local(CATALOGUE["antelopev2"]))
+        instantid = instantid or (_fetched("instantid") if kind == "sdxl" else None)
+        return cls(base, instantid, face_models or _fetched("antelopev2"))
+
+
+def _fetched(name: str) -> Path | None:
+    """A model's folder when it was fetched."""
+    return None if missing_of(CATALOGUE[name]) else local(CATALOGUE[name])
 
 
 def _folder_of_file(path: Path, kind: str) -> Path:
@@ -206,16 +215,22 @@ class RealStudio(Family):
         return encoders
 
     @cached_property
+    def _towers(self) -> Towers:
+        """Of the text encoders, which need not stay for it."""
+        with self._used("encoders") as encoders:
+            return Towers.of(*encoders)
+
+    @cached_property
     def instantid(self) -> InstantID:
         if self.folders.instantid is None:
-            raise InputError("no InstantID for Stable Diffusion 1.5 was ever released: give --instantid the folder of one that you trained")
+            raise InputError(NO_INSTANTID[self.is_xl])
         return instantid_from_official(self.folders.instantid, self.unet, dtype=self.dtype).to(self.device)
 
     @cached_property
     def reader(self) -> Any:
         """Finds and reads faces; its folder's name is the embedding's space."""
         if self.folders.face_models is None:
-            raise InputError("a photo needs a face reader: give --face-models a folder such as antelopev2's")
+            raise InputError("a photo needs a face reader: selfsame models fetch antelopev2, or give --face-models the folder of another")
         reader = reader_of(self.folders.face_models)
         needed = OFFICIAL_ENCODER if self.folders.instantid is None else encoder_of(self.folders.instantid)
         if reader.name != needed:
@@ -325,8 +340,9 @@ class RealStudio(Family):
         """
         cast = cast_of(people, request)
         if cast.words:
-            with self._used("encoders") as encoders:
-                check_words(cast.words, encoders)
+            check_words(cast.words, self._towers)
+        if cast.faces and self.folders.instantid is None:
+            raise InputError(NO_INSTANTID[self.is_xl])
         return cast
 
     def known_faces(self, image: np.ndarray) -> tuple[list[Found], Tensor]:

@@ -29,7 +29,7 @@ from selfsame.perception.reader import AttributeReader, read
 from selfsame.studio.family import Family
 from selfsame.studio.memory import CHOICES
 from selfsame.studio.painting import Painter, Row, Told, scheduler_of
-from selfsame.studio.people import Cast, cast_of, check_words, chosen_face, from_left, lent_embedding, vectors_of
+from selfsame.studio.people import Cast, Towers, cast_of, check_words, chosen_face, from_left, lent_embedding, vectors_of
 from selfsame.studio.places import Person, Pose
 from selfsame.studio.request import MANNEQUIN, Request, nearest
 from selfsame.values.identity import Identity, LearnedWords
@@ -155,6 +155,10 @@ class Studio(Family):
         return tokenizer, _on(encoder, self.device)
 
     @cached_property
+    def towers(self) -> Towers:
+        return Towers.of(self.text[1])
+
+    @cached_property
     def instantid(self) -> InstantID:
         return InstantID.from_pretrained(mannequin.checked_folder("instantid"), self.unet).to(self.device)
 
@@ -232,7 +236,7 @@ class Studio(Family):
     def cast(self, people: Sequence[Person], request: Request) -> Cast:
         """Who is painted by face tokens and who by learned words."""
         cast = cast_of(people, request)
-        check_words(cast.words, [self.text[1]])
+        check_words(cast.words, self.towers)
         return cast
 
     def known_faces(self, image: np.ndarray) -> tuple[list[Found], Tensor]:

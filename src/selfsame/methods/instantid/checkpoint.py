@@ -18,7 +18,6 @@ from torch import Tensor
 from selfsame.images.files import InputError
 from selfsame.methods.instantid.method import ADAPTER_FILES, OURS, ImageAdapter, InstantID, ResamplerSize, noted_size
 from selfsame.methods.instantid.modules import Resampler
-from selfsame.models.single_file import header_of
 from selfsame.weights.official import read_official, tensors_under, write_tensors
 
 ABOUT = "selfsame.json"  # beside one's own weights: which encoder's embeddings they read
@@ -128,30 +127,27 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         InputError: unreadable, or some other file; the message says what it looks like.
     """
     values = read_official(path, "InstantID's adapter")
-    halves = tensors_under(values, "image_proj"), tensors_under(values, "ip_adapter")
-    if not all(halves) or "latents" not in halves[0]:
+    halves = halves_of(values)
+    if halves is None:
         raise InputError(f"{path}: not InstantID's adapter, it looks like {looks_like(values)}; give ip-adapter.bin of InstantX/InstantID")
     return halves
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a file is InstantID's adapter, nested or flat. Nothing but names is read of a safetensors file.
+def halves_of(values: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+    """`image_proj` and `ip_adapter` of what a file holds, nested or flat; None when it is no adapter of InstantID."""
+    halves = tensors_under(values, "image_proj"), tensors_under(values, "ip_adapter")
+    return halves if all(halves) and "latents" in halves[0] else None
+
+
+def convert_adapter(halves: tuple[dict[str, Tensor], dict[str, Tensor]], source: Path, out: Path) -> Path:
+    """The adapter of `source` in the other form, numbers untouched: nested in `.bin`, flat with prefixes in `.safetensors` (ComfyUI's).
 
     Raises:
-        InputError: unreadable, or holding code.
+        InputError: another ending, one of selfsame's own files, or a Resampler that the official form cannot describe.
     """
-    if path.suffix == ".safetensors":
-        return any(k.startswith("image_proj.latents") for k in header_of(path))
-    return "latents" in tensors_under(read_official(path, "InstantID's adapter or learned words"), "image_proj")
-
-
-def convert_adapter(source: Path, out: Path) -> Path:
-    """The adapter's file in the other form, numbers untouched: nested in `.bin`, flat with prefixes in `.safetensors` (ComfyUI's).
-
-    Raises:
-        InputError: unreadable, some other file, another ending, or a Resampler that the official form cannot describe.
-    """
-    image_proj, ip_adapter = read_adapter(source)
+    image_proj, ip_adapter = halves
+    if any(k.startswith("layers.") for k in ip_adapter):
+        raise InputError(f"{source}: selfsame's own file, whose layers other programs cannot number; load its folder and write `instantid_to_official`")
     dim_head = _dim_head_of(source)
     if out.suffix != ".safetensors" and dim_head != DIM_HEAD:
         raise InputError(f"{source}: a Resampler with heads of {dim_head}, which a .bin cannot say (officially {DIM_HEAD}); end --out in .safetensors")

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from selfsame.images.masks import soft
+from selfsame.images.resize import CLIP_STATISTICS, IMAGENET_STATISTICS, normalised
 
 SIZE = 512  # pixels of the square the official networks work on
 DEPTH_SIZE = 518
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -73,16 +71,14 @@ def depth_pixels(square: np.ndarray) -> Tensor:
     removed. The checkpoint was trained with it.
     """
     x = cv2.resize(square, (DEPTH_SIZE, DEPTH_SIZE), interpolation=cv2.INTER_CUBIC).astype(np.float32)
-    x = (x - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32) / 255
+    mean, std = (np.array(v, np.float32) for v in IMAGENET_STATISTICS)
+    x = (x - mean) / std / 255
     return torch.from_numpy(x).permute(2, 0, 1)[None]
 
 
 def clip_pixels(square: np.ndarray, size: int = 224) -> Tensor:
     """A square picture as CLIP's preprocessing makes it, 1 3 size size; bicubic."""
-    small = np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
-    x = torch.from_numpy(small).permute(2, 0, 1)[None].float() / 255
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    return (x - mean) / std
+    return normalised(square, size, *CLIP_STATISTICS)
 
 
 def unsquared(result: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -39,7 +39,15 @@ def read_words(path: str | Path, placeholder: str | None = None) -> LearnedWords
         if words is None:
             raise ValueError(f"{path}: an identity without learned words; learn them with `selfsame learn`")
         return words if placeholder is None else replace(words, placeholder=placeholder)
-    values = read_official(path, "learned words", MAX_BYTES)
+    return words_of(read_official(path, "learned words", MAX_BYTES), path, placeholder)
+
+
+def words_of(values: Any, path: Path, placeholder: str | None = None) -> LearnedWords:
+    """Learned words from what a file of another program holds; `placeholder` as of `read_words`.
+
+    Raises:
+        ValueError: it holds none.
+    """
     token, vectors = _understood(values, path)
     name = placeholder or _placeholder_of(token) or _placeholder_of(path.stem) or "<person>"
     return LearnedWords(tuple(v.detach().float().cpu().numpy() for v in vectors), name, UNKNOWN_TOWER, {"from": path.name})
@@ -77,7 +85,8 @@ def write_words(words: LearnedWords, path: str | Path, form: FORMATS = "diffuser
     """Learned words as other programs read them, atomically.
 
     `diffusers` is what `load_textual_inversion` takes, `a1111` what A1111 and ComfyUI take as an embedding, `official` StableIdentity's
-    bare tensor. Words of two text towers are written as SDXL's `clip_l`, `clip_g`, in the diffusers form only.
+    bare tensor. Words of two text towers are written as `clip_l` and `clip_g`, as user interfaces share SDXL's, in the diffusers form only
+    (diffusers itself takes each by its own call; `words_added` does that).
 
     Raises:
         ValueError: the file's ending does not fit, or the form cannot hold two towers.

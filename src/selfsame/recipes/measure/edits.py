@@ -43,7 +43,6 @@ OURS = "MimicBrush"
 BASELINES = ("cut and paste", "inpainting by text", "image tokens alone", "reference net alone", "MimicBrush, shape free")
 INNER = ("SSIM", "PSNR", "perceptual")
 INTER = ("CLIP-I", "reader-I", "DINO-I", "CLIP-T")
-STOCK_SIDE = 224  # of the crops that stock extractors see
 LESS_IS_BETTER = ("perceptual", "depth error")
 
 
@@ -59,7 +58,7 @@ def edits_digest(p: Mapping[str, Any]) -> str:
 class WorldClip:
     """The miniature's own CLIP, asked like a stock one."""
 
-    name = "the miniature's CLIP"
+    name, side = "the miniature's CLIP", SIDE
 
     def __init__(self, studio: Studio) -> None:
         self.studio, self.tower, self.projection = studio, load_image_encoder(), load_text_projection()
@@ -94,12 +93,15 @@ class Scorer:
             x, y = (F.interpolate(to_pixels(v[None]), (SIDE, SIDE), mode="bilinear", align_corners=False) for v in (a, b))
             made |= {"SSIM": ssim(a, b), "PSNR": psnr(a, b), "perceptual": float(perceptual_distance(self.reader, x, y))}
         meant = np.ones(case.reference.shape[:2], bool) if case.reference_mask is None else case.reference_mask > 0
-        crops, large = ([clean_crop(result, inside, side), clean_crop(case.reference, meant, side)] for side in (SIDE, STOCK_SIDE))
-        one, two = self.clip.images(crops if isinstance(self.clip, WorldClip) else large)
-        seen = reader_features(self.reader, crops)
+
+        def crops(side: int) -> list[np.ndarray]:
+            return [clean_crop(result, inside, side), clean_crop(case.reference, meant, side)]
+
+        one, two = self.clip.images(crops(self.clip.side))
+        seen = reader_features(self.reader, crops(SIDE))
         made |= {"CLIP-I": float(one @ two), "reader-I": float(seen[0] @ seen[1] / max(1e-9, np.linalg.norm(seen[0]) * np.linalg.norm(seen[1])))}
         if self.dino is not None:
-            one, two = self.dino.images(large)
+            one, two = self.dino.images(crops(self.dino.side))
             made["DINO-I"] = float(one @ two)
         if case.prompt:
             made["CLIP-T"] = float(self.clip.images([_square(result)])[0] @ self.clip.prompt(case.prompt))
@@ -251,6 +253,7 @@ def edits(
     notes += notes_on_weights()
     about = {
         **p,
+        "extractors": {"CLIP": seeing.name, "DINO": scorer.dino.name if scorer.dino else ""},
         "cases_measured": {t: len(c) for t, c in sets.items()},
         "folder": str(folder) if folder else "",
         **measured_with(),

@@ -15,6 +15,7 @@ from selfsame.evaluation.report import WORST, Case, Report, Row, span, write_rep
 from selfsame.images.files import InputError, read_image
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.perception.real_faces import reader_of
+from selfsame.recipes.revision import revision
 from selfsame.studio.ready import PICTURES
 from selfsame.studio.studio import ENCODER_NAME, Studio
 
@@ -164,7 +165,7 @@ def folder(
     notes.append("a picture without a face counts as cosine 0 and as missed")
     notes.append("copy-paste needs a second photo: (cosine to the photo - cosine to the other) / (1 - the photos' own)")
     notes.append("'alike among themselves' is the mean cosine between pictures of one person: near 1 the pictures repeat one face, expression and all")
-    about = {"pictures": str(pictures), "references": str(references), "judges": list(judges), "people": len(people)}
+    about = {"pictures": str(pictures), "references": str(references), "judges": list(judges), "people": len(people), "commit": revision()}
     report = Report("A folder of pictures", about, rows, (), sorted(set(notes)), (), cases)
     write_report(report, out)
     return report

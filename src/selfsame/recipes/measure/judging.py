@@ -20,7 +20,7 @@ from selfsame.perception.embedders import JUDGE_CROP, embed, to_crops
 from selfsame.perception.reader import AttributeReader, agreement, read
 from selfsame.recipes.common import to_pixels
 from selfsame.recipes.measure.protocols import Task, canonical_kps, oracle_picture, reference_photo
-from selfsame.recipes.ship import commit
+from selfsame.recipes.revision import revision
 from selfsame.studio.studio import Studio
 from selfsame.weights import mannequin
 
@@ -171,7 +171,7 @@ def rows_by_style(name: str, tasks: Sequence[Task], results: Sequence[dict[str, 
 
 def measured_with() -> dict[str, Any]:
     """What a report must name besides its protocol: the revision of the code and every shipped weight's hash."""
-    return {"commit": commit(), "weights_sha256": mannequin.manifest()["files"]}
+    return {"commit": revision(), "weights_sha256": mannequin.manifest()["files"]}
 
 
 def notes_on_weights() -> list[str]:

@@ -20,7 +20,7 @@ from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, embed, rank1
 from selfsame.perception.reader import agreement, read
 from selfsame.recipes.common import to_pixels
 from selfsame.recipes.faces import detector_figures, face_rows
-from selfsame.recipes.measure.judging import reader_net
+from selfsame.recipes.measure.judging import measured_with, reader_net
 from selfsame.recipes.measure.protocols import IDENTITY, protocol, tasks_of
 from selfsame.recipes.parts import parser_figures
 from selfsame.recipes.vae import vae_figures
@@ -81,6 +81,6 @@ def models(data: Path, out: Path, *, device: str = "cpu") -> int:
             hits += is_first(None if vector is None else vector.numpy(), gallery, i)
     rows.append(Row("base", {**base, "named people, rank-1 of 100": hits / 100}))
     text = "\n\n".join(text_table([r]) for r in rows)
-    write_json(out / "models.json", {r.name: r.columns for r in rows})
+    write_json(out / "models.json", {"measured_with": measured_with(), **{r.name: r.columns for r in rows}})
     print(text)
     return 0

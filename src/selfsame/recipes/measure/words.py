@@ -54,7 +54,8 @@ READ = ("base/", "encoder.", "detector.", "parser.", "face_vit.")  # shipped fil
 
 def kept_in(out: Path, name: str, how: Learning) -> Path:
     """The folder of people learned in one way from these very weights: words of others are not taken for them."""
-    weights = {file: digest for file, digest in mannequin.manifest()["files"].items() if file.startswith(READ)}
+    read = (*READ, "clip_image.") if how.encoder == "clip" else READ
+    weights = {file: digest for file, digest in mannequin.manifest()["files"].items() if file.startswith(read)}
     key = hashlib.sha256(json.dumps([weights, asdict(how)], sort_keys=True, default=str).encode()).hexdigest()[:10]
     return out / "learned" / f"{name.replace(' ', '-').lower()}-{key}"
 

@@ -1,0 +1,19 @@
+"""Which revision of this code made a result."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+def revision() -> str:
+    """The checkout's commit, short, with "-dirty" when files differ from it; "unknown" when this code lies in no checkout of its own."""
+    try:
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # installed inside somebody's own repository it is not tracked there
+        return _git("describe", "--always", "--dirty", "--abbrev=7", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*args: str) -> str:
+    return subprocess.run(["git", *args], capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout.strip()
