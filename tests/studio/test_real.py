@@ -171,7 +171,9 @@ def test_from_the_command_line_and_again_by_like(folders: Folders, photo: Path, 
     assert np.array_equal(read_image(out), read_image(again))
 
 
-def test_what_is_missing_is_said_with_its_remedy(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Path, studio: RealStudio):
+def test_what_is_missing_is_said_with_its_remedy(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Path, studio: RealStudio, own_sd15: RealStudio
+):
     monkeypatch.setenv("SELFSAME_HOME", str(tmp_path))
     with pytest.raises(InputError, match="selfsame models fetch sdxl"):
         selfsame.load("instantid-sdxl")
@@ -184,7 +186,7 @@ def test_what_is_missing_is_said_with_its_remedy(folders: Folders, tmp_path: Pat
     who = Identity.of_words(names_own_words(studio, "ada fox"))
     assert alone.generate(Request(prompt="a photo of <x>", height=64, width=64, num_steps=1), who)[0].pixels.shape == (64, 64, 3)
     with pytest.raises(InputError, match="was ever released"):
-        _ = selfsame.load("instantid-sd15", base=folders.base, face_models=folders.face_models).instantid
+        _ = selfsame.load("instantid-sd15", base=own_sd15.folders.base, face_models=folders.face_models).instantid
     (tmp_path / "buffalo_l").symlink_to(folders.face_models)
     with pytest.raises(InputError, match="read embeddings of antelopev2"):
         RealStudio(Folders(folders.base, folders.instantid, tmp_path / "buffalo_l")).identity(photo)
