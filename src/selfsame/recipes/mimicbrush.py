@@ -32,7 +32,7 @@ from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import checked_folder, load_into, load_unet, load_vae
 
 LORA_RANK = 8  # of the reference net: all shipped weights together stay under 50 MB
-VARIATIONS = 2  # augmented samples that are made of each pair and kept
+VARIATIONS = 1  # augmented samples that are made of each pair and kept: other pairs teach more than the same ones again
 HELD_OUT = 256
 SHOWN = 8  # samples to look at
 
