@@ -203,7 +203,7 @@ def test_render_draws_people_and_refuses_strangers(tmp_path: Path, capsys: pytes
     [
         (["generate", "--num-steps", "abc"], "--num-steps"),
         (["generate", "--nosuch", "3"], "--nosuch"),
-        (["edit", "--source", "x.png"], "--mask"),
+        (["edit", "--mask", "x.png"], "--source"),
         (["paint"], "generate, edit, batch"),
         (["evaluate", "nothing"], "identity"),
     ],
