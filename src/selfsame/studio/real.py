@@ -341,7 +341,7 @@ class RealStudio(Family):
         cast = cast_of(people, request)
         if cast.words:
             check_words(cast.words, self._towers)
-        if cast.faces and self.folders.instantid is None:
+        if cast.faces and self.folders.instantid is None and "instantid" not in vars(self):  # said before anything large is loaded
             raise InputError(NO_INSTANTID[self.is_xl])
         return cast
 

@@ -155,10 +155,6 @@ class Studio(Family):
         return tokenizer, _on(encoder, self.device)
 
     @cached_property
-    def towers(self) -> Towers:
-        return Towers.of(self.text[1])
-
-    @cached_property
     def instantid(self) -> InstantID:
         return InstantID.from_pretrained(mannequin.checked_folder("instantid"), self.unet).to(self.device)
 
@@ -236,7 +232,8 @@ class Studio(Family):
     def cast(self, people: Sequence[Person], request: Request) -> Cast:
         """Who is painted by face tokens and who by learned words."""
         cast = cast_of(people, request)
-        check_words(cast.words, self.towers)
+        if cast.words:
+            check_words(cast.words, Towers.of(self.text[1]))
         return cast
 
     def known_faces(self, image: np.ndarray) -> tuple[list[Found], Tensor]:
