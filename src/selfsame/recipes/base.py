@@ -65,7 +65,7 @@ class Rows:
 def base(options: Options) -> Trained:
     """UNet2DConditionModel 96/96/128 from cached latents and text states."""
     run = options.run(
-        Run(folder=options.folder("base"), max_steps=125000, batch_size=16, learning_rate=8e-4, ema_decay=0.9995, weight_decay=0.01, look_every=1000, seed=41),
+        Run(folder=options.folder("base"), max_steps=62500, batch_size=32, learning_rate=8e-4, ema_decay=0.9995, weight_decay=0.01, look_every=1000, seed=41),
         after=("base/vae", "base/text_encoder", "base/tokenizer"), batch_size=256, learning_rate=1e-3, max_steps=16000,
     )  # fmt: skip
     vae, (tokenizer, text_encoder) = load_vae(), load_text()
@@ -78,8 +78,9 @@ def base(options: Options) -> Trained:
         epoch = np.repeat(np.arange(len(table)), [TIMES.get(r["kind"], 1) for r in table.records])
         return Rows(latents, text_of(tokenizer, text_encoder, table, cache, name), face_shares_of(table, cache, name, 8 * shrink), epoch)
 
-    whole, small = rows_of("train"), rows_of("train", shrink=2)
-    small_steps = math.ceil(SMALL_SHARE * run.max_steps)
+    small_steps = 0 if options.warm else math.ceil(SMALL_SHARE * run.max_steps)  # installed weights know what small pictures teach
+    whole = rows_of("train")
+    small = rows_of("train", shrink=2) if small_steps else whole
     wide = [rows_of("train", width) for width in WIDE if has_table(options.data, "train", 128, width)]
     wide_share = sum(map(len, wide)) / (len(whole) + sum(map(len, wide)))
     empty = encode_prompts(tokenizer, text_encoder, [""]).encoder_hidden_states[0]
@@ -113,7 +114,7 @@ def base(options: Options) -> Trained:
         starts = range(0, min(256, len(rows)), 64)
         return [batch_of(rows, np.arange(i, min(i + 64, len(rows))), generator_at(run.seed, 10**9 + i), noise) for i in starts]
 
-    fixed, early = {"": held_batches(1), "_small": held_batches(2)}, held_batches(1, NOISE)
+    fixed, early = {"": held_batches(1)} | ({"_small": held_batches(2)} if small_steps else {}), held_batches(1, NOISE)
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, Denoiser)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -95,7 +95,7 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
     """Resampler, K'/V' and IdentityNet together, from another photo of the person than the one painted."""
     run = options.run(
         Run(
-            folder=options.folder("instantid"), max_steps=62500, batch_size=16, learning_rate=2e-4, ema_decay=0.999, weight_decay=0.01, look_every=1000, seed=51
+            folder=options.folder("instantid"), max_steps=31250, batch_size=32, learning_rate=4e-4, ema_decay=0.999, weight_decay=0.01, look_every=1000, seed=51
         ),
         after=("base/vae", "base/text_encoder", "base/tokenizer", "encoder.safetensors"), batch_size=256, learning_rate=5e-4, max_steps=8000,
     )  # fmt: skip
@@ -108,10 +108,10 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
     class Side:
         """One split with everything that stays the same computed once."""
 
-        def __init__(self, split: str) -> None:
+        def __init__(self, split: str, sizes: Sequence[int] = (1,)) -> None:
             self.table = open_table(options.data, split)
             rows = face_rows(self.table)
-            self.latents = {shrink: latents_of(vae, self.table, cache, split if shrink == 1 else f"{split}-small", shrink) for shrink in (1, 2)}
+            self.latents = {shrink: latents_of(vae, self.table, cache, split if shrink == 1 else f"{split}-small", shrink) for shrink in sizes}
             self.text = text_of(tokenizer, text_encoder, self.table, cache, split)
             self.faces = faces_of(encoder, self.table, rows, cache, split)
             self.shares = face_shares_of(self.table, cache, split)
@@ -131,8 +131,8 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
             }
             return drop(made, empty, how, g)
 
-    side, held = Side("train"), Side("validation")
-    small_steps = math.ceil(SMALL_SHARE * run.max_steps)
+    small_steps = 0 if options.warm else math.ceil(SMALL_SHARE * run.max_steps)
+    side, held = Side("train", (1, 2) if small_steps else (1,)), Side("validation")
     never = InstantIDSamples(drop_face=0, drop_text=0, drop_both=0, max_photos=1)
 
     def held_batches(mean: float, std: float) -> list[Batch]:

@@ -21,6 +21,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from selfsame.training.processes import in_any_process, mean_over_processes, part_of, prefetched, rows_of, stoppable
+from selfsame.training.quick import QuickBf16
 from selfsame.training.records import Checkpoint, CurveLog
 from selfsame.training.run import Batch, Loss, Progress, Result, Run, fast_bf16
 
@@ -198,7 +199,8 @@ def train(
     whole = True  # not in the middle of a step
     module.train()
     try:
-        with stoppable() as stop, prefetched(batch_at, run.prefetch) as next_batch:
+        quick = QuickBf16() if precision == "bf16" and accelerator.device.type == "cpu" else nullcontext()
+        with stoppable() as stop, prefetched(batch_at, run.prefetch) as next_batch, quick:
             asked = ending = False
             while step < run.max_steps and not ending and not (run.patience and stale >= run.patience):
                 for group in optimizer.param_groups:
