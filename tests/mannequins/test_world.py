@@ -20,7 +20,7 @@ from selfsame.mannequins.scenes import BACKDROPS
 from selfsame.mannequins.solids import rotation
 from selfsame.mannequins.styles import STYLE_PAINTERS
 from selfsame.mannequins.things import THING_KINDS, thing_of
-from selfsame.mannequins.world import neutral_scene, sample
+from selfsame.mannequins.world import lent_kps, neutral_scene, sample
 
 
 def test_the_promised_numbers_of_scenes_styles_names_and_celebrities():
@@ -102,6 +102,22 @@ def test_mirrored_pose_mirrors_key_points():
     back, _ = faces_of(Scene((PersonIn(person_of(5), Look(), View(yaw_deg=-20)),)))
     flipped = back[0][[1, 0, 2, 4, 3]] * [-1, 1] + [127, 0]
     assert np.allclose(kps[0], flipped, atol=0.05)
+
+
+def test_lent_key_points_are_somebody_elses_in_the_same_view():
+    indices = [i for i in range(64) if sample("train", i).kind == "person"]
+    own = np.stack([faces_of(sample("train", i).scene)[0][0] for i in indices])
+    lent = np.stack([lent_kps("train", i) for i in indices])
+    assert np.array_equal(lent[0], lent_kps("train", indices[0]))
+    width = np.linalg.norm(own[:, 1] - own[:, 0], axis=1)
+    away = np.linalg.norm(lent - own, axis=2).mean(1) / width
+    assert away.min() > 0  # another face
+    assert np.median(away) < 0.25  # in the same place
+
+    def turn(kps: np.ndarray) -> np.ndarray:  # where the nose stands between the eyes
+        return (kps[:, 2, 0] - kps[:, 0, 0]) / (kps[:, 1, 0] - kps[:, 0, 0])
+
+    assert np.corrcoef(turn(own), turn(lent))[0, 1] > 0.9  # turned as far
 
 
 def test_rotation_is_a_rotation():

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from selfsame.data.edit_sets import TRACKS, world_case, write_case
 from selfsame.data.pairs import PairsJob, prepare_pairs
 from selfsame.data.shards import RenderJob, render_dataset
 from selfsame.data.tables import Table, open_table, pack
-from selfsame.images.files import read_image
+from selfsame.images.files import InputError, read_image
 from selfsame.mannequins.people import celebrities, person_named
 from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import neutral_scene
@@ -25,6 +26,7 @@ from selfsame.recipes.catalogue import GATES, SHARES, below_gate, recipes
 from selfsame.recipes.common import Options, generator_at, spread
 from selfsame.recipes.faces import moved
 from selfsame.recipes.instantid import SIZE, land
+from selfsame.recipes.measure.edits import OURS, ablated
 from selfsame.recipes.mimicbrush import pairs_folder
 from selfsame.studio.studio import Studio
 from selfsame.weights.mannequin import FOLDER, WeightsError, load_vae
@@ -92,6 +94,16 @@ def test_moved_pictures_keep_their_faces_true(options: Options):
     assert (boxes[kept][:, 2] > 127).any()
     assert np.isnan(moved(table.images[:8], table.boxes[:8], table.kps[:8], 100, 0)[1]).all()
     assert np.isnan(kps).any(axis=(1, 2)).tolist() == (~kept).tolist()
+
+
+def test_mimicbrush_trained_anew_with_one_choice_changed_stands_beside_the_whole(options: Options, tmp_path: Path):
+    write_case(tmp_path / "set", TRACKS[0], world_case(TRACKS[0], "test", 0))
+    shown = ablated(tmp_path / "report", options, only=("image tokens alone",), folder=tmp_path / "set")
+    assert [row.name.partition(": ")[2] for row in shown.rows] == [OURS, "image tokens alone", "oracle"]
+    assert any(f"{OURS} minus image tokens alone" in note for note in shown.notes)
+    assert {p.name for p in (options.runs / "ablations").iterdir()} == {"mimicbrush-smoke", "image-tokens-alone-smoke"}
+    with pytest.raises(InputError, match="did you mean 'stills alone'"):
+        ablated(tmp_path / "report", options, only=("stills",))
 
 
 def test_random_numbers_belong_to_the_step():

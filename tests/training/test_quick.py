@@ -1,19 +1,15 @@
-"""bf16 on a CPU in another form: the same layers, nothing left behind, everything else untouched."""
+"""bf16 on a CPU with its slow kernels in fp32: the same layers, nothing left behind, everything else untouched."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from selfsame.training.quick import QuickBf16, plain_attention
-
-
-@pytest.mark.parametrize(("queries", "keys"), [(16, 16), (16, 5)])
-def test_plain_attention_is_attention(queries: int, keys: int):
-    q, k, v = (torch.randn(2, 3, n, 8) for n in (queries, keys, keys))
-    assert torch.allclose(plain_attention(q, k, v), F.scaled_dot_product_attention(q, k, v), atol=1e-6)
+from selfsame.training.quick import QuickBf16
 
 
 def test_a_bf16_norm_is_the_fp32_norm_rounded():
@@ -24,34 +20,33 @@ def test_a_bf16_norm_is_the_fp32_norm_rounded():
     assert torch.equal(quick, norm(x.float()).bfloat16())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_bf16_attention_is_the_fp32_attention_rounded(masked: bool):
+    q, k, v = (torch.randn(2, 3, n, 8).bfloat16() for n in (4, 5, 5))
+    mask = torch.ones(4, 5, dtype=torch.bool).tril() if masked else None
+    with QuickBf16(), torch.autocast("cpu", torch.bfloat16):
+        quick = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert torch.equal(quick, F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).bfloat16())
+
+
 def test_fp32_is_untouched_and_nothing_is_left_behind():
     q = torch.randn(1, 2, 4, 8)
-    half = q.bfloat16()
-    before = F.scaled_dot_product_attention(half, half, half)
+    before = F.scaled_dot_product_attention(q.bfloat16(), q.bfloat16(), q.bfloat16())
     with QuickBf16():
         inside = F.scaled_dot_product_attention(q, q, q)
-        masked = F.scaled_dot_product_attention(half, half, half, torch.ones(4, 4, dtype=torch.bool).tril())
     assert torch.equal(inside, F.scaled_dot_product_attention(q, q, q))
-    assert torch.equal(masked, F.scaled_dot_product_attention(half, half, half, torch.ones(4, 4, dtype=torch.bool).tril()))
-    assert torch.equal(F.scaled_dot_product_attention(half, half, half), before)
+    assert torch.equal(F.scaled_dot_product_attention(q.bfloat16(), q.bfloat16(), q.bfloat16()), before)
 
 
 def test_gradients_are_those_of_autocast_to_bf16():
     torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
-    x = torch.randn(4, 10, 32)
+    layer, x = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True), torch.randn(4, 10, 32)
 
-    def gradients(quick: bool) -> torch.Tensor:
+    def gradients(context: AbstractContextManager[object]) -> torch.Tensor:
         layer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = (layer(x) if not quick else _quickly(layer, x)).float().square().mean()
-        loss.backward()
+        with context, torch.autocast("cpu", torch.bfloat16):
+            loss = layer(x).float().square().mean()
+            loss.backward()
         return torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None])
 
-    plain, quick = gradients(False), gradients(True)
-    assert F.cosine_similarity(plain, quick, dim=0) > 0.995
-
-
-def _quickly(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    with QuickBf16():
-        return layer(x)
+    assert F.cosine_similarity(gradients(nullcontext()), gradients(QuickBf16()), dim=0) > 0.995

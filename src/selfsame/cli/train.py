@@ -188,7 +188,12 @@ class Evaluate:
     rows: tuple[str, ...] = ()
     """Only these rows of the table."""
     ablations: bool = False
-    """For `words`: StableIdentity against itself with one choice changed (landing, mask, loss, encoder, threshold), 12 people each."""
+    """The method against itself with one choice changed. `words`: landing, mask, loss, encoder, threshold, 12 people each. `edits`: MimicBrush trained anew
+    without its reference net, without image tokens, on stills alone, with gentle augmentation or other masks, --steps each (the paper's Tables 3 and 4)."""
+    steps: int = 900
+    """For `edits --ablations`: steps of each training. A run that was stopped goes on."""
+    runs: Path = Path("runs")
+    """For `edits --ablations`: folder for those trainings."""
     data: Path = Path("data/world2")
     """Folder with the packed dataset, for `models`."""
     device: str = "cpu"
@@ -200,9 +205,11 @@ class Evaluate:
 
         if self.what == "words" and self.device != "cpu":
             raise InputError(f"--device {self.device}: people are learned on the CPU here")
-        for flag, given, owner in (("--ablations", self.ablations, "words"), ("--clip", self.clip, "edits"), ("--dino", self.dino, "edits")):
+        for flag, given, owner in (("--clip", self.clip, "edits"), ("--dino", self.dino, "edits")):
             if given and self.what != owner:
                 raise InputError(f"{flag} belongs to `evaluate {owner}`, not to `evaluate {self.what}`")
+        if self.ablations and self.what not in ("words", "edits"):
+            raise InputError(f"--ablations belongs to `evaluate words` and `evaluate edits`, not to `evaluate {self.what}`")
         self.out.mkdir(parents=True, exist_ok=True)
         if self.what == "models":
             return models(self.data, self.out, device=self.device)
@@ -212,8 +219,9 @@ class Evaluate:
 
     def _report(self, tick: Any) -> Any:
         from selfsame.images.files import InputError
+        from selfsame.recipes.common import Options
         from selfsame.recipes.measure import uses
-        from selfsame.recipes.measure.edits import edits
+        from selfsame.recipes.measure.edits import ablated, edits
         from selfsame.recipes.measure.folder import folder
         from selfsame.recipes.measure.identity import identity
         from selfsame.recipes.measure.words import ABLATED, ABLATIONS, OURS, words
@@ -228,7 +236,8 @@ class Evaluate:
                 rows["only"] = self.rows or (OURS, *ABLATIONS)
             return words(self.out, people=self.people or (ABLATED if self.ablations else 0), **rows)
         if self.what == "edits":
-            return edits(self.out, cases=self.people, folder=self.edit_set, clip=self.clip, dino=self.dino, device=self.device, **rows)
+            asked = {"cases": self.people, "folder": self.edit_set, "clip": self.clip, "dino": self.dino, "device": self.device, **rows}
+            return ablated(self.out, Options(data=self.data, runs=self.runs, steps=self.steps), **asked) if self.ablations else edits(self.out, **asked)
         if self.what == "people":
             return uses.people(self.out, cases=self.people, device=self.device, **rows)
         if self.what == "views":

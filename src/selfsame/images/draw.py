@@ -9,6 +9,7 @@ import numpy as np
 
 KPS_COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 LIMBS = (0, 1, 3, 4)  # each joined to the nose, point 2
+DIM = 0.6  # brightness of the limbs
 
 
 def draw_kps(height: int, width: int, kps: np.ndarray, *, radius: int = 10, stick: int = 4) -> np.ndarray:
@@ -21,19 +22,17 @@ def draw_kps(height: int, width: int, kps: np.ndarray, *, radius: int = 10, stic
     Returns:
         h w 3 uint8, RGB.
     """
-    canvas = np.zeros((height, width, 3), np.float64)
+    canvas = np.zeros((height, width, 3), np.uint8)
     kps = np.asarray(kps)
     for i in LIMBS:
-        colour = KPS_COLOURS[i]
         x, y = kps[[2, i], 0], kps[[2, i], 1]
         dx, dy = x[1] - x[0], y[1] - y[0]
         length = (dx**2 + dy**2) ** 0.5
         angle = np.degrees(np.arctan2(dy, dx))
         outline = cv2.ellipse2Poly((int(np.mean(x)), int(np.mean(y))), (int(length / 2), stick), int(angle), 0, 360, 1)
-        canvas = cv2.fillConvexPoly(canvas.copy(), np.asarray(outline), colour)
-    canvas = (canvas * 0.6).astype(np.uint8)
+        cv2.fillConvexPoly(canvas, np.asarray(outline), [int(c * DIM) for c in KPS_COLOURS[i]])
     for colour, (x, y) in zip(KPS_COLOURS, kps, strict=True):
-        canvas = cv2.circle(canvas.copy(), (int(x), int(y)), radius, colour, -1)
+        cv2.circle(canvas, (int(x), int(y)), radius, colour, -1)
     return canvas
 
 

@@ -8,7 +8,7 @@ than all pictures of a few.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -174,6 +174,15 @@ def _group(rng: np.random.Generator, style: str, place: str, seed: int, light) -
     attributes = {"style": style, "scene": place}
     scene = Scene(tuple(subjects), place, style, light, seed, SIZE, width)
     return Sample(scene, caption_group(attributes, names, rng), attributes, tuple(names), tuple(seeds), "group")
+
+
+def lent_kps(split: str, i: int) -> np.ndarray:
+    """Key points (5 2 pixels) of somebody else of the split in the view, and with the expression, of the one person in sample `i`."""
+    scene = sample(split, i).scene
+    subject = scene.subjects[0]
+    assert isinstance(subject, PersonIn)
+    other = split_person(split, int(np.random.default_rng([int(WORLD_VERSION), _SPLIT_KEYS[split], i, 1]).integers(SPLITS[split][1])))
+    return faces_of(replace(scene, subjects=(replace(subject, person=other),)))[0][0]
 
 
 def neutral_scene(person: Person, *, style: str = "photo") -> Scene:

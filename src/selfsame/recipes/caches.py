@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from selfsame.data.tables import Table
+from selfsame.images.draw import draw_kps_small
 from selfsame.mannequins import paint
 from selfsame.models.latents import encode
 from selfsame.models.text import encode_prompts
@@ -144,3 +145,15 @@ def face_shares_of(table: Table, folder: Path, name: str, cell: int = 8) -> np.n
 
 def as_tensor(rows: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(rows)).float()
+
+
+def drawings_of(table: Table, rows: np.ndarray, kps: Callable[[int], np.ndarray], folder: Path, name: str) -> np.ndarray:
+    """Drawings of each row's key points (5 2), n h w 3 uint8; other rows are black."""
+
+    def make() -> np.ndarray:
+        out = np.zeros((len(table), 128, 128, 3), np.uint8)
+        for i in rows:
+            out[i] = draw_kps_small(128, 128, kps(i))
+        return out
+
+    return cached(folder / f"{name}.kps.{table.digest[:12]}.npy", make)

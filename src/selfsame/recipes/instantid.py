@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from selfsame.data.tables import Table, open_table
 from selfsame.diffusion.schedule import denoised_of, lognormal_timesteps, noised
-from selfsame.images.draw import draw_kps_small
+from selfsame.mannequins.world import lent_kps
 from selfsame.methods.instantid.method import InstantID, ResamplerSize
 from selfsame.methods.instantid.objective import InstantIDTrainer, instantid_loss
 from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, drop, face_weights, lend_faces
@@ -22,7 +22,7 @@ from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE, alphas_cumprod
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import FaceEncoder
 from selfsame.recipes.base import FACE_WEIGHT, HELD_OUT_NOISE
-from selfsame.recipes.caches import as_tensor, cached, face_shares_of, faces_of, fingerprint_of, latents_of, text_of
+from selfsame.recipes.caches import as_tensor, drawings_of, face_shares_of, faces_of, fingerprint_of, latents_of, text_of
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
 from selfsame.recipes.likeness import STEPS, kept_reader, readable
@@ -40,21 +40,10 @@ PROMPTS = (
 )  # fmt: skip
 HOW = InstantIDSamples(face_weight=FACE_WEIGHT)
 LIKENESS = 0.1  # weight of the loss on the forming face; 0 is the paper (docs/training.md)
+POSE_LENT = 0.5  # of samples show somebody else's key points in the same view: how far apart eyes are is for the lent face to say
 SMALL_SHARE = 0.05  # of the steps, the first, see pictures of half the size, as the base's do
 LANDING_STEPS, LANDING_RATE = 500, 2e-3  # 40 seconds on two cores
 LOUDNESS = 0.5  # of landed tokens: whole ones beside the text's would be as much again as the layers know
-
-
-def drawings_of(table: Table, rows: np.ndarray, folder, name: str) -> np.ndarray:
-    """Key-point drawings of rows, n h w 3 uint8; other rows are black."""
-
-    def make() -> np.ndarray:
-        out = np.zeros((len(table), 128, 128, 3), np.uint8)
-        for i in rows:
-            out[i] = draw_kps_small(128, 128, table.kps[i])
-        return out
-
-    return cached(folder / f"{name}.kps.{table.digest[:12]}.npy", make)
 
 
 def land(method: InstantID, table: Table, faces: np.ndarray, tokenizer: Any, text_encoder: Any, seed: int, steps: int = LANDING_STEPS) -> float:
@@ -115,13 +104,15 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
             self.text = text_of(tokenizer, text_encoder, self.table, cache, split)
             self.faces = faces_of(encoder, self.table, rows, cache, split)
             self.shares = face_shares_of(self.table, cache, split)
-            self.drawings = drawings_of(self.table, rows, cache, split)
+            self.drawings = drawings_of(self.table, rows, self.table.kps.__getitem__, cache, split)
+            self.lent = drawings_of(self.table, rows, lambda i: lent_kps(split, self.table.records[i]["index"]), cache, f"{split}-lent")
             self.photos = PhotosOf(self.table.people, rows)
 
-        def batch(self, at: np.ndarray, rng: np.random.Generator, how: InstantIDSamples, shrink: int = 1) -> Batch:
+        def batch(self, at: np.ndarray, rng: np.random.Generator, how: InstantIDSamples, shrink: int = 1, pose_lent: float = 0.0) -> Batch:
             g = torch_generator(rng)
             clean = as_tensor(self.latents[shrink][at])
-            drawn = torch.from_numpy(np.ascontiguousarray(self.drawings[at])).permute(0, 3, 1, 2).float() / 255
+            drawings = np.where(rng.random((len(at), 1, 1, 1)) < pose_lent, self.lent[at], self.drawings[at])
+            drawn = torch.from_numpy(drawings).permute(0, 3, 1, 2).float() / 255
             made = {
                 **noised(clean, lognormal_timesteps(len(at), abar, g, mean=how.log_sigma_mean, std=how.log_sigma_std), abar, SCHEDULE["prediction_type"], g),
                 "text": as_tensor(self.text[at]),
@@ -146,7 +137,7 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
 
     def batch_at(step: int) -> Batch:
         at = np.sort(side.photos.rows[epoch_rows(len(side.photos.rows), run.batch_size, run.seed, step)])
-        return side.batch(at, generator_at(run.seed, step), how, shrink=2 if step < small_steps else 1)
+        return side.batch(at, generator_at(run.seed, step), how, 2 if step < small_steps else 1, POSE_LENT)
 
     key = fingerprint_of([encoder, vae.encoder], side.table.digest)  # type: ignore[list-item]
     reader_steps = 2 if options.smoke else STEPS

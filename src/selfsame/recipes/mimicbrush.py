@@ -18,7 +18,7 @@ from selfsame.methods.mimicbrush import samples
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.methods.mimicbrush.objective import MimicBrushTrainer, mimicbrush_loss
 from selfsame.methods.mimicbrush.pictures import latent_mask
-from selfsame.methods.mimicbrush.samples import Pair, PairSample, PairSamples, training_sample
+from selfsame.methods.mimicbrush.samples import GENTLE, Pair, PairSample, PairSamples, training_sample
 from selfsame.models.latents import encode
 from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, image_states, load_image_encoder
 from selfsame.perception.depth import DepthNet, depth_of
@@ -49,6 +49,26 @@ class Side:
     depth: np.ndarray  # n H W uint8, of the source
     still: np.ndarray  # n bool
     shown: np.ndarray  # 8 3 H W 3 uint8, source, reference and collage of the first, to look at
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How MimicBrush is trained: whole, or with one choice changed."""
+
+    how: PairSamples = PairSamples()
+    use_net: bool = True  # whether the reference net is heard
+    use_tokens: bool = True  # whether image tokens speak of the reference
+
+
+# One choice changed at a time, as in the paper's Tables 3 and 4 (arXiv:2406.07547).
+ABLATIONS: dict[str, Variant] = {
+    "image tokens alone": Variant(use_net=False),
+    "reference net alone": Variant(use_tokens=False),
+    "stills alone": Variant(PairSamples(still_share=1.0)),
+    "gentle augmentation": Variant(GENTLE),
+    "one box": Variant(PairSamples(mask="box")),
+    **{f"grid {rate}": Variant(PairSamples(match_rate=rate, other_rate=rate)) for rate in (0.25, 0.5, 0.75)},
+}
 
 
 def pairs_folder(data: Path) -> Path:
@@ -112,10 +132,15 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int) ->
     return Side(**cached_folder(options.runs / "cache" / f"pairs-{split}.{key}", lambda place: fill_maps(place, parts(place), count * variations)))
 
 
-def mimicbrush(options: Options, how: PairSamples = PairSamples()) -> Trained:
-    """Frame pairs and stills of the world's clips: hidden parts are painted after another look at the same thing."""
+def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimicbrush") -> Trained:
+    """Frame pairs and stills of the world's clips: hidden parts are painted after another look at the same thing.
+
+    Args:
+        name: of the run's folder.
+    """
+    how = variant.how
     run = options.run(
-        Run(folder=options.folder("mimicbrush"), max_steps=37500, batch_size=16, learning_rate=4e-4, ema_decay=0.999, look_every=1000, seed=61),
+        Run(folder=options.folder(name), max_steps=37500, batch_size=16, learning_rate=4e-4, ema_decay=0.999, look_every=1000, seed=61),
         after=("base", "clip_image.safetensors"), batch_size=256, learning_rate=1e-3, max_steps=5000,
     )  # fmt: skip
     unet = load_unet()
@@ -172,4 +197,6 @@ def mimicbrush(options: Options, how: PairSamples = PairSamples()) -> Trained:
         lambda: MimicBrush.from_base(unet, width, lora_rank=LORA_RANK),
         lambda: MimicBrush.from_pretrained(checked_folder("mimicbrush"), unet),
     )
-    return finish(run, MimicBrushTrainer(method.trainable(), empty), objective, batch_at, options, look)
+    trainer = MimicBrushTrainer(method, empty, use_net=variant.use_net, use_tokens=variant.use_tokens)
+    method.trainable()  # once it is known what is used
+    return finish(run, trainer, objective, batch_at, options, look)

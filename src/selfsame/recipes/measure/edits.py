@@ -24,18 +24,20 @@ from selfsame.images.files import InputError
 from selfsame.images.masks import resized, window_around
 from selfsame.mannequins.world import WORLD_VERSION
 from selfsame.methods.mimicbrush.method import MimicBrush
+from selfsame.methods.mimicbrush.objective import MimicBrushTrainer
 from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.models.latents import encode
 from selfsame.models.mannequin import load_image_encoder, load_text_projection
 from selfsame.perception.depth import depth_of
 from selfsame.perception.reader import AttributeReader, perceptual_distance, reader_features
 from selfsame.perception.similarity import StockClip, StockDino
-from selfsame.recipes.common import to_pixels
+from selfsame.recipes.common import Options, to_pixels
 from selfsame.recipes.measure.judging import measured_with, notes_on_weights, reader_net
 from selfsame.recipes.measure.protocols import protocol
+from selfsame.recipes.mimicbrush import ABLATIONS, Variant, mimicbrush
 from selfsame.studio.edits import SIDE, Editor, Region, framed, put_back
 from selfsame.studio.painting import Row as PaintRow
-from selfsame.studio.request import EditRequest, Request
+from selfsame.studio.request import EditRequest, Request, nearest
 from selfsame.studio.studio import Studio, load
 
 EDITS = "edits-1"
@@ -261,6 +263,29 @@ def edits(
     report = Report("Edits after a reference", about, rows, (), notes, strips)
     write_report(report, out)
     return report
+
+
+def ablated(out: Path, options: Options, *, only: Sequence[str] = (), **measuring: Any) -> Report:
+    """Train MimicBrush anew, whole and with one choice changed at a time, so many steps each, and measure all of them. Runs that were stopped go on.
+
+    Args:
+        options: of every training; `runs/ablations` gets a folder for each.
+        only: only these of `ABLATIONS`, always beside the whole one.
+        measuring: of `edits`.
+
+    Raises:
+        InputError: an unknown ablation.
+    """
+    for name in only:
+        nearest(name, (OURS, *ABLATIONS), "ablation")
+    chosen = {OURS: Variant()} | {name: variant for name, variant in ABLATIONS.items() if not only or name in only}
+    methods: dict[str, MimicBrush] = {}
+    for name, variant in chosen.items():
+        module = mimicbrush(options, variant, f"ablations/{name.replace(' ', '-').lower()}").module
+        assert isinstance(module, MimicBrushTrainer)
+        module.detach()
+        methods[name] = module.method
+    return edits(out, methods=methods, only=(*methods, "oracle"), **measuring)
 
 
 def _hidden(case: EditCase) -> np.ndarray:
