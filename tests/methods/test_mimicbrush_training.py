@@ -212,6 +212,19 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, lora_rank: int):
     assert float(a) == pytest.approx(float(b), abs=1e-6)
 
 
+def test_additions_to_another_base_are_refused_but_may_be_trained_on(tmp_path: Path):
+    fresh(2).save_pretrained(tmp_path)
+    other = tiny_base()
+    with torch.no_grad():
+        other.conv_in.weight.add_(0.1)
+    with pytest.raises(ValueError, match="this is another base"):
+        MimicBrush.from_pretrained(tmp_path, other)
+    moved = MimicBrush.from_pretrained(tmp_path, other, to_train=True)
+    assert torch.equal(moved.reference_net.unet.conv_in.weight, other.conv_in.weight)
+    moved.save_pretrained(tmp_path / "moved")
+    MimicBrush.from_pretrained(tmp_path / "moved", other)
+
+
 def test_files_of_another_model_are_refused(tmp_path: Path):
     fresh(2).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"image_width": 12, "lora_rank": 0, "fusion": "concat"}')

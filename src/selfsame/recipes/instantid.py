@@ -39,7 +39,7 @@ PROMPTS = (
     "a comic of a person in space", "a photo of a smiling person in a library", "a pixel art picture of a person", "a photo of a person in the city",
 )  # fmt: skip
 HOW = InstantIDSamples(face_weight=FACE_WEIGHT)
-LIKENESS = 0.1  # weight of the loss on the forming face; 0 is the paper (docs/training.md)
+LIKENESS = 0.3  # weight of the loss on the forming face; 0 is the paper (docs/training.md)
 POSE_LENT = 0.5  # of samples show somebody else's key points in the same view: how far apart eyes are is for the lent face to say
 SMALL_SHARE = 0.05  # of the steps, the first, see pictures of half the size, as the base's do
 LANDING_STEPS, LANDING_RATE = 500, 2e-3  # 40 seconds on two cores

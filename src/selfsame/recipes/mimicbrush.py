@@ -195,7 +195,7 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
     width = empty.shape[-1]
     method = options.start(
         lambda: MimicBrush.from_base(unet, width, lora_rank=LORA_RANK),
-        lambda: MimicBrush.from_pretrained(checked_folder("mimicbrush"), unet),
+        lambda: MimicBrush.from_pretrained(checked_folder("mimicbrush"), unet, to_train=True),
     )
     trainer = MimicBrushTrainer(method, empty, use_net=variant.use_net, use_tokens=variant.use_tokens)
     method.trainable()  # once it is known what is used

@@ -100,11 +100,12 @@ class MimicBrush(nn.Module):
         (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, base: UNet2DConditionModel) -> MimicBrush:
+    def from_pretrained(cls, folder: str | Path, base: UNet2DConditionModel, *, to_train: bool = False) -> MimicBrush:
         """Load what `save_pretrained` wrote.
 
         Args:
             base: the U-Net it was trained from; of a reference net with LoRA it gives the weights.
+            to_train: it shall be trained on, so another base will do: a reference net's additions move to this one.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -113,7 +114,7 @@ class MimicBrush(nn.Module):
         folder = Path(folder)
         about = json.loads((folder / "config.json").read_text())
         method = cls.from_base(base, about["image_width"], lora_rank=about["lora_rank"], fusion=about["fusion"])
-        if about.get("base", method.base) != method.base:
+        if about.get("base", method.base) != method.base and not to_train:
             raise ValueError(f"{folder}: its reference net is the base it was trained on with additions, and this is another base: train it anew on this one")
         method.use_net, method.use_tokens = about.get("use_net", True), about.get("use_tokens", True)
         method.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
