@@ -109,6 +109,9 @@ def test_bad_input_is_one_line(ada: Path, tmp_path: Path, capsys: pytest.Capture
         (["learn", "--face", ADA, "--name", "ada fox", "--out", out], "give letters, digits"),
         (["learn", "--face", ADA, "--out", out, "--steps", "0"], "give at least 1"),
         (["learn", "--people", str(tmp_path / "none"), "--out", out], "no such folder"),
+        (["learn", "--people", str(tmp_path), "--name", "ada", "--out", out], "about one person"),
+        (["learn", "--face", ADA, "--names", ADA, "--out", out], "belong to --base"),
+        (["generate", "--identity", str(ada), "--use", "face", "--prompt", "a photo of <ada>"], "leaves its words out"),
         (["generate", "--identity", str(ada), "--use", "words", "--prompt", "a photo of a person"], "does not name <ada>"),
         (["generate", "--identity", str(ada), "--prompt", "<ada> beside <ada>"], "names 2 times <ada>"),
         (["generate", "--identity", str(ada), str(ada), "--prompt", "a photo of <ada>"], "share the placeholder"),
@@ -140,16 +143,17 @@ def test_nobodys_photo_and_nobody_is_lost(tmp_path: Path, capsys: pytest.Capture
 def test_a_folder_of_people_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     people = tmp_path / "people"
     people.mkdir()
-    shutil.copy(ADA, people / "ada.png")
-    args = ["learn", "--people", str(people), "--out", str(tmp_path / "out"), *FEW]
+    shutil.copy(ADA, people / "Ada Fox.png")
+    args = ["learn", "--people", str(people), "--out", str(people), *FEW]  # beside the photos, where previews are nobody's photos
     assert main(args) == 0
-    before = (tmp_path / "out/ada.safetensors").stat().st_mtime_ns
+    assert "<ada-fox>" in capsys.readouterr().out
+    before = (people / "Ada Fox.safetensors").stat().st_mtime_ns
     shutil.copy(BO, people / "bo.png")
     capsys.readouterr()
     assert main(args) == 0
     assert "1 of 2 people are there already" in capsys.readouterr().out
-    assert (tmp_path / "out/ada.safetensors").stat().st_mtime_ns == before
-    assert (tmp_path / "out/bo.safetensors").exists()
+    assert (people / "Ada Fox.safetensors").stat().st_mtime_ns == before
+    assert (people / "bo.safetensors").exists()
 
 
 def test_a_misspelt_placeholder_is_not_painted_silently(ada: Path, capsys: pytest.CaptureFixture[str]):

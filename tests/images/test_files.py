@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from selfsame.images.files import InputError, check_output, read_image, read_metadata, read_source, spare_inputs, write_image
+from selfsame.images.files import InputError, check_output, read_image, read_json, read_metadata, read_source, spare_inputs, write_image
 
 
 def gradient(h: int = 24, w: int = 32) -> np.ndarray:
@@ -146,3 +146,12 @@ def test_what_is_read_is_never_written_over(tmp_path: Path):
 def test_a_dark_16_bit_picture_stays_dark(tmp_path: Path):
     Image.fromarray(np.full((8, 8), 200, np.uint16)).save(tmp_path / "dark.png")
     assert read_image(tmp_path / "dark.png").max() <= 1
+
+
+@pytest.mark.parametrize(("content", "says"), [(None, "no such file"), (b'{"a": 1', "not a JSON file"), (b"\xff\xfe", "not a JSON file")])
+def test_a_damaged_json_file_is_named(content: bytes | None, says: str, tmp_path: Path):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=f"config.json: {says}"):
+        read_json(path)

@@ -83,6 +83,15 @@ def test_another_persons_checkpoint_is_not_continued(base: LearnBase, tmp_path: 
         learn(base, [ADA.with_name("bo.png")], "<bo>", tmp_path / "a", SHORT)
 
 
+def test_another_photo_or_setting_begins_anew_and_says_so(base: LearnBase, tmp_path: Path):
+    learn(base, [ADA], "<ada>", tmp_path / "a", replace(SHORT, steps=1))
+    notes: list[str] = []
+    again = learn(base, [ADA], "<ada>", tmp_path / "a", replace(SHORT, seed=5), on_note=notes.append)
+    assert any("begins anew" in note for note in notes)
+    assert again.words is not None
+    assert np.array_equal(again.words.vectors[0], words_of(base, tmp_path / "b", replace(SHORT, seed=5)))
+
+
 def test_learning_leaves_the_base_untouched(studio: Studio, base: LearnBase, tmp_path: Path):
     before = {k: v.clone() for part in (studio.unet, studio.text[1], studio.vae) for k, v in part.state_dict().items()}
     learn(base, [ADA], "<ada>", tmp_path / "a", replace(SHORT, steps=1))
@@ -256,7 +265,9 @@ def test_both_towers_words_learn_and_nothing_else_does(folders: dict[str, Path],
 def test_folders_that_are_no_such_models_are_refused(folders: dict[str, Path], tmp_path: Path):
     with pytest.raises(InputError, match="no such folder for the face parser"):
         stable_diffusion_base(**{**folders, "parser": tmp_path / "none"})
-    with pytest.raises(InputError, match="a model cannot be read"):
+    with pytest.raises(InputError, match="give the folder of the face transformer"):
         stable_diffusion_base(**{**folders, "face_vit": tmp_path})
+    with pytest.raises(InputError, match="holds a segformer, not the face transformer"):
+        stable_diffusion_base(**{**folders, "face_vit": folders["parser"]})
     with pytest.raises(InputError, match="no such file; give a text file"):
         stable_diffusion_base(**{**folders, "names": tmp_path / "none.txt"})

@@ -177,6 +177,16 @@ def test_an_order_never_overwrites_what_it_reads(studio: Studio, tmp_path: Path)
     assert (tmp_path / "ada.png").read_bytes() == before
 
 
+def test_no_line_overwrites_what_another_one_reads(studio: Studio, tmp_path: Path):
+    for name in ("ada", "bo"):
+        shutil.copy(Path(ADA).with_name(f"{name}.png"), tmp_path)
+    before = (tmp_path / "ada.png").read_bytes()
+    results = run(studio, manifest(tmp_path, {"id": "ada", "face": "bo.png", "num_steps": 1}, {"id": "b", "face": "ada.png", "num_steps": 1}), tmp_path)
+    assert {n: r.status for n, r in results.items()} == {"ada": "failed", "b": "made"}
+    assert "would be overwritten" in results["ada"].error
+    assert (tmp_path / "ada.png").read_bytes() == before
+
+
 def test_what_json_and_tables_may_hold_is_read_rightly(tmp_path: Path):
     one, odd = read_manifest(manifest(tmp_path, '{"prompt": "a\u2028person"}', {"seed": 3.7}))
     assert one.order is not None

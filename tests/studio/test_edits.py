@@ -174,6 +174,22 @@ def test_a_person_from_the_command_line(files: dict[str, str], capsys: pytest.Ca
     args = ["edit", "--source", files["source"], "--mask", files["mask"], "--person", str(EXAMPLES / "ada.png"), "--num-steps", "2", "--out", files["out"]]
     assert main(args) == 0
     assert "no face was found under the mask" in capsys.readouterr().err
+    plain = read_image(files["out"])
+    identity, folder = Path(files["out"]).with_name("ada.safetensors"), Path(files["out"]).with_name("ada")
+    selfsame.load("mannequin").identity(EXAMPLES / "ada.png").save(identity)
+    folder.mkdir()
+    (folder / "1.png").write_bytes((EXAMPLES / "ada.png").read_bytes())
+    for same in (identity, folder):
+        args[args.index("--person") + 1] = str(same)
+        assert main(args) == 0
+        assert np.array_equal(read_image(files["out"]), plain)
+    assert main([*args, "--adapter-scale", "0.2", "--negative-prompt", "a hat"]) == 0
+    assert not np.array_equal(read_image(files["out"]), plain)
+    assert read_metadata(files["out"])["adapter_scale"] == 0.2
+    for more, says in ((["--adapter-scale", "3"], "strength 3"), (["--person", str(identity), str(EXAMPLES / "bo.png")], "stands alone")):
+        capsys.readouterr()
+        assert main([*args, *more]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_without_a_mask_a_person_takes_a_faces_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -251,6 +267,7 @@ def test_what_edit_does_not_use_it_refuses(files: dict[str, str], capsys: pytest
     plain = ["edit", "--source", files["source"], "--mask", files["mask"]]
     for args, says in (
         ([*plain, "--reference", files["reference"], "--prompt", "a mug", "--out", files["out"]], "takes no words"),
+        ([*plain, "--reference", files["reference"], "--controlnet-scale", "0.5", "--out", files["out"]], "--controlnet-scale belongs to --person"),
         ([*plain, "--reference", files["reference"], "--out", files["source"]], "would be overwritten"),
         (["edit", "--source", files["source"], "--mask", "--reference", files["reference"], "--out", files["out"]], "--mask"),
     ):

@@ -13,12 +13,21 @@ from safetensors.torch import save_file
 import selfsame
 from selfsame.images.files import InputError
 from selfsame.studio import real
-from selfsame.studio.memory import GB, PLANS, SPARE, Sizes, chosen, needed, numbers_in
+from selfsame.studio.memory import GB, PLANS, SPARE, Sizes, allowed_memory, chosen, memory_limit, needed, numbers_in
 from selfsame.studio.real import Folders, RealStudio
 from selfsame.studio.request import Request
 from tests.studio.test_real import PROMPT, few_faces, folders, photo  # noqa: F401
 
 SDXL = Sizes(text=817_000_000, unet=2_567_000_000, method=1_674_000_000, vae=84_000_000, precision=2)
+
+
+def test_a_containers_limit_counts(tmp_path: Path):
+    assert allowed_memory(tmp_path) == memory_limit(tmp_path) == 0
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert allowed_memory(tmp_path) == 0
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert (memory_limit(tmp_path), allowed_memory(tmp_path)) == (5000, 4000)
 
 
 def test_every_preset_paints_the_same_picture(folders: Folders, photo: Path):  # noqa: F811

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 
+from selfsame.mannequins.world import WORLD_VERSION
+from selfsame.recipes.common import Options
 from selfsame.training.loop import NORM_BATCHES, train
 from selfsame.training.processes import rows_of
+from selfsame.training.quick import QuickBf16
 from selfsame.training.records import Checkpoint
 from selfsame.training.run import Loss, Run
+
+CPU = torch.device("cpu")
 
 
 def batch_at(step: int) -> dict[str, torch.Tensor]:
@@ -121,6 +129,27 @@ def test_a_run_on_other_data_is_not_continued(tmp_path: Path):
     train(run(tmp_path, data="world 1"), net(), objective, batch_at)
     with pytest.raises(ValueError, match="learns from world 2"):
         train(run(tmp_path, data="world 2", max_steps=20), net(), objective, batch_at)
+
+
+def test_a_warm_run_goes_on_warm_whatever_the_flag_says(tmp_path: Path):
+    default = run(tmp_path / "runs/x")
+    (tmp_path / "dataset.json").write_text(json.dumps({"world": WORLD_VERSION}))
+    options = Options(data=tmp_path, runs=tmp_path / "runs", warm=True)
+    train(options.run(default), net(), objective, batch_at)
+    assert replace(options, warm=False).run(default).warm
+    assert not replace(options, warm=False).run(run(tmp_path / "runs/y")).warm
+
+
+def test_bf16_on_a_cpu_is_quick_in_steps_and_in_looks(tmp_path: Path):
+    seen: list[bool] = []
+
+    def noted(model: nn.Module, batch: dict[str, torch.Tensor]) -> Loss:
+        seen.append(any(isinstance(mode, QuickBf16) for mode in _get_current_function_mode_stack()))
+        return objective(model, batch)
+
+    train(run(tmp_path, 2, precision="bf16"), net(), noted, batch_at, look=lambda model, step: {"x": float(noted(model, batch_at(0)).total)}, device=CPU)
+    assert seen
+    assert all(seen)
 
 
 def test_averaged_weights_get_statistics_of_their_own(tmp_path: Path):

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from selfsame.cli.model_flags import ModelFlags
 from selfsame.cli.say import bar, warn
 from selfsame.studio.request import EditRequest
+
+SHARED = ("seed", "num_images", "num_steps", "guidance_scale", "solver")  # with generate's requests
+PERSONS: dict[str, Any] = {  # flags of --person alone, and what they are when nobody gives them
+    "prompt": "", "negative_prompt": "", "adapter_scale": 1.0, "controlnet_scale": 1.0, "photos": "mean", "which": None, "memory": "auto",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +45,21 @@ class Edit(EditRequest, ModelFlags):
     reference_mask: tuple[Path, ...] = ()
     """The part of each reference to look at."""
     person: tuple[Path, ...] = ()
-    """Photos of one person, instead of a reference."""
+    """Photos of one person or a folder of them, or an identity file, instead of a reference."""
     which: int | None = None
     """With --person: which face of a photo with several, counted from the left, from 0; default: the largest."""
     into: int | None = None
     """With --person and no --mask: whose place in the source is taken, counted from the left, from 0; default: the largest face."""
     prompt: str = ""
     """With --person: what to paint."""
+    negative_prompt: str = ""
+    """With --person: what not to paint."""
+    adapter_scale: float = 1.0
+    """With --person: Image Adapter, 0 to 2 (officially 0.8 for photographs)."""
+    controlnet_scale: float = 1.0
+    """With --person: IdentityNet, 0 to 2 (officially 0.8 for photographs)."""
+    photos: Literal["mean", "joint"] = "mean"
+    """With several photos of --person: the mean of their embeddings, or all of them jointly."""
     out: Path = Path("out.png")
     """The PNG to write; several pictures get -1, -2 ... before the ending."""
     model: str = "mannequin"
@@ -60,6 +74,7 @@ class Edit(EditRequest, ModelFlags):
     def run(self) -> int:
         from selfsame.images.files import InputError, check_output, numbered, read_source, spare_inputs, write_image
         from selfsame.images.masks import read_mask
+        from selfsame.studio.ready import pictures_in
         from selfsame.studio.request import nearest
         from selfsame.studio.studio import MODELS
 
@@ -75,7 +90,8 @@ class Edit(EditRequest, ModelFlags):
             raise InputError("--into belongs to --person without --mask")
         if self.person and len(self.mask) > 1:
             raise InputError("--person paints into one --mask")
-        after = (*self.reference, *self.reference_mask, *self.person)
+        people = tuple(p for path in self.person for p in (pictures_in(path) if path.is_dir() else [path]))
+        after = (*self.reference, *self.reference_mask, *people)
         paths = numbered(out, self.num_images)
         spare_inputs(paths, (self.source, *self.mask, *after))
         kept = read_source(self.source)
@@ -93,7 +109,7 @@ class Edit(EditRequest, ModelFlags):
             "mask": [str(p.resolve()) for p in self.mask],
             "edit": asdict(request),
         }
-        made, more = self._person(source, masks, request) if self.person else (self._imitate(source, masks, request), {})
+        made, more = self._person(people, source, masks, request) if people else (self._imitate(source, masks, request), {})
         sources = [str(p.resolve()) for p in after]
         hashes = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (self.source, *self.mask, *after)]
         for i, (path, image) in enumerate(zip(paths, made, strict=True)):
@@ -106,8 +122,9 @@ class Edit(EditRequest, ModelFlags):
         from selfsame.images.masks import read_mask
         from selfsame.studio.edits import Region
 
-        if self.prompt or self.which is not None or self.memory != "auto":
-            raise InputError("--prompt, --which and --memory belong to --person, not to --reference: MimicBrush takes no words")
+        given = [name for name, usual in PERSONS.items() if getattr(self, name) != usual]
+        if given:
+            raise InputError(f"--{given[0].replace('_', '-')} belongs to --person, not to --reference: MimicBrush takes no words and no face")
         if len(self.reference) not in (1, len(masks)):
             raise InputError(f"{len(masks)} masks and {len(self.reference)} references: give one reference for each mask, or one for all")
         if self.reference_mask and len(self.reference_mask) != len(self.reference):
@@ -147,27 +164,32 @@ class Edit(EditRequest, ModelFlags):
 
         return BrushEditor(self.weights or local(CATALOGUE["mimicbrush"]), device=str(checked_device(self.device)))
 
-    def _person(self, source: np.ndarray, masks: list[np.ndarray], request: EditRequest) -> tuple[list[np.ndarray], dict[str, Any]]:
+    def _person(self, people: Sequence[Path], source: np.ndarray, masks: list[np.ndarray], request: EditRequest) -> tuple[list[np.ndarray], dict[str, Any]]:
         """The pictures, and what their files shall say besides."""
         from selfsame.images.files import InputError
         from selfsame.studio.inpainting import face_to_replace, put_person
+        from selfsame.studio.people import IDENTITIES, read_identity
         from selfsame.studio.request import Request
 
         if self.model == "mimicbrush":
             raise InputError("--person is painted by InstantID, not by --model mimicbrush: choose mannequin, instantid-sdxl or instantid-sd15")
         if self.reference_mask or self.keep_shape or self.weights:
             raise InputError("--reference-mask, --keep-shape and --weights belong to --reference, not to --person")
-        shared: dict[str, Any] = {n: getattr(self, n) for n in ("seed", "num_images", "num_steps", "guidance_scale", "solver", "prompt")}
-        studio = self.studio()
-        who, notes = studio.introduced(*self.person, which=self.which)
-        mask, seen = (masks[0], ()) if masks else face_to_replace(studio, source, self.into)
+        shared: dict[str, Any] = {n: getattr(self, n) for n in (*SHARED, *(n for n in PERSONS if n not in ("which", "memory")))}
         asked = Request(**shared)
+        studio, known = self.studio(), [p for p in people if p.suffix.lower() in IDENTITIES]
+        if known and (len(people) > 1 or self.which is not None):
+            raise InputError(f"{known[0]}: an identity file stands alone, without photos beside it and without --which")
+        who, notes = (read_identity(known[0]), ()) if known else studio.introduced(*people, which=self.which)
+        if not who.num_photos:
+            raise InputError(f"{known[0]}: holds learned words and no photo; give a photo of the person")
+        mask, seen = (masks[0], ()) if masks else face_to_replace(studio, source, self.into)
         made_by = self.made_by(studio, asked)
         with bar("painting", self._calls(studio) * -(-self.num_images // studio.together)) as tick:
             made, more = put_person(studio, source, mask, who, asked, request, on_step=lambda _: tick(1))
         for note in (*notes, *seen, *more):
             warn(note)
-        return made, {"prompt": self.prompt, "which": self.which, "into": self.into, **made_by, "memory": studio.preset}
+        return made, {**shared, "which": self.which, "into": self.into, **made_by, "memory": studio.preset}
 
     def _calls(self, studio: Any) -> int:
         from selfsame.studio.painting import calls_of

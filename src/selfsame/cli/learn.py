@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from selfsame.cli.say import bar, warn
 
+PREVIEW = ".preview.png"
+
 
 def preview_of(out: Path) -> Path:
     """The picture beside an identity file."""
-    return out.with_suffix(".preview.png")
+    return out.with_suffix(PREVIEW)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Learn:
             raise InputError(f"--look-every {self.look_every} --patience {self.patience}: give at least 1 step, and 0 looks or more")
         if not self.learning_rate > 0:
             raise InputError(f"--learning-rate {self.learning_rate}: give a number above 0")
+        if self.people and (self.name or self.show_batch):
+            raise InputError("--name and --show-batch are about one person: give --face; with --people everybody is called as the file or folder is")
         if self.show_batch:
             check_output(self.show_batch)
         jobs, failed = self._jobs(), 0
@@ -83,7 +87,7 @@ class Learn:
         for photos, out in jobs:
             try:
                 self._one(base, photos, out)
-            except (InputError, ValueError) as error:
+            except (InputError, ValueError, FloatingPointError) as error:
                 if not self.people:
                     raise
                 failed += 1
@@ -98,6 +102,8 @@ class Learn:
         from selfsame.studio.studio import checked_device, load
 
         if self.base is None:
+            if self.face_vit or self.parser or self.names:
+                raise InputError("--face-vit, --parser and --names belong to --base; the miniature brings its own")
             if self.device != "cpu":
                 raise InputError(f"--device {self.device}: the miniature learns on the CPU; --device is for --base")
             return mannequin_base(load())
@@ -116,7 +122,9 @@ class Learn:
         else:
             if not self.people.is_dir():
                 raise InputError(f"{self.people}: no such folder; give one with a picture or a folder of pictures for each person")
-            entries = sorted(p for p in self.people.iterdir() if not p.name.startswith(".") and (p.is_dir() or p.suffix.lower() in PICTURES))
+            entries = sorted(
+                p for p in self.people.iterdir() if not p.name.startswith(".") and not p.name.endswith(PREVIEW) and (p.is_dir() or p.suffix.lower() in PICTURES)
+            )
             jobs = [([p], self.out / f"{p.name if p.is_dir() else p.stem}.safetensors") for p in entries]
             if not jobs:
                 raise InputError(f"{self.people}: holds no pictures and no folders of pictures")
@@ -132,8 +140,10 @@ class Learn:
             if done:
                 print(f"{len(done)} of {len(jobs)} people are there already, such as {done[0]}; --overwrite learns them anew")
             jobs = [job for job in jobs if job[1] not in done]
-        for out in (o for _, path in jobs for o in (path, preview_of(path))):
+        for _, out in jobs:
             new_output(out, self.overwrite)
+            if not self.people:  # of somebody who is learned anew among others an old preview may go
+                new_output(preview_of(out), self.overwrite)
         return jobs
 
     def _one(self, base: Any, photos: list[Path], out: Path) -> None:
@@ -143,14 +153,14 @@ class Learn:
         import numpy as np
 
         from selfsame.images.files import InputError, read_image, write_image
+        from selfsame.methods.stableidentity.checkpoint import placeholder_of
         from selfsame.recipes.stableidentity import Learning, learn
         from selfsame.studio.ready import pictures_in
 
         began = time.monotonic()
-        name = self.name if self.name and not self.people else out.stem
-        placeholder = f"<{name.strip('<>').lower()}>"
+        placeholder = f"<{self.name.strip('<>').lower()}>" if self.name else placeholder_of(out.stem)
         if not re.fullmatch(r"<[a-z0-9][a-z0-9_-]*>", placeholder):
-            raise InputError(f"--name {name!r}: give letters, digits, - and _, such as ada")
+            raise InputError(f"--name {self.name or out.stem!r}: give letters, digits, - and _, such as ada")
         how = Learning(
             steps=self.steps,
             batch_size=self.batch_size,

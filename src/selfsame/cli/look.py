@@ -31,11 +31,12 @@ class Faces:
 
     def run(self) -> int:
         from selfsame.images.draw import draw_faces
-        from selfsame.images.files import InputError, check_output, read_image, write_image
+        from selfsame.images.files import InputError, check_output, read_image, spare_inputs, write_image
 
         image = read_image(self.picture)
         if self.out:
             check_output(self.out)
+            spare_inputs([self.out], [self.picture])
         found, norms = self._found(image)
         if not found:
             raise InputError(f"{self.picture}: no face was found; use a picture in which the face is upright, whole and larger than a tenth of the picture")

@@ -31,6 +31,10 @@ def fail(error: Exception) -> int:
     if isinstance(error, (InputError, WeightsError, FileNotFoundError, FloatingPointError)) or type(error) is ValueError:
         print(f"selfsame: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    if isinstance(error, RuntimeError) and ("out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower()):
+        remedy = "give a smaller --height and --width, fewer pictures at once, or for photographs --memory low"
+        print(f"selfsame: out of memory ({' '.join(str(error).split())[:120]}); {remedy}", file=sys.stderr)
+        return 2
     raise error
 
 

@@ -81,7 +81,8 @@ class Train:
             if not self.smoke:
                 installed.append(name)
                 done.write_text("\n".join(installed) + "\n")
-        done.unlink(missing_ok=True)
+        if not self.smoke:
+            done.unlink(missing_ok=True)
         return 0
 
     def _train(self, name: str, minutes: float, ship: bool) -> None:
@@ -140,6 +141,8 @@ class Train:
         print(trained.folder / "curve.png")
         for lack in () if self.smoke else below_gate(name, trained.figures):
             warn(lack)
+        if ship and name == "base":
+            warn("MimicBrush's reference net is the base with additions and refuses another one: selfsame train mimicbrush --warm --ship")
         if ship:
             from selfsame.recipes.ship import ship_trained
 
@@ -205,7 +208,12 @@ class Evaluate:
 
         if self.what == "words" and self.device != "cpu":
             raise InputError(f"--device {self.device}: people are learned on the CPU here")
-        for flag, given, owner in (("--clip", self.clip, "edits"), ("--dino", self.dino, "edits")):
+        owners: dict[str, tuple[object, str]] = {  # flags of one kind of measurement: what was given, whose they are
+            "--pictures": (self.pictures, "folder"), "--references": (self.references, "folder"), "--judges": (self.judges != ("judge",), "folder"),
+            "--conditioner": (self.conditioner, "folder"), "--edit-set": (self.edit_set, "edits"), "--clip": (self.clip, "edits"),
+            "--dino": (self.dino, "edits"),
+        }  # fmt: skip
+        for flag, (given, owner) in owners.items():
             if given and self.what != owner:
                 raise InputError(f"{flag} belongs to `evaluate {owner}`, not to `evaluate {self.what}`")
         if self.ablations and self.what not in ("words", "edits"):

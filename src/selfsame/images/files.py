@@ -160,6 +160,20 @@ def spare_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path | No
             raise InputError(f"{path}: is one of the pictures or files that are read, and would be overwritten; choose another --out")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        InputError: it is missing, cut off or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except ValueError as error:  # json's and the encoding's
+        raise InputError(f"{path}: not a JSON file that can be read ({error}); fetch or write it again") from None
+
+
 def write_image(path: str | Path, pixels: np.ndarray, metadata: Mapping[str, Any] | None = None, *, icc_profile: bytes | None = None) -> Path:
     """Write h w 3 (or, with transparency, 4) uint8 as PNG, atomically, with the parameters that made it."""
     path = Path(path)

@@ -94,6 +94,8 @@ def _fuse(lora: Lora, model: Any, prefix: str, is_xl: bool, config: Any) -> None
         raise InputError(f"{lora.path}: not a LoRA that can be read ({' '.join(str(error).split())[:160]})") from None
     if not any(LORA.search(k) for k in values):
         raise InputError(f"{lora.path}: holds no LoRA; its keys are {', '.join(sorted(values)[:3])}")
+    if not any(k.startswith(tuple(f"{part}." for part in ("unet", *TOWERS))) for k in values):
+        raise InputError(f"{lora.path}: a LoRA for another kind of model; its keys are {', '.join(sorted(values)[:3])}")
     wanted = {LORA.split(k)[0] for k in values if k.startswith(f"{prefix}.") and LORA.search(k)}
     if not wanted:
         return

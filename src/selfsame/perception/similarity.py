@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,32 +13,9 @@ from torch import Tensor
 
 from selfsame.images.files import InputError
 from selfsame.images.resize import CLIP_STATISTICS, IMAGENET_STATISTICS, normalised
+from selfsame.perception.stock import read_stock
 
 DINO_KINDS = ("dinov2", "dinov2_with_registers", "vit")
-SPARED = ("pooler.",)  # of keys that may be missing: parts that are not looked at
-
-
-def _read(kind: Any, folder: Path, what: str, kinds: Sequence[str]) -> Any:
-    """A stock model from its own folder, whole, frozen, in full precision.
-
-    Raises:
-        InputError: no such folder, another model, or damaged; nothing is measured by weights that were not read.
-    """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise InputError(f"{folder}: no config.json there; give the folder of {what} as transformers saves it")
-    found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    if found not in kinds:
-        raise InputError(f"{folder}: holds a {found}, not {what}; such a folder says {' or '.join(kinds)}")
-    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
-    try:
-        model, about = kind.from_pretrained(folder, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{folder}: {what} cannot be loaded ({' '.join(str(error).split())[:160]}); fetch it again, as safetensors") from None
-    missing = [k for k in (*about["missing_keys"], *(k[0] for k in about["mismatched_keys"])) if not k.startswith(SPARED)]
-    if missing:
-        raise InputError(f"{folder}: not the whole of {what}, {len(missing)} keys are missing or of another shape: {', '.join(sorted(missing)[:3])}")
-    return model.eval().requires_grad_(False)
 
 
 class StockClip:
@@ -52,7 +28,7 @@ class StockClip:
         """
         from transformers import CLIPModel, CLIPTokenizer
 
-        self.name, self.model = str(folder), _read(CLIPModel, folder, "a CLIP model", ("clip",)).to(device)
+        self.name, self.model = str(folder), read_stock(CLIPModel, folder, "a CLIP model", ("clip",)).to(device)
         try:
             self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, TypeError, ValueError) as error:
@@ -85,7 +61,7 @@ class StockDino:
         """
         from transformers import AutoModel
 
-        self.name, self.model = str(folder), _read(AutoModel, folder, "a DINO such as facebook/dinov2-base", DINO_KINDS).to(device)
+        self.name, self.model = str(folder), read_stock(AutoModel, folder, "a DINO such as facebook/dinov2-base", DINO_KINDS).to(device)
 
     @torch.no_grad()
     def images(self, images: Sequence[np.ndarray]) -> Tensor:

@@ -78,7 +78,7 @@ def base(options: Options) -> Trained:
         epoch = np.repeat(np.arange(len(table)), [TIMES.get(r["kind"], 1) for r in table.records])
         return Rows(latents, text_of(tokenizer, text_encoder, table, cache, name), face_shares_of(table, cache, name, 8 * shrink), epoch)
 
-    small_steps = 0 if options.warm else math.ceil(SMALL_SHARE * run.max_steps)  # installed weights know what small pictures teach
+    small_steps = 0 if run.warm else math.ceil(SMALL_SHARE * run.max_steps)  # installed weights know what small pictures teach
     whole = rows_of("train")
     small = rows_of("train", shrink=2) if small_steps else whole
     wide = [rows_of("train", width) for width in WIDE if has_table(options.data, "train", 128, width)]

@@ -24,6 +24,7 @@ from selfsame.perception.detector import Found
 from selfsame.perception.embedders import embed, to_crops
 from selfsame.perception.face_vit import FACE_VIT_CROP, cls_feature
 from selfsame.perception.parser import parse
+from selfsame.perception.stock import read_stock
 from selfsame.recipes.common import to_pixels
 from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
@@ -157,10 +158,10 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
         unchecked: dict[str, Any] = variant if is_xl else variant | {"safety_checker": None, "requires_safety_checker": False}
         kind: Any = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
         pipe: Any = kind.from_pretrained(folder, local_files_only=True, **unchecked).to(device)
-        vit: Any = ViTModel.from_pretrained(face_vit, add_pooling_layer=False, local_files_only=True)
-        segmenter: Any = SegformerForSemanticSegmentation.from_pretrained(parser, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"a model cannot be read ({str(error).splitlines()[0]}); check that the folders hold what diffusers and transformers saved") from None
+    vit = read_stock(ViTModel, face_vit, "the face transformer", ("vit",))
+    segmenter = read_stock(SegformerForSemanticSegmentation, parser, "the face parser", ("segformer",))
     pipe.set_progress_bar_config(disable=True)
     towers = tuple((getattr(pipe, name), encoder) for name, encoder in towers_of(pipe))
     side = side or 8 * int(pipe.unet.config.sample_size)

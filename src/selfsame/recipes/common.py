@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,6 +60,8 @@ class Options:
             on_gpu: its own changes on a GPU, where big batches cost nothing.
         """
         run = replace(default, max_minutes=self.minutes)
+        about = default.folder / "run.json"
+        begun = not self.smoke and (default.folder / "state.pt").exists() and about.exists()
         if compute_device().type != "cpu":
             run = replace(run, prefetch=4, **on_gpu)
         if self.steps:
@@ -76,6 +79,7 @@ class Options:
             gradient_checkpointing=self.gradient_checkpointing,
             data=data or f"world {world_of(self.data)}",
             upstream=digest_of(after),
+            warm=bool(json.loads(about.read_text()).get("warm", self.warm)) if begun else self.warm,
         )
 
     def folder(self, name: str) -> Path:

@@ -38,9 +38,9 @@ PROMPTS = (
     "a photo of a person in a garden", "a watercolour of a person laughing on a beach", "a pencil sketch of a person", "a photo of a person wearing a suit",
     "a comic of a person in space", "a photo of a smiling person in a library", "a pixel art picture of a person", "a photo of a person in the city",
 )  # fmt: skip
-HOW = InstantIDSamples(face_weight=FACE_WEIGHT)
+# Half of the samples show somebody else's key points: how far apart eyes are is for the lent face to say (docs/training.md).
+HOW = InstantIDSamples(face_weight=FACE_WEIGHT, lend_pose=0.5)
 LIKENESS = 0.3  # weight of the loss on the forming face; 0 is the paper (docs/training.md)
-POSE_LENT = 0.5  # of samples show somebody else's key points in the same view: how far apart eyes are is for the lent face to say
 SMALL_SHARE = 0.05  # of the steps, the first, see pictures of half the size, as the base's do
 LANDING_STEPS, LANDING_RATE = 500, 2e-3  # 40 seconds on two cores
 LOUDNESS = 0.5  # of landed tokens: whole ones beside the text's would be as much again as the layers know
@@ -97,7 +97,7 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
     class Side:
         """One split with everything that stays the same computed once."""
 
-        def __init__(self, split: str, sizes: Sequence[int] = (1,)) -> None:
+        def __init__(self, split: str, sizes: Sequence[int] = (1,), lends: bool = False) -> None:
             self.table = open_table(options.data, split)
             rows = face_rows(self.table)
             self.latents = {shrink: latents_of(vae, self.table, cache, split if shrink == 1 else f"{split}-small", shrink) for shrink in sizes}
@@ -105,13 +105,17 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
             self.faces = faces_of(encoder, self.table, rows, cache, split)
             self.shares = face_shares_of(self.table, cache, split)
             self.drawings = drawings_of(self.table, rows, self.table.kps.__getitem__, cache, split)
-            self.lent = drawings_of(self.table, rows, lambda i: lent_kps(split, self.table.records[i]["index"]), cache, f"{split}-lent")
+            if lends:
+                self.lent = drawings_of(self.table, rows, lambda i: lent_kps(split, self.table.records[i]["index"]), cache, f"{split}-lent")
             self.photos = PhotosOf(self.table.people, rows)
 
-        def batch(self, at: np.ndarray, rng: np.random.Generator, how: InstantIDSamples, shrink: int = 1, pose_lent: float = 0.0) -> Batch:
+        def batch(self, at: np.ndarray, rng: np.random.Generator, how: InstantIDSamples, shrink: int = 1) -> Batch:
             g = torch_generator(rng)
             clean = as_tensor(self.latents[shrink][at])
-            drawings = np.where(rng.random((len(at), 1, 1, 1)) < pose_lent, self.lent[at], self.drawings[at])
+            drawings = np.array(self.drawings[at])
+            if how.lend_pose:
+                lent = rng.random(len(at)) < how.lend_pose
+                drawings[lent] = self.lent[at[lent]]
             drawn = torch.from_numpy(drawings).permute(0, 3, 1, 2).float() / 255
             made = {
                 **noised(clean, lognormal_timesteps(len(at), abar, g, mean=how.log_sigma_mean, std=how.log_sigma_std), abar, SCHEDULE["prediction_type"], g),
@@ -122,8 +126,8 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
             }
             return drop(made, empty, how, g)
 
-    small_steps = 0 if options.warm else math.ceil(SMALL_SHARE * run.max_steps)
-    side, held = Side("train", (1, 2) if small_steps else (1,)), Side("validation")
+    small_steps = 0 if run.warm else math.ceil(SMALL_SHARE * run.max_steps)
+    side, held = Side("train", (1, 2) if small_steps else (1,), how.lend_pose > 0), Side("validation")
     never = InstantIDSamples(drop_face=0, drop_text=0, drop_both=0, max_photos=1)
 
     def held_batches(mean: float, std: float) -> list[Batch]:
@@ -137,7 +141,7 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
 
     def batch_at(step: int) -> Batch:
         at = np.sort(side.photos.rows[epoch_rows(len(side.photos.rows), run.batch_size, run.seed, step)])
-        return side.batch(at, generator_at(run.seed, step), how, 2 if step < small_steps else 1, POSE_LENT)
+        return side.batch(at, generator_at(run.seed, step), how, 2 if step < small_steps else 1)
 
     key = fingerprint_of([encoder, vae.encoder], side.table.digest)  # type: ignore[list-item]
     reader_steps = 2 if options.smoke else STEPS

@@ -14,8 +14,10 @@ from torch import nn
 from selfsame.data.pairs import read_pairs, shards_of
 from selfsame.data.shards import report_beside
 from selfsame.diffusion.schedule import lognormal_timesteps, noised
+from selfsame.images.files import InputError
 from selfsame.methods.mimicbrush import samples
 from selfsame.methods.mimicbrush.method import MimicBrush
+from selfsame.methods.mimicbrush.modules import FUSIONS
 from selfsame.methods.mimicbrush.objective import MimicBrushTrainer, mimicbrush_loss
 from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.methods.mimicbrush.samples import GENTLE, Pair, PairSample, PairSamples, training_sample
@@ -58,12 +60,14 @@ class Variant:
     how: PairSamples = PairSamples()
     use_net: bool = True  # whether the reference net is heard
     use_tokens: bool = True  # whether image tokens speak of the reference
+    fusion: FUSIONS = "concat"  # how its keys and values are heard: beside the picture's own (paper), or the mean of both attentions (official code)
 
 
 # One choice changed at a time, as in the paper's Tables 3 and 4 (arXiv:2406.07547).
 ABLATIONS: dict[str, Variant] = {
     "image tokens alone": Variant(use_net=False),
     "reference net alone": Variant(use_tokens=False),
+    "mean of both attentions": Variant(fusion="mean"),
     "stills alone": Variant(PairSamples(still_share=1.0)),
     "gentle augmentation": Variant(GENTLE),
     "one box": Variant(PairSamples(mask="box")),
@@ -148,6 +152,8 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
     empty = image_states(load_image_encoder(), torch.zeros(1, 3, SIDE, SIDE))[0]
     abar = alphas_cumprod()
     kinds = [np.flatnonzero(side.still), np.flatnonzero(~side.still)]
+    if how.still_share == 1 and not len(kinds[0]):
+        raise InputError(f"{pairs_folder(options.data)}: holds no stills, from which alone this run shall learn: selfsame prepare pairs --world N")
 
     def batch_of(rows: Side, at: np.ndarray, rng: np.random.Generator, how: PairSamples) -> Batch:
         g = torch_generator(rng)
@@ -194,7 +200,7 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
     torch.manual_seed(run.seed)
     width = empty.shape[-1]
     method = options.start(
-        lambda: MimicBrush.from_base(unet, width, lora_rank=LORA_RANK),
+        lambda: MimicBrush.from_base(unet, width, lora_rank=LORA_RANK, fusion=variant.fusion),
         lambda: MimicBrush.from_pretrained(checked_folder("mimicbrush"), unet, to_train=True),
     )
     trainer = MimicBrushTrainer(method, empty, use_net=variant.use_net, use_tokens=variant.use_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsame.diffusion.schedule import noised
-from selfsame.images.files import InputError, read_image, write_image
+from selfsame.images.files import InputError, read_image, read_json, write_image
 from selfsame.methods.stableidentity.method import FreeWords, PersonTrainer, celebrity_space
 from selfsame.methods.stableidentity.modules import LANDINGS, WordProjection
 from selfsame.methods.stableidentity.objective import TwoPhaseLoss, two_phase_loss
@@ -22,7 +23,7 @@ from selfsame.models.text import tokenize, tower_hash
 from selfsame.recipes.bases import LearnBase
 from selfsame.recipes.common import beside, generator_at, save_grid, to_pixels, torch_generator
 from selfsame.training.loop import train
-from selfsame.training.run import Batch, Loss, Progress, Run
+from selfsame.training.run import AnotherRun, Batch, Loss, Progress, Result, Run
 from selfsame.values.identity import Identity, LearnedWords
 
 NUM_WORDS = 2
@@ -163,12 +164,12 @@ def learn(
 
     Args:
         placeholder: what stands for the person in prompts, such as `<ada>`.
-        folder: checkpoints, the curve and previews; learning that was stopped goes on from here.
+        folder: checkpoints, the curve and previews; learning that was stopped goes on from here, of another photo or with other settings it begins anew.
         on_note: hears what the user should know, such as names that were skipped.
         show_batch: a PNG of training pictures and masks to write first.
 
     Raises:
-        InputError: a photo cannot be read or shows no usable face.
+        InputError: a photo cannot be read or shows no usable face, or the folder holds the learning of somebody else.
         KeyboardInterrupt: it was stopped; the same call goes on where it was.
     """
     images = [p if isinstance(p, np.ndarray) else read_image(p) for p in photos]
@@ -217,7 +218,18 @@ def learn(
         return {"fixed_loss": float(np.mean(losses)), "largest": max(float(np.abs(v).max()) for v in now.vectors)}
 
     module = PersonTrainer(words, [encoder for _, encoder in base.towers], base.unet)
-    done = train(run, module, objective, samples.batch, on_progress=on_progress, look=look, device=next(base.unet.parameters()).device)
+
+    def trained() -> Result:
+        return train(run, module, objective, samples.batch, on_progress=on_progress, look=look, device=next(base.unet.parameters()).device)
+
+    try:
+        done = trained()
+    except AnotherRun:
+        if str(read_json(folder / "run.json").get("data")).split()[0] != placeholder:
+            raise  # somebody else's
+        on_note(f"{placeholder}: what was begun before had another photo or other settings; it begins anew")
+        shutil.rmtree(folder)
+        done = trained()
     now = learned(done.module, done.step)
     if base.identity is not None:
         return replace(base.identity(images), words=now)

@@ -198,10 +198,11 @@ def run_batch(
             failed.append(asdict(result))
         return result
 
+    spared = [file for line in lines if line.order is not None for file in line.order.files]  # no line's picture takes the place of what another one reads
     for first in range(0, len(lines), AT_ONCE):
         ready: list[Prepared] = []
         for line in lines[first : first + AT_ONCE]:
-            result = _prepared(studio, line, folder, known, made_by)
+            result = _prepared(studio, line, folder, known, made_by, spared)
             if isinstance(result, Prepared):
                 ready.append(result)
                 on_picture(line.count - len(result.left))
@@ -213,7 +214,9 @@ def run_batch(
     _rewrite(folder, [*latest.values(), *failed])
 
 
-def _prepared(studio: Family, line: Line, folder: Path, known: Mapping[str, dict[str, Any]], made_by: Mapping[str, Any]) -> Prepared | Result:
+def _prepared(
+    studio: Family, line: Line, folder: Path, known: Mapping[str, dict[str, Any]], made_by: Mapping[str, Any], spared: Sequence[Path]
+) -> Prepared | Result:
     if line.order is None:
         return Result(line.name, line.number, "failed", line.error)
     try:
@@ -221,7 +224,7 @@ def _prepared(studio: Family, line: Line, folder: Path, known: Mapping[str, dict
         digest = _digest(line.order, files, made_by)
         if known.get(line.name, {}).get("digest") == digest and all(_is_whole(folder / f, digest) for f in line.files):
             return Result(line.name, line.number, "kept", files=tuple(line.files), digest=digest)
-        spare_inputs([folder / f for f in line.files], line.order.files)
+        spare_inputs([folder / f for f in line.files], spared)
         jobs, notes, _ = jobs_of(line.order, studio)
         return Prepared(line, files, digest, jobs, notes, folder, time.monotonic() - began)
     except Exception as error:
@@ -275,7 +278,9 @@ def _write(studio: Family, p: Prepared, k: int, made: Made, folder: Path, made_b
 
 def _done(p: Prepared) -> Result:
     p.is_done = True
-    scores, people = tuple(p.scores[k] for k in sorted(p.scores)), tuple(p.people[k] for k in sorted(p.people))
+    pictures = range(len(p.line.files))  # those kept from a run that was stopped have neither
+    scores = tuple(p.scores.get(k) for k in pictures) if p.scores else ()
+    people = tuple(p.people.get(k, ()) for k in pictures) if p.people else ()
     files, seconds = tuple(p.line.files), round(p.seconds, 3)
     return Result(p.line.name, p.line.number, "made", "", tuple(p.notes), seconds, files, scores, people, order_json(p.order), p.digest)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
-from selfsame.images.files import InputError
+from selfsame.images.files import InputError, read_json
 from selfsame.methods.mimicbrush.checkpoint import depth_anything_from_official, load_strictly, mimicbrush_from_official
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.methods.mimicbrush.modules import DepthProjector, ImageProjector, ReferenceNet
@@ -95,7 +94,7 @@ class BrushEditor(Editor):
 
     def _config(self, file: str, usual: dict[str, Any]) -> dict[str, Any]:
         path = (self.folder / file).parent / CONFIG
-        return usual | json.loads(path.read_text()) if path.is_file() else usual
+        return usual | read_json(path) if path.is_file() else usual
 
     @cached_property
     def _loaded(self) -> tuple[MimicBrush, Any]:

@@ -330,4 +330,5 @@ class Family(ABC):
         found, embeddings = self.known_faces(image)
         boxes = Places.of(people, *image.shape[:2]).boxes
         known = F.normalize(torch.from_numpy(np.stack([p.identity.embeddings.mean(0) for p in people])).float(), dim=1)
-        return matched((known @ F.normalize(embeddings.float().cpu(), dim=1).T).numpy(), found, boxes, [p.name for p in people])
+        alike = known @ F.normalize(embeddings.float().cpu(), dim=1).T if found else known.new_zeros(len(known), 0)
+        return matched(alike.numpy(), found, boxes, [p.name for p in people])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+
+from selfsame.studio.memory import CGROUP, installed_memory, memory_limit
 
 GB = 1 << 30
 LEAST_MEMORY_GB = 2  # the miniature peaks at 0.6 GB beside a system
@@ -31,14 +32,6 @@ def _version(name: str) -> str:
         return ""
 
 
-def _memory_gb() -> float:
-    """Memory of the machine, 0 where it cannot be told."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
-    except (ValueError, OSError, AttributeError):
-        return 0.0
-
-
 def checks() -> Iterator[Check]:
     """Look at everything, one after the other."""
     yield Check("python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or newer")
@@ -52,7 +45,7 @@ def checks() -> Iterator[Check]:
     if importlib.util.find_spec("torchvision"):
         yield Check("torchvision", True, "installed, not needed")
     yield from _devices()
-    memory = _memory_gb()
+    memory = min(installed_memory(), memory_limit(CGROUP) or installed_memory()) / GB  # of the machine, or of the container
     yield Check("memory", memory == 0 or memory >= LEAST_MEMORY_GB, f"{memory:.1f} GB" if memory else "unknown", "the miniature needs 2 GB, SDXL on a CPU 24")
     from selfsame.weights.fetch import cache_folder
 

@@ -17,6 +17,7 @@ from selfsame.studio.edits import framed, put_back
 from selfsame.studio.family import Family
 from selfsame.studio.painting import Row
 from selfsame.studio.people import chosen_face
+from selfsame.studio.places import Person
 from selfsame.studio.request import EditRequest, Request
 from selfsame.values.identity import Identity
 
@@ -47,6 +48,7 @@ def put_person(
     side = studio.limits.side
     request = studio.sized(replace(request, height=side, width=side), ())
     square, inside, window = framed(source, mask, edit.context, side)
+    studio.cast([Person(identity)], replace(request, use="face"))  # refuses what cannot be painted before anything large is loaded
     kps, notes = _pose_in(studio, square, inside, identity)
     row = Row(request.full_prompt, request.negative_prompt, (Shown(studio.embedding(identity, request.photos), kps, strengths=request.strengths),))
     known = studio.encode(pixels_of(square)), latent_mask(inside).to(studio.device)

@@ -16,6 +16,7 @@ SPARE = 0.9  # of what is free may be taken
 CONFIG_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 # Bytes that one row of one latent cell needs at its peak, in numbers of the computing precision: U-Net with IdentityNet, and a decoder's cell.
 PER_CELL, PER_DECODED = 40_000, 260_000
+CGROUP = Path("/sys/fs/cgroup")  # where a container finds its own limit
 TILE = 64 * 64  # latent cells that a tiled decoder sees at a time
 
 
@@ -92,12 +93,33 @@ def free_memory(device: str) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(meminfo["MemAvailable"].split()[0]) * 1024
+        free = int(meminfo["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        pass
+        free = installed_memory()
+    return min(free, allowed_memory(CGROUP) or free)
+
+
+def installed_memory() -> int:
+    """Bytes of the machine, 0 where it cannot be told."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
+        return 0
+
+
+def memory_limit(cgroup: Path) -> int:
+    """Bytes that a container may take in all (cgroup v2), 0 where there is no limit."""
+    try:
+        return int((cgroup / "memory.max").read_text())
+    except (OSError, ValueError):  # "max"
+        return 0
+
+
+def allowed_memory(cgroup: Path) -> int:
+    """Bytes that a container's limit still leaves, 0 where there is none."""
+    try:
+        return max(1, memory_limit(cgroup) - int((cgroup / "memory.current").read_text())) if memory_limit(cgroup) else 0
+    except (OSError, ValueError):
         return 0
 
 

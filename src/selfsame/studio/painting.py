@@ -168,7 +168,8 @@ class _Run:
     def predict(self, latents: Tensor, t: Tensor, index: int) -> Tensor:
         """The guided prediction of one step."""
         r, pace = self.request, self.pace
-        guided = r.guidance_scale > 1 and in_window(index, self.calls, r.guidance_start, min(r.guidance_end, pace.guidance_end))
+        end = min(r.guidance_end, pace.guidance_end) if r.guidance_start < pace.guidance_end else r.guidance_end  # a late window stays what was asked for
+        guided = r.guidance_scale > 1 and in_window(index, self.calls, r.guidance_start, end)
         act = None if self.crowd is None else self.crowd.act(index, self.calls)
         c = self._condition(guided, act)
         changed = (guided, act) != self._before  # other rows or other people: nothing of before fits

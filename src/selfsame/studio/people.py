@@ -45,9 +45,14 @@ def people_of(who: Who | Sequence[Who] | None, pose: Pose | None = None) -> tupl
     people = tuple(Person(x) if isinstance(x, Identity) else x for x in everyone)
     if pose is None:
         return people
+    if not people:
+        raise InputError("a pose or view, and nobody to take it: give --face")
     if len(people) != 1:
         raise InputError(f"one pose for {len(people)} people: give each person their own")
     return (replace(people[0], pose=pose),)
+
+
+IDENTITIES = (".safetensors", ".pt", ".bin")  # endings of files that hold a person
 
 
 def read_identity(path: Path) -> Identity:
@@ -125,6 +130,9 @@ def cast_of(people: Sequence[Person], request: Request) -> Cast:
         if request.use in ("face", "both") or (request.use == "auto" and not by_words):
             faces.append(person)
     known = [p.identity.words.placeholder for p in people if p.identity.words]
+    unread = [name for name in known if name in request.full_prompt and all(name != w.placeholder for w in words)]
+    if unread:
+        raise InputError(f"the prompt names {unread[0]}, but --use {request.use} leaves its words out: say `a person` there, or --use both")
     strange = [name for name in PLACEHOLDER.findall(request.full_prompt) if name not in known]
     if known and strange:
         raise InputError(f"the prompt names {strange[0]}, and nobody given is called so: {', '.join(known)}")

@@ -15,7 +15,7 @@ from selfsame.images.files import InputError, path_and_share, read_image
 from selfsame.images.masks import read_mask
 from selfsame.studio.family import Family, Job
 from selfsame.studio.orders import VIEWS, Order, is_box
-from selfsame.studio.people import Who, read_identity
+from selfsame.studio.people import IDENTITIES, Who, read_identity
 from selfsame.studio.places import Box, Person, Pose
 from selfsame.studio.request import Made, Request, Strengths, nearest
 from selfsame.values.identity import Identity, mixed
@@ -99,7 +99,8 @@ def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], lis
         return _several(order, studio, notes), []
     if not order.face:
         return [], []
-    who = _known(studio.introduced(*order.face, which=order.which), notes)
+    photos = [p for path in order.face for p in (pictures_in(path) if path.is_dir() else [path])]
+    who = _known(studio.introduced(*photos, which=order.which), notes)
     if order.identity:
         learned = read_identity(order.identity[0])
         if learned.words is None:
@@ -107,7 +108,7 @@ def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], lis
         if learned.num_photos:
             notes.append(f"{order.identity[0]}: only its words are used, the face is that of --face")
         who = replace(who, words=learned.words)
-    return [Person(who, name=order.face[0].stem)], [read_image(p) for p in order.face]
+    return [Person(who, name=order.face[0].stem)], [read_image(p) for p in photos]
 
 
 def _known(told: tuple[T, tuple[str, ...]], notes: list[str]) -> T:
@@ -128,7 +129,7 @@ def _person_of(studio: Family, path: Path, notes: list[str]) -> Identity:
     if path.is_dir():
         photos = pictures_in(path)
         return _known(studio.introduced(*photos), notes)
-    if path.suffix.lower() == ".safetensors":
+    if path.suffix.lower() in IDENTITIES:
         return read_identity(path)
     return _known(studio.introduced(path), notes)
 

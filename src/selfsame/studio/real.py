@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from selfsame.images.draw import draw_kps
-from selfsame.images.files import InputError
+from selfsame.images.files import InputError, read_json
 from selfsame.images.head import head_kps
 from selfsame.images.resize import official_size, resize_official
 from selfsame.methods.instantid.checkpoint import ABOUT, NET_FOLDER, OFFICIAL_ENCODER, encoder_of, instantid_from_official
@@ -244,7 +243,7 @@ class RealStudio(Family):
     def _zero_negative(self) -> bool:
         """Whether SDXL's missing negative prompt is zeros rather than an empty prompt."""
         index = self.folders.base / "model_index.json"
-        return bool(json.loads(index.read_text()).get("force_zeros_for_empty_prompt", True)) if index.exists() else True
+        return bool(read_json(index).get("force_zeros_for_empty_prompt", True)) if index.exists() else True
 
     # ------------------------------------------------------------------------------------------ faces
 
@@ -278,7 +277,7 @@ class RealStudio(Family):
 
     def scheduler(self, solver: str) -> Any:
         """A fresh solver with the base's noise schedule and its own way to spread the steps."""
-        return scheduler_of(json.loads((self.folders.base / "scheduler" / "scheduler_config.json").read_text()), solver)
+        return scheduler_of(read_json(self.folders.base / "scheduler" / "scheduler_config.json"), solver)
 
     def tell(self, prompts: Sequence[str], against: Sequence[str], request: Request, words: Sequence[LearnedWords] = ()) -> tuple[Told, Told]:
         """Prompts for this base, learned words in them; SDXL reads weights in brackets and any length.
@@ -309,7 +308,7 @@ class RealStudio(Family):
 
     def painter(self, words: Sequence[LearnedWords] = ()) -> Painter:
         """The networks and rules that paint; `words` may stand in prompts."""
-        channels = int(json.loads((self.folders.base / "vae" / "config.json").read_text())["latent_channels"])
+        channels = int(read_json(self.folders.base / "vae" / "config.json")["latent_channels"])
         unet, instantid = (lambda: self.unet), (lambda: self.instantid)
         tell = partial(self.tell, words=words)
         return Painter(self.device, self.dtype, channels, unet, instantid, tell, self.scheduler, draw_kps, self.decode)
@@ -348,7 +347,7 @@ class RealStudio(Family):
     def known_faces(self, image: np.ndarray) -> tuple[list[Found], Tensor]:
         """Faces of a picture and their embeddings, n 512."""
         found = self.reader(image)
-        return list(found), torch.from_numpy(np.stack([f.embedding for f in found])) if found else torch.zeros(0, 512)
+        return list(found), torch.from_numpy(np.stack([f.embedding for f in found])) if found else torch.zeros(0, 0)
 
     def view(self, yaw_deg: float, pitch_deg: float = 0.0, roll_deg: float = 0.0) -> Pose:
         """Key points of an average human head in a view: yaw to image right, pitch up, roll with the image-right side up."""

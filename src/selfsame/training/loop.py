@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from selfsame.training.processes import in_any_process, mean_over_processes, part_of, prefetched, rows_of, stoppable
 from selfsame.training.quick import QuickBf16
 from selfsame.training.records import Checkpoint, CurveLog
-from selfsame.training.run import Batch, Loss, Progress, Result, Run, fast_bf16
+from selfsame.training.run import AnotherRun, Batch, Loss, Progress, Result, Run, fast_bf16
 
 NORM_BATCHES = 16  # over which batch-norm statistics of averaged weights are taken
 
@@ -91,7 +91,8 @@ def train(
 
     Raises:
         FloatingPointError: the loss or its gradient is not finite; the last good checkpoint stays.
-        ValueError: the folder holds a run on other data, or a batch cannot be shared out evenly.
+        AnotherRun: the folder holds a run that this one cannot continue.
+        ValueError: a batch cannot be shared out evenly.
         KeyboardInterrupt: somebody asked it to stop; everything is saved.
     """
     precision = ("bf16" if fast_bf16() else "no") if run.precision == "auto" else run.precision
@@ -118,14 +119,14 @@ def train(
     trained = {n for n, p in module.named_parameters() if p.requires_grad}
     if state is not None:
         if state.get("data", run.data) != run.data:
-            raise ValueError(f"{run.folder} holds a run on {state['data']}, this one learns from {run.data}: choose another --runs folder or delete that one")
+            raise AnotherRun(f"{run.folder} holds a run on {state['data']}, this one learns from {run.data}: choose another --runs folder or delete that one")
         if run.upstream and state.get("upstream", run.upstream) != run.upstream:
-            raise ValueError(
+            raise AnotherRun(
                 f"{run.folder} learned from other models (such as the VAE's latents) than are installed now: choose another --runs folder or delete it"
             )
         shapes = {n: p.shape for n, p in module.named_parameters() if p.requires_grad}
         if {n: v.shape for n, v in state["module"].items() if not _is_buffer(module, n)} != shapes:
-            raise ValueError(f"{run.folder} holds a run of another model than this recipe trains now: choose another --runs folder or delete that one")
+            raise AnotherRun(f"{run.folder} holds a run of another model than this recipe trains now: choose another --runs folder or delete that one")
         module.load_state_dict(state["module"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
@@ -195,12 +196,14 @@ def train(
             ema.restore(params)
             module.load_state_dict(statistics, strict=False)
 
+    def quick() -> AbstractContextManager[object]:
+        return QuickBf16() if precision == "bf16" and accelerator.device.type == "cpu" else nullcontext()
+
     figures: dict[str, float] = {}
     whole = True  # not in the middle of a step
     module.train()
     try:
-        quick = QuickBf16() if precision == "bf16" and accelerator.device.type == "cpu" else nullcontext()
-        with stoppable() as stop, prefetched(batch_at, run.prefetch) as next_batch, quick:
+        with stoppable() as stop, prefetched(batch_at, run.prefetch) as next_batch, quick():
             asked = ending = False
             while step < run.max_steps and not ending and not (run.patience and stale >= run.patience):
                 for group in optimizer.param_groups:
@@ -258,11 +261,12 @@ def train(
     finally:
         if whole:
             save()  # also on Ctrl-C: nothing is lost
-    if look and last_look != step:
-        numbers = look_now()
-        if main and numbers:
-            log.add({"step": step, "samples": samples, **numbers})
-    use_averages()
+    with quick():
+        if look and last_look != step:
+            numbers = look_now()
+            if main and numbers:
+                log.add({"step": step, "samples": samples, **numbers})
+        use_averages()
     module.eval()
     accelerator.wait_for_everyone()
     return Result(module, step, samples, figures, main)

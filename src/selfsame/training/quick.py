@@ -22,7 +22,8 @@ class QuickBf16(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func in SLOW and args[0].dtype == torch.bfloat16 and args[0].device.type == "cpu":
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        if func in SLOW and isinstance(first, Tensor) and first.dtype == torch.bfloat16 and first.device.type == "cpu":
             with torch.autocast("cpu", enabled=False):  # which would round attention's inputs again
                 return func(*map(_whole, args), **{k: _whole(v) for k, v in kwargs.items()}).to(torch.bfloat16)
         return func(*args, **kwargs)

@@ -11,7 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from selfsame.images.files import InputError
+
 Batch = dict[str, Any]
+
+
+class AnotherRun(InputError):
+    """The run's folder holds one on other data, of other models or settings, which this one cannot continue."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Run:
     max_minutes: float = 0.0  # 0: until max_steps
     data: str = ""  # what it learns from; a checkpoint of other data is not continued
     upstream: str = ""  # likewise of frozen models whose outputs it learns from, where they are known
+    warm: bool = False  # it began from installed weights; a run that goes on remembers
     gradient_checkpointing: bool = False  # activations are computed again in the backward pass: a third slower, far less memory
     prefetch: int = 0  # batches made ahead by as many threads: on a GPU the CPU is free for it
 

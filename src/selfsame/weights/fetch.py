@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from selfsame.images.files import InputError
+from selfsame.images.files import InputError, read_json
 from selfsame.weights.catalogue import HUB, Model, Part
 from selfsame.weights.mannequin import sha256
 
@@ -89,7 +89,7 @@ def _stat(path: Path) -> list[int]:
 def _record(model: Model) -> dict[str, dict[str, Any]]:
     """What is known of a model's files: sha256 and, to notice a change quickly, size and time."""
     path = folder_of(model) / RECORD
-    return json.loads(path.read_text())["files"] if path.exists() else {}
+    return read_json(path)["files"] if path.exists() else {}
 
 
 def fetch(model: Model, tick: Tick = lambda count, name: None) -> Path:

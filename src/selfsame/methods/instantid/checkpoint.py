@@ -15,7 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from selfsame.images.files import InputError
+from selfsame.images.files import InputError, read_json
 from selfsame.methods.instantid.method import ADAPTER_FILES, OURS, ImageAdapter, InstantID, ResamplerSize, noted_size
 from selfsame.methods.instantid.modules import Resampler
 from selfsame.weights.official import read_official, tensors_under, write_tensors
@@ -157,7 +157,7 @@ def convert_adapter(halves: tuple[dict[str, Tensor], dict[str, Tensor]], source:
 def encoder_of(folder: Path) -> str:
     """Which encoder's embeddings the weights in a folder read: antelopev2's, unless a `selfsame.json` there names another ({"encoder": NAME})."""
     path = folder / ABOUT
-    return str(json.loads(path.read_text()).get("encoder", OFFICIAL_ENCODER)) if path.is_file() else OFFICIAL_ENCODER
+    return str(read_json(path).get("encoder", OFFICIAL_ENCODER)) if path.is_file() else OFFICIAL_ENCODER
 
 
 def identity_net_of(folder: Path, dtype: torch.dtype) -> ControlNetModel:

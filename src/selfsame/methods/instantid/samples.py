@@ -24,6 +24,7 @@ class InstantIDSamples:
     drop_both: float = 0.05
     max_photos: int = 4  # photos that lend the face, 1 to this many
     joint_share: float = 0.3  # of steps with several photos that give them as K tokens rather than as their mean
+    lend_pose: float = 0.0  # share of samples with somebody else's key points in the same view, where the data knows the view; 0 is the paper
     face_weight: float = 3.0  # loss weight on the face mask; 1 is the paper
     log_sigma_mean: float = 1.2  # of the noise, where timesteps are log-normal: who it is gets decided while little is to be seen
     log_sigma_std: float = 1.5
@@ -31,6 +32,8 @@ class InstantIDSamples:
     def __post_init__(self) -> None:
         if not 0 <= self.drop_face + self.drop_text + self.drop_both <= 1:
             raise ValueError("the three drop rates must lie in [0, 1] together")
+        if not 0 <= self.lend_pose <= 1:
+            raise ValueError(f"lend_pose {self.lend_pose}: give a share from 0 to 1")
         if self.max_photos < 1:
             raise ValueError(f"max_photos {self.max_photos}: give at least 1")
 

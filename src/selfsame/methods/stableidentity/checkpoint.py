@@ -49,7 +49,7 @@ def words_of(values: Any, path: Path, placeholder: str | None = None) -> Learned
         ValueError: it holds none.
     """
     token, vectors = _understood(values, path)
-    name = placeholder or _placeholder_of(token) or _placeholder_of(path.stem) or "<person>"
+    name = placeholder or placeholder_of(token) or placeholder_of(path.stem) or "<person>"
     return LearnedWords(tuple(v.detach().float().cpu().numpy() for v in vectors), name, UNKNOWN_TOWER, {"from": path.name})
 
 
@@ -75,7 +75,7 @@ def _understood(values: Any, path: Path) -> tuple[str, list[Tensor]]:
     return token, shaped
 
 
-def _placeholder_of(name: str) -> str:
+def placeholder_of(name: str) -> str:
     """A file's or token's name as a placeholder, "" when nothing of it can be used."""
     kept = "".join(c if (c.isalnum() and c.isascii()) or c in "-_" else "-" for c in name.strip("<>*").lower()).strip("-_")
     return f"<{kept}>" if kept else ""

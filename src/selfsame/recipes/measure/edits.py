@@ -39,6 +39,7 @@ from selfsame.studio.edits import SIDE, Editor, Region, framed, put_back
 from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import EditRequest, Request, nearest
 from selfsame.studio.studio import Studio, load
+from selfsame.training.run import Progress
 
 EDITS = "edits-1"
 OURS = "MimicBrush"
@@ -167,39 +168,12 @@ def _made(name: str, editors: Mapping[str, Editor], track: str, case: EditCase, 
         return editor.edit(case.source, [Region(case.mask, case.reference)], shaped)[0]
 
 
-def edits(
-    out: Path,
-    *,
-    cases: int = 0,
-    only: Sequence[str] = (),
-    folder: Path | None = None,
-    methods: Mapping[str, MimicBrush] | None = None,
-    clip: Path | None = None,
-    dino: Path | None = None,
-    device: str = "cpu",
-    on_progress: Callable[[float, str], None] = lambda share, note: None,
-) -> Report:
-    """Run the edits protocol.
-
-    Args:
-        out: folder for report.json and report.html.
-        cases: only the first so many of each track; 0: all.
-        only: only these rows.
-        folder: somebody's own set in the benchmark's layout instead of the world's.
-        methods: other trainings, by the names of their rows.
-        clip, dino: folders of stock extractors (transformers) in place of the miniature's CLIP, and beside it.
+def cases_of(p: Mapping[str, Any], cases: int = 0, folder: Path | None = None) -> tuple[dict[str, list[EditCase]], list[str]]:
+    """The protocol's cases by track, or those of somebody's own set, and what a report must say of them.
 
     Raises:
-        InputError: an unknown row, more cases than the protocol has, or a folder without a case.
-        ValueError: this code draws other pictures than the protocol was pinned for.
+        InputError: more cases than the protocol has, or a folder without a case.
     """
-    p = protocol(EDITS)
-    if folder is None and (p["world"] != WORLD_VERSION or p["asked_sha256"] != edits_digest(p)):
-        raise ValueError(f"protocol {p['name']} was pinned for other pictures than this code draws (world {WORLD_VERSION}): pin a new protocol")
-    known = tuple(dict.fromkeys((OURS, *(methods or ()), *BASELINES, "oracle")))
-    for name in only:
-        if name not in known:
-            raise InputError(f"row {name!r} is unknown: choose from {', '.join(known)}")
     count = cases or p["cases_per_track"]
     if folder is None and not 1 <= count <= p["cases_per_track"]:
         raise InputError(f"--people {cases}: the protocol has 1 to {p['cases_per_track']} cases a track")
@@ -215,6 +189,46 @@ def edits(
     if not any(sets.values()):
         names_of = ", ".join(f"ID_{part}.png" for part in ("source", "source_mask", "reference"))
         raise InputError(f"{folder}: holds no case that can be used; a case is {names_of} in one of {', '.join(TRACKS)}")
+    return sets, notes
+
+
+def edits(
+    out: Path,
+    *,
+    cases: int = 0,
+    only: Sequence[str] = (),
+    folder: Path | None = None,
+    methods: Mapping[str, MimicBrush] | None = None,
+    clip: Path | None = None,
+    dino: Path | None = None,
+    device: str = "cpu",
+    more: Sequence[str] = (),
+    on_progress: Callable[[float, str], None] = lambda share, note: None,
+) -> Report:
+    """Run the edits protocol.
+
+    Args:
+        out: folder for report.json and report.html.
+        cases: only the first so many of each track; 0: all.
+        only: only these rows.
+        folder: somebody's own set in the benchmark's layout instead of the world's.
+        methods: other trainings, by the names of their rows.
+        clip, dino: folders of stock extractors (transformers) in place of the miniature's CLIP, and beside it.
+        more: what the report shall say besides.
+
+    Raises:
+        InputError: an unknown row, more cases than the protocol has, or a folder without a case.
+        ValueError: this code draws other pictures than the protocol was pinned for.
+    """
+    p = protocol(EDITS)
+    if folder is None and (p["world"] != WORLD_VERSION or p["asked_sha256"] != edits_digest(p)):
+        raise ValueError(f"protocol {p['name']} was pinned for other pictures than this code draws (world {WORLD_VERSION}): pin a new protocol")
+    known = tuple(dict.fromkeys((OURS, *(methods or ()), *BASELINES, "oracle")))
+    for name in only:
+        if name not in known:
+            raise InputError(f"row {name!r} is unknown: choose from {', '.join(known)}")
+    sets, notes = cases_of(p, cases, folder)
+    notes += more
     studio = load(device=device)
     editor = Editor(studio)
     editors = {OURS: editor} | {name: Editor(studio, method) for name, method in (methods or {}).items()}
@@ -278,14 +292,23 @@ def ablated(out: Path, options: Options, *, only: Sequence[str] = (), **measurin
     """
     for name in only:
         nearest(name, (OURS, *ABLATIONS), "ablation")
+    cases_of(protocol(EDITS), measuring.get("cases", 0), measuring.get("folder"))  # refuses what cannot be measured before hours of training
+    tell = measuring.get("on_progress", lambda share, note: None)
     chosen = {OURS: Variant()} | {name: variant for name, variant in ABLATIONS.items() if not only or name in only}
     methods: dict[str, MimicBrush] = {}
+    seen = []
     for name, variant in chosen.items():
-        module = mimicbrush(options, variant, f"ablations/{name.replace(' ', '-').lower()}").module
-        assert isinstance(module, MimicBrushTrainer)
-        module.detach()
-        methods[name] = module.method
-    return edits(out, methods=methods, only=(*methods, "oracle"), **measuring)
+
+        def show(at: Progress, name: str = name) -> None:
+            tell(0, f"training {name}: {at.step} of {at.max_steps}, loss {at.loss:.3f}")
+
+        trained = mimicbrush(replace(options, on_progress=show), variant, f"ablations/{name.replace(' ', '-').lower()}")
+        assert isinstance(trained.module, MimicBrushTrainer)
+        trained.module.detach()
+        methods[name] = trained.module.method.to(torch.device(measuring.get("device", "cpu")))
+        seen.append(f"{name} {trained.samples}")
+    said = f"all trained here from the base, none of them the weights that ship; samples seen: {', '.join(seen)}"
+    return edits(out, methods=methods, only=(*methods, "oracle"), more=[said], **measuring)
 
 
 def _hidden(case: EditCase) -> np.ndarray:
