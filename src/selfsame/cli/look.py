@@ -32,6 +32,7 @@ class Faces:
     def run(self) -> int:
         from selfsame.images.draw import draw_faces
         from selfsame.images.files import InputError, check_output, read_image, spare_inputs, write_image
+        from selfsame.studio.studio import OWN_FACES
 
         image = read_image(self.picture)
         if self.out:
@@ -39,7 +40,8 @@ class Faces:
             spare_inputs([self.out], [self.picture])
         found, norms = self._found(image)
         if not found:
-            raise InputError(f"{self.picture}: no face was found; use a picture in which the face is upright, whole and larger than a tenth of the picture")
+            remedy = "use a picture in which the face is upright, whole and larger than a tenth of the picture" if self.models else OWN_FACES
+            raise InputError(f"{self.picture}: no face was found; {remedy}")
         ordered = sorted(zip(found, norms, strict=True), key=lambda f: float(f[0].box[0] + f[0].box[2]))
         for i, (face, norm) in enumerate(ordered):
             x0, y0, x1, y1 = (round(float(v)) for v in face.box)

@@ -143,14 +143,14 @@ class RealStudio(Family):
         """
         height, width = request.sized(self.limits).size
         rows = self.together * (2 if request.guidance_scale > 1 else 1)
-        if height * width > self._largest:
+        if height * width * rows > self._largest:
             if self._free < 0:  # before anything was loaded
                 self._free = free_memory(str(self.device))
             plan = chosen(self.memory, self.sizes, self._free, height, width, rows)
             if plan != self._plan:
                 for name in ("unet", "vae", "encoders", "instantid"):
                     vars(self).pop(name, None)
-            self._plan, self._largest = plan, height * width
+            self._plan, self._largest = plan, height * width * rows
         return self._plan, max(needed(self.sizes, self._plan, height, width, rows).values())
 
     @property

@@ -37,6 +37,7 @@ from selfsame.weights import mannequin
 
 ENCODER_NAME = "mannequin-encoder-2"
 MODELS = ("mannequin", "instantid-sdxl", "instantid-sd15")
+OWN_FACES = "the miniature sees faces of its own world, upright and whole (selfsame render draws one); for photographs see docs/photographs.md"
 ROWS = 4  # pictures denoised together
 
 
@@ -174,7 +175,10 @@ class Studio(Family):
         Raises:
             InputError: no face, no such face, or one cut by the border.
         """
-        chosen, notes = chosen_face(self.faces(image), which, name)
+        found = self.faces(image)
+        if not found:
+            raise InputError(f"{name}: no face was found; {OWN_FACES}")
+        chosen, notes = chosen_face(found, which, name)
         h, w = image.shape[:2]
         x0, y0, x1, y1 = chosen.box
         size = max(x1 - x0, y1 - y0)
