@@ -189,7 +189,7 @@ class Evaluate:
     dino: Path | None = None
     """For `edits`: folder of a DINO, such as facebook/dinov2-base, as one more column."""
     rows: tuple[str, ...] = ()
-    """Only these rows of the table."""
+    """Only these rows of the table; for `models` only these models (base needs no dataset)."""
     ablations: bool = False
     """The method against itself with one choice changed. `words`: landing, mask, loss, encoder, threshold, 12 people each. `edits`: MimicBrush trained anew
     without its reference net, without image tokens, on stills alone, with gentle augmentation or other masks, --steps each (the paper's Tables 3 and 4)."""
@@ -220,7 +220,7 @@ class Evaluate:
             raise InputError(f"--ablations belongs to `evaluate words` and `evaluate edits`, not to `evaluate {self.what}`")
         self.out.mkdir(parents=True, exist_ok=True)
         if self.what == "models":
-            return models(self.data, self.out, device=self.device)
+            return models(self.data, self.out, only=self.rows, device=self.device)
         with bar("measuring", 1) as tick:
             print(self._report(tick))
         return 0
