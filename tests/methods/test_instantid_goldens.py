@@ -17,6 +17,7 @@ from selfsame.images.resize import official_size, resize_official
 from selfsame.methods.instantid.checkpoint import adapter_from_official, adapter_to_official, resampler_from_official
 from selfsame.methods.instantid.method import InstantID, ResamplerSize, face_conditions, predict
 from selfsame.methods.instantid.modules import DecoupledCrossAttention, FaceProjections, Resampler
+from selfsame.studio.painting import begun
 from selfsame.values.conditioning import Conditioning, FaceCondition, stacked
 from tests.goldens import recipe
 
@@ -94,7 +95,9 @@ def toy() -> tuple[UNet2DConditionModel, InstantID]:
     return unet, method.eval()
 
 
-def run(toy: tuple[UNet2DConditionModel, InstantID], noise: Tensor, guidance_scale: float) -> Tensor:
+def run(
+    toy: tuple[UNet2DConditionModel, InstantID], noise: Tensor, guidance_scale: float, num_steps: int = 4, start: Tensor | None = None, strength: float = 1.0
+) -> Tensor:
     unet, method = toy
     n = len(noise)
     kps_image = torch.from_numpy(recipe.golden("u04_draw_kps")["pipeline"]).permute(2, 0, 1)[None].float() / 255
@@ -116,7 +119,10 @@ def run(toy: tuple[UNet2DConditionModel, InstantID], noise: Tensor, guidance_sca
             def step(x: Tensor, t: Tensor, i: int) -> Tensor:
                 return predict(unet, method.identity_net, x, t, c)
 
-        *_, last = sample(step, noise, EulerDiscreteScheduler(**recipe.EULER), 4)
+        scheduler, timesteps = EulerDiscreteScheduler(**recipe.EULER), None
+        if start is not None:
+            noise, timesteps = begun(start, noise, scheduler, num_steps, strength)
+        *_, last = sample(step, noise, scheduler, num_steps, timesteps=timesteps)
     return last.latents
 
 
@@ -126,6 +132,16 @@ def test_c01_text_to_image(toy):
 
 def test_c02_without_guidance(toy):
     close(run(toy, recipe.tensor("latents", 1, 4, 24, 16), 1.0), recipe.golden("c02_nocfg")["latents"], 1e-3)
+
+
+def test_c05_image_to_image(toy):
+    vae, drawn = recipe.fill(AutoencoderKL(**recipe.VAE), "vae"), torch.Generator().manual_seed(1234)
+    ramps = np.fromfunction(lambda y, x, c: (2 * x + 3 * y + 40 * c) % 256, (192, 128, 3)).astype(np.float32)
+    pixels = torch.from_numpy(ramps).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        start = 0.13025 * vae.encode(pixels).latent_dist.sample(drawn)
+    noise = torch.randn(start.shape, generator=drawn)
+    close(run(toy, noise, 5.0, 5, start, 0.85), recipe.golden("c05_img2img")["latents"], 1e-3)
 
 
 def test_c06_two_pictures(toy):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from selfsame.cli.say import bar, warn
 
 PREVIEW = ".preview.png"
+OFFICIAL_RATE, MINIATURE_RATE = 5e-5, 1e-3  # the official one is a sample's
 
 
 def preview_of(out: Path) -> Path:
@@ -38,8 +39,8 @@ class Learn:
     """Steps of learning."""
     batch_size: int = 4
     """Samples a step."""
-    learning_rate: float = 1e-3
-    """Of AdamW, constant."""
+    learning_rate: float = 0.0
+    """Of AdamW, constant; 0: 1e-3 for the miniature, with --base the official 5e-5 times the batch size."""
     seed: int = 0
     """Of everything that is drawn."""
     method: Literal["stableidentity", "textual-inversion"] = "stableidentity"
@@ -74,8 +75,8 @@ class Learn:
             raise InputError(f"--steps {self.steps} --batch-size {self.batch_size}: give at least 1 of each")
         if self.look_every < 1 or self.patience < 0:
             raise InputError(f"--look-every {self.look_every} --patience {self.patience}: give at least 1 step, and 0 looks or more")
-        if not self.learning_rate > 0:
-            raise InputError(f"--learning-rate {self.learning_rate}: give a number above 0")
+        if not self.learning_rate >= 0:
+            raise InputError(f"--learning-rate {self.learning_rate}: give a number above 0, or 0 for the usual one")
         if self.people and (self.name or self.show_batch):
             raise InputError("--name and --show-batch are about one person: give --face; with --people everybody is called as the file or folder is")
         if self.show_batch:
@@ -164,7 +165,7 @@ class Learn:
         how = Learning(
             steps=self.steps,
             batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
+            learning_rate=self.learning_rate or (OFFICIAL_RATE * self.batch_size if self.base else MINIATURE_RATE),
             seed=self.seed,
             method=self.method,
             features=self.features,

@@ -230,6 +230,15 @@ class OpenCvFaces:
         return sorted(faces, key=lambda f: -f.area)
 
 
+def gpu_providers() -> tuple[str, ...]:
+    """What onnxruntime computes with on a GPU, nothing where it is not there or was installed without: faces are then read on the CPU."""
+    try:
+        known = _runtime().get_available_providers()
+    except InputError:
+        return ()
+    return ("CUDAExecutionProvider", "CPUExecutionProvider") if "CUDAExecutionProvider" in known else ()
+
+
 def reader_of(folder: Path, providers: Sequence[str] = ()) -> FaceReader:
     """What a folder of face models holds: YuNet and SFace, or a detector and a recogniser of insightface's kind.
 

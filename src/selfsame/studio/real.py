@@ -26,7 +26,7 @@ from selfsame.models.single_file import kind_of, unpacked
 from selfsame.models.text import encode_prompts
 from selfsame.models.weighted import encode_weighted
 from selfsame.perception.detector import Found
-from selfsame.perception.real_faces import RealFace, reader_of
+from selfsame.perception.real_faces import RealFace, gpu_providers, reader_of
 from selfsame.studio.family import Family
 from selfsame.studio.memory import CHOICES, PLANS, Plan, Sizes, chosen, free_memory, needed, numbers_in
 from selfsame.studio.painting import Painter, Told, scheduler_of
@@ -230,7 +230,7 @@ class RealStudio(Family):
         """Finds and reads faces; its folder's name is the embedding's space."""
         if self.folders.face_models is None:
             raise InputError("a photo needs a face reader: selfsame models fetch antelopev2, or give --face-models the folder of another")
-        reader = reader_of(self.folders.face_models)
+        reader = reader_of(self.folders.face_models, gpu_providers() if self.device.type == "cuda" else ())
         needed = OFFICIAL_ENCODER if self.folders.instantid is None else encoder_of(self.folders.instantid)
         if reader.name != needed:
             raise InputError(
