@@ -126,6 +126,7 @@ def test_a_report_of_every_row(tmp_path: Path, cases: dict[str, EditCase], monke
         assert float(oracle["perceptual"]) < float(ours["perceptual"])
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert any("minus cut and paste" in n for n in report.notes)
+    assert [c.said.split(" ")[0] for c in report.cases] == [t.split(" ")[0] for t in TRACKS]  # each track's worst, beside what was asked
 
 
 @pytest.mark.usefixtures("untrained")

@@ -24,6 +24,7 @@ def test_one_person_is_learned_once_and_compared(tmp_path: Path, monkeypatch: py
     report = words.words(tmp_path, people=1, only=("base, nobody named", "StableIdentity", "oracle"), methods=few)
     assert [r.name for r in report.rows] == ["base, nobody named", "StableIdentity", "oracle"]
     assert "range" in report.rows[1].columns
+    assert len(report.cases) == 2  # its two pictures beside the photo, the worse first
     kept = words.kept_in(tmp_path, "StableIdentity", few["StableIdentity"]) / "0.safetensors"
     before = kept.stat().st_mtime_ns
     words.words(tmp_path, people=1, only=("StableIdentity",), methods=few)

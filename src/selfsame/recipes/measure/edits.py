@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from selfsame.data.edit_sets import TRACKS, EditCase, is_inner, is_texture, read_track, world_case
 from selfsame.evaluation.metrics import bootstrap_interval, mean, paired_interval
 from selfsame.evaluation.pictures import SMALLEST, box_of, clean_crop, psnr, ssim
-from selfsame.evaluation.report import Report, Row, span, write_report
+from selfsame.evaluation.report import WORST, Case, Report, Row, span, write_report
 from selfsame.images.files import InputError
 from selfsame.images.masks import resized, window_around
 from selfsame.mannequins.world import WORLD_VERSION
@@ -239,7 +239,7 @@ def edits(
     total = len(names) * sum(map(len, sets.values()))
     request = EditRequest(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
     heads = tuple(key for key in (*INNER, *INTER, "depth error") if key != "DINO-I" or dino)
-    rows, strips = [], []
+    rows, strips, worst = [], [], []
     for track, members in sets.items():
         scores: dict[str, dict[str, dict[str, float]]] = {}  # by row and case
         shown: dict[str, list[np.ndarray]] = {}
@@ -257,6 +257,9 @@ def edits(
             shown[name] = made[:8]
             columns: dict[str, float | str] = {key: mean([s[key] for s in scores[name].values() if key in s]) for key in heads}
             key = "PSNR" if is_inner(track) else "CLIP-I"
+            if name == OURS:
+                answers = sorted(zip(mine, made, strict=True), key=lambda pair: scores[OURS][pair[0][1].name].get(key, 0.0))
+                worst += [_shown(track, case, key, scores[OURS][case.name], image) for (_, case), image in answers[: WORST // len(TRACKS)]]
             low, high = bootstrap_interval([s[key] for s in scores[name].values() if key in s], num_draws=p["bootstrap"])
             rows.append(Row(f"{track}: {name}", columns | {f"95 % of {key}": span(low, high), "s": seconds}))
         notes += _comparisons(track, scores)
@@ -274,9 +277,15 @@ def edits(
         "folder": str(folder) if folder else "",
         **measured_with(),
     }
-    report = Report("Edits after a reference", about, rows, (), notes, strips)
+    report = Report("Edits after a reference", about, rows, (), notes, strips, worst)
     write_report(report, out)
     return report
+
+
+def _shown(track: str, case: EditCase, key: str, scores: Mapping[str, float], image: np.ndarray) -> Case:
+    """One answer beside what was asked, and beside the truth where there is one."""
+    asked = [_hidden(case), case.reference, image, *([] if case.truth is None else [case.truth])]
+    return Case(f"{track} {case.name}: {key} {scores.get(key, float('nan')):.2f}; source, reference, result{'' if case.truth is None else ', truth'}", asked)
 
 
 def ablated(out: Path, options: Options, *, only: Sequence[str] = (), **measuring: Any) -> Report:

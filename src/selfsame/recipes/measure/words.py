@@ -20,7 +20,7 @@ from selfsame.methods.stableidentity.objective import TwoPhaseLoss
 from selfsame.perception.embedders import JUDGE_CROP, to_crops
 from selfsame.perception.reader import perceptual_distance, reader_features
 from selfsame.recipes.bases import LearnBase, mannequin_base
-from selfsame.recipes.measure.judging import Judges, measured_with, notes_on_weights, oracle_pictures, rows_by_style
+from selfsame.recipes.measure.judging import Judges, Seen, measured_with, notes_on_weights, oracle_pictures, rows_by_style, worst_of
 from selfsame.recipes.measure.protocols import WORDS, Task, asked, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.recipes.stableidentity import Learning, learn
 from selfsame.studio.painting import Row as PaintRow
@@ -130,6 +130,7 @@ def words(
     famous = [" ".join(n) for n in celebrities()]
     total = (len(names) + 1) * len(tasks)
     rows, by_style, strips = [], [], []
+    answered: list[Seen] = []
     measured: dict[str, dict[str, list[float]]] = {}  # by row, then by what is compared
 
     def tick(name: str) -> Callable[[int], None]:
@@ -160,6 +161,9 @@ def words(
         seconds = (stars_took if images is stars else time.monotonic() - began - learning) / len(tasks)
         seen = judges.kps(images)
         results = judges.results(tasks, images, seen, asked_kps=False)
+        if name == OURS:
+            together = zip(tasks, results, images, strict=True)
+            answered = [Seen.of_one(t.prompt, None if r["no_face"] else r["cosine"], image, t.person) for t, r, image in together]
         spread = [diversity(judges, image, kps, faces[t.person]) for image, kps, t in zip(images, seen, tasks, strict=True)]
         strips.append((name, images[: p["prompts_per_person"]]))
         mine = {key: [r[key] for r in results] for key in ("rank1", "cosine", "attributes")}
@@ -194,6 +198,7 @@ def words(
             notes.append(f"{what}, {OURS} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
     notes.append("a picture without a face counts as cosine 0 and as missed")
     notes += notes_on_weights()
-    report = Report("People learned as words", {**p, **measured_with()}, rows, by_style, notes, [("photos", photos[:1]), *strips])
+    strips.insert(0, ("photos", photos[:1]))
+    report = Report("People learned as words", {**p, **measured_with()}, rows, by_style, notes, strips, worst_of(answered, p["split"]))
     write_report(report, out)
     return report
