@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from selfsame.models.weighted import WINDOW, encode_weighted, parse_weights, weighted_ids
+from selfsame.models.weighted import WINDOW, encode_weighted, encode_windows, parse_weights, weighted_ids
 from tests.goldens import recipe
 
 CASES = json.loads((recipe.FOLDER / "u06_prompt_parser.json").read_text())
@@ -51,6 +51,32 @@ def encoders() -> list:
         vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, projection_dim=12, bos_token_id=98, eos_token_id=99
     )
     return [CLIPTextModel(config).eval(), CLIPTextModelWithProjection(config).eval()]
+
+
+def test_stable_diffusion_1_reads_a_short_prompt_as_a_stock_pipeline_does_and_a_long_one_in_windows(encoders: list):
+    tower = encoders[0]
+    told, against = encode_windows(Words(), tower, ["a red hat", "b"], ["", "c"])
+    assert told.shape == against.shape == (2, 77, 16)
+    ids = torch.tensor([[98, *Words()("a red hat").input_ids[1:-1], *[99] * 73]])
+    with torch.no_grad():
+        assert torch.allclose(told[:1], tower(ids).last_hidden_state, atol=1e-6)
+    heavy, _ = encode_windows(Words(), tower, ["a (red:1.5) hat", "b"], ["", "c"])
+    assert not torch.allclose(heavy[0], told[0], atol=1e-3)
+    assert torch.allclose(heavy[1], told[1], atol=1e-6)
+    long, short = encode_windows(Words(), tower, [" ".join("abcdefgh"[i % 8] for i in range(80))], ["c"])
+    assert long.shape == short.shape == (1, 154, 16)
+    alone, _ = encode_windows(Words(), tower, ["c"], [""])
+    assert torch.allclose(short[:, :77], alone, atol=1e-6)
+
+
+def test_a_learned_word_stands_in_its_window(encoders: list):
+    word, another = torch.randn(2, 2, 16)
+    told, _ = encode_windows(Words(), encoders[0], ["a <x> hat", " ".join("abcdefgh"[i % 8] for i in range(74)) + " <x>"], ["", ""], {"<x>": word})
+    other, _ = encode_windows(Words(), encoders[0], ["a <x> hat", " ".join("abcdefgh"[i % 8] for i in range(74)) + " <x>"], ["", ""], {"<x>": another})
+    assert torch.equal(told[0, :2], other[0, :2])  # before it nothing changes
+    assert not torch.allclose(told[0, 2:], other[0, 2:], atol=1e-3)
+    assert torch.equal(told[1, :77], other[1, :77])  # it moved whole into the second window
+    assert not torch.allclose(told[1, 78:], other[1, 78:], atol=1e-3)
 
 
 def test_weight_1_is_the_plain_prompt_and_others_move_away_from_the_end(encoders: list):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selfsame.adapters.words import words_inserted
@@ -147,4 +148,35 @@ def encode_weighted(
     length = max(len(ids), len(negative_ids))
     filled = [(i + [eos] * (length - len(i)), w + [1.0] * (length - len(w))) for i, w in ((ids, weights), (negative_ids, negative_weights))]
     told, against = (_encode(encoders, i, w, p, words, bos, eos) for (i, w), p in zip(filled, (places, negative_places), strict=True))
+    return told, against
+
+
+@torch.no_grad()
+def encode_windows(
+    tokenizer: Any, encoder: Any, prompts: Sequence[str], negative_prompts: Sequence[str], words: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Prompts and their negatives for Stable Diffusion 1: last hidden states after the final norm, whole windows, b t c each and all of one length.
+
+    The same weights and windows as SDXL's; whoever needs fewer windows gets windows of end tokens. A plain prompt that fits into one is
+    told as by a stock pipeline.
+
+    Args:
+        words: learned words n d of each placeholder that may stand in a prompt.
+    """
+    words = words or {}
+    counts = {name: len(v) for name, v in words.items()}
+    read = [weighted_ids(tokenizer, p, counts) for p in (*prompts, *negative_prompts)]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    length = WINDOW * max(1, *(-(-len(ids) // WINDOW) for ids, _, _ in read))
+    ids, weights = (torch.tensor([row[k] + [fill] * (length - len(row[k])) for row in read]) for k, fill in ((0, eos), (1, 1.0)))
+    states = []
+    for start in range(0, length, WINDOW):
+        part = F.pad(F.pad(ids[:, start : start + WINDOW], (1, 0), value=bos), (0, 1), value=eos)
+        places = [(row, at - start + 1, name, i) for row, (_, _, all_places) in enumerate(read) for at, name, i in all_places if start <= at < start + WINDOW]
+        slots = slots_of(Tokens(part, ("",) * len(part), tuple(places)), words)
+        with nullcontext() if slots is None else words_inserted(encoder.get_input_embeddings(), slots):
+            e = encoder(part.to(encoder.device)).last_hidden_state
+        w = F.pad(weights[:, start : start + WINDOW], (1, 1), value=1.0).to(e)[..., None]
+        states.append(torch.where(w == 1, e, e[:, -1:] + (e - e[:, -1:]) * w))
+    told, against = torch.cat(states, 1).split([len(prompts), len(negative_prompts)])
     return told, against

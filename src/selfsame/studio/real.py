@@ -23,8 +23,7 @@ from selfsame.methods.instantid.method import InstantID
 from selfsame.models.latents import encode, pictures_of
 from selfsame.models.loras import Lora, fuse_text, fuse_unet
 from selfsame.models.single_file import kind_of, unpacked
-from selfsame.models.text import encode_prompts
-from selfsame.models.weighted import encode_weighted
+from selfsame.models.weighted import encode_weighted, encode_windows
 from selfsame.perception.detector import Found
 from selfsame.perception.real_faces import RealFace, gpu_providers, reader_of
 from selfsame.studio.family import Family
@@ -280,7 +279,7 @@ class RealStudio(Family):
         return scheduler_of(read_json(self.folders.base / "scheduler" / "scheduler_config.json"), solver)
 
     def tell(self, prompts: Sequence[str], against: Sequence[str], request: Request, words: Sequence[LearnedWords] = ()) -> tuple[Told, Told]:
-        """Prompts for this base, learned words in them; SDXL reads weights in brackets and any length.
+        """Prompts for this base, learned words in them, weights in brackets, of any length.
 
         Raises:
             ValueError: SDXL rows whose prompts differ in length.
@@ -296,9 +295,8 @@ class RealStudio(Family):
     ) -> tuple[Told, Told]:
         if not self.is_xl:
             vectors = {name: towers[0] for name, towers in words.items()}
-            said, not_said = (encode_prompts(tokenizer, encoders[0], p, vectors) for p in (prompts, against))
-            cuts = [tuple(f"the prompt is too long; these words were left out: {cut!r}" if cut else "" for cut in p.cut) for p in (said, not_said)]
-            return Told(said.encoder_hidden_states, notes=cuts[0]), Told(not_said.encoder_hidden_states, notes=cuts[1])
+            said, not_said = encode_windows(tokenizer, encoders[0], prompts, against, vectors)
+            return Told(said), Told(not_said)
         both = [encode_weighted(tokenizer, encoders, a, b, words) for a, b in zip(prompts, against, strict=True)]
         ids = torch.tensor([[request.height, request.width, 0, 0, request.height, request.width]] * len(prompts), device=self.device, dtype=self.dtype)
         told, not_told = ((torch.cat([p[k].encoder_hidden_states for p in both]), torch.cat([p[k].pooled for p in both])) for k in (0, 1))
