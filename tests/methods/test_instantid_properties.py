@@ -145,6 +145,10 @@ def test_saving_and_loading_keeps_every_number(unet, method, tmp_path):
     ours, theirs = method.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert again.net_reads == "face"
+    again.net_reads = "text"
+    again.save_pretrained(tmp_path / "text")
+    assert InstantID.from_pretrained(tmp_path / "text", unet).net_reads == "text"
 
 
 def test_official_keys_are_strict(method):

@@ -25,8 +25,10 @@ from selfsame.recipes.caches import cached_folder
 from selfsame.recipes.catalogue import GATES, SHARES, below_gate, recipes
 from selfsame.recipes.common import Options, generator_at, spread
 from selfsame.recipes.faces import moved
-from selfsame.recipes.instantid import SIZE, land
+from selfsame.recipes.instantid import ABLATIONS, SIZE, first_people, instantid, land
+from selfsame.recipes.measure import identity
 from selfsame.recipes.measure.edits import OURS, ablated
+from selfsame.recipes.measure.protocols import IDENTITY, checked_protocol
 from selfsame.recipes.mimicbrush import pairs_folder
 from selfsame.studio.studio import Studio
 from selfsame.weights.mannequin import FOLDER, WeightsError, load_vae
@@ -104,6 +106,34 @@ def test_mimicbrush_trained_anew_with_one_choice_changed_stands_beside_the_whole
     assert {p.name for p in (options.runs / "ablations").iterdir()} == {"mimicbrush-smoke", "image-tokens-alone-smoke"}
     with pytest.raises(InputError, match="did you mean 'stills alone'"):
         ablated(tmp_path / "report", options, only=("stills",))
+
+
+def test_instantid_trained_anew_with_one_choice_changed_stands_beside_the_whole(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    p = checked_protocol(IDENTITY)
+    monkeypatch.setattr(identity, "checked_protocol", lambda name: {**p, "people": 2, "num_steps": 1})
+    asked = ("Image Adapter, trained alone", "CLIP's image tokens", "IdentityNet reads the text")
+    shown = identity.ablated(tmp_path / "report", options, people=1, only=asked)
+    assert [row.name for row in shown.rows] == ["base without a face", "both", *asked, "oracle"]
+    assert sum("both minus" in note and "judge cosine" in note for note in shown.notes) == 3
+    with pytest.raises(InputError, match="500 are asked for"):
+        identity.ablated(tmp_path / "report", options, people=1, only=("500 people",))
+    with pytest.raises(InputError, match="did you mean '500 people'"):
+        identity.ablated(tmp_path / "report", options, only=("50 people",))
+
+
+@pytest.mark.parametrize(("name", "silent"), [("Image Adapter, trained alone", "identity_net"), ("IdentityNet, trained alone", "adapter")])
+def test_a_part_that_is_left_out_learns_nothing(name: str, silent: str, options: Options):
+    trained = instantid(options, ABLATIONS[name], f"alone-{silent}")
+    parts = {part for part in ("adapter", "identity_net", "resampler") if any(p.requires_grad for p in getattr(trained.module.method, part).parameters())}
+    assert parts == {"adapter", "identity_net", "resampler"} - {silent}
+
+
+def test_the_first_people_are_seeded_ones():
+    people, rows = np.array([5, -3, 7, 5, -1]), np.arange(5)
+    assert first_people(people, rows, 0) is rows
+    assert first_people(people, rows, 2).tolist() == [0, 2, 3]
+    with pytest.raises(InputError, match="shows 4 people, 5 are asked for"):
+        first_people(people, rows, 5)
 
 
 def test_random_numbers_belong_to_the_step():

@@ -191,12 +191,13 @@ class Evaluate:
     rows: tuple[str, ...] = ()
     """Only these rows of the table; for `models` only these models (base needs no dataset)."""
     ablations: bool = False
-    """The method against itself with one choice changed. `words`: landing, mask, loss, encoder, threshold, 12 people each. `edits`: MimicBrush trained anew
-    without its reference net, without image tokens, on stills alone, with gentle augmentation or other masks, --steps each (the paper's Tables 3 and 4)."""
+    """The method against itself with one choice changed. `identity`: InstantID trained anew without one of its parts, with CLIP's image tokens, with the text
+    in IdentityNet, on fewer people ...; `edits`: MimicBrush without its reference net, without image tokens, on stills alone, with gentle augmentation or
+    other masks (the paper's Tables 3 and 4); --steps each. `words`: landing, mask, loss, encoder, threshold, 12 people each."""
     steps: int = 900
-    """For `edits --ablations`: steps of each training. A run that was stopped goes on."""
+    """For --ablations of `identity` and `edits`: steps of each training. A run that was stopped goes on."""
     runs: Path = Path("runs")
-    """For `edits --ablations`: folder for those trainings."""
+    """For --ablations of `identity` and `edits`: folder for those trainings."""
     data: Path = Path("data/world2")
     """Folder with the packed dataset, for `models`."""
     device: str = "cpu"
@@ -216,8 +217,8 @@ class Evaluate:
         for flag, (given, owner) in owners.items():
             if given and self.what != owner:
                 raise InputError(f"{flag} belongs to `evaluate {owner}`, not to `evaluate {self.what}`")
-        if self.ablations and self.what not in ("words", "edits"):
-            raise InputError(f"--ablations belongs to `evaluate words` and `evaluate edits`, not to `evaluate {self.what}`")
+        if self.ablations and self.what not in ("identity", "words", "edits"):
+            raise InputError(f"--ablations belongs to `evaluate identity`, `words` and `edits`, not to `evaluate {self.what}`")
         self.out.mkdir(parents=True, exist_ok=True)
         if self.what == "models":
             return models(self.data, self.out, only=self.rows, device=self.device)
@@ -229,12 +230,14 @@ class Evaluate:
         from selfsame.images.files import InputError
         from selfsame.recipes.common import Options
         from selfsame.recipes.measure import uses
-        from selfsame.recipes.measure.edits import ablated, edits
+        from selfsame.recipes.measure.edits import ablated as edits_ablated
+        from selfsame.recipes.measure.edits import edits
         from selfsame.recipes.measure.folder import folder
-        from selfsame.recipes.measure.identity import identity
+        from selfsame.recipes.measure.identity import ablated, identity
         from selfsame.recipes.measure.words import ABLATED, ABLATIONS, OURS, words
 
         rows: dict[str, Any] = {"only": self.rows, "on_progress": tick}
+        options = Options(data=self.data, runs=self.runs, steps=self.steps)
         if self.what == "folder":
             if self.pictures is None or self.references is None:
                 raise InputError("evaluate folder needs --pictures and --references")
@@ -245,11 +248,12 @@ class Evaluate:
             return words(self.out, people=self.people or (ABLATED if self.ablations else 0), **rows)
         if self.what == "edits":
             asked = {"cases": self.people, "folder": self.edit_set, "clip": self.clip, "dino": self.dino, "device": self.device, **rows}
-            return ablated(self.out, Options(data=self.data, runs=self.runs, steps=self.steps), **asked) if self.ablations else edits(self.out, **asked)
+            return edits_ablated(self.out, options, **asked) if self.ablations else edits(self.out, **asked)
         if self.what == "people":
             return uses.people(self.out, cases=self.people, device=self.device, **rows)
         if self.what == "views":
             return uses.views(self.out, people=self.people, device=self.device, **rows)
         if self.what == "mix":
             return uses.mixes(self.out, pairs=self.people, device=self.device, **rows)
-        return identity(self.out, people=self.people, device=self.device, **rows)
+        rows |= {"people": self.people, "device": self.device}
+        return ablated(self.out, options, **rows) if self.ablations else identity(self.out, **rows)

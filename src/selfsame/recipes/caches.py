@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -127,6 +127,27 @@ def faces_of(encoder: nn.Module, table: Table, rows: np.ndarray, folder: Path, n
         return out
 
     return cached(folder / f"{name}.faces.{fingerprint(encoder, table)}.npy", make)
+
+
+def clip_faces_of(tower: nn.Module, table: Table, rows: np.ndarray, folder: Path, name: str) -> np.ndarray:
+    """CLIP's image features of the encoder's crops of faces of rows, n d float32; other rows are zero."""
+
+    def make() -> np.ndarray:
+        parts = np.array_split(rows, max(1, len(rows) // 256))
+        crops = (to_crops([np.asarray(table.images[i]) for i in part], [table.kps[i] for i in part], ENCODER_CROP) for part in parts)
+        seen = torch.cat([clip_features(tower, x) for x in crops]).numpy()
+        out = np.zeros((len(table), seen.shape[1]), np.float32)
+        out[rows] = seen
+        return out
+
+    return cached(folder / f"{name}.clip-faces.{fingerprint(tower, table)}.npy", make)
+
+
+@torch.no_grad()
+def clip_features(tower: Any, crops: Tensor) -> Tensor:
+    """CLIP's image features of crops b 3 s s in [-1, 1], b d, as long as a face encoder's embeddings are."""
+    seen = F.normalize(tower(crops).image_embeds.float(), dim=1)
+    return seen * seen.shape[1] ** 0.5
 
 
 def face_shares_of(table: Table, folder: Path, name: str, cell: int = 8) -> np.ndarray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,21 +14,22 @@ from torch import Tensor, nn
 
 from selfsame.data.tables import Table, open_table
 from selfsame.diffusion.schedule import denoised_of, lognormal_timesteps, noised
+from selfsame.images.files import InputError
 from selfsame.mannequins.world import lent_kps
 from selfsame.methods.instantid.method import InstantID, ResamplerSize
 from selfsame.methods.instantid.objective import InstantIDTrainer, instantid_loss
 from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, drop, face_weights, lend_faces
-from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE, alphas_cumprod
+from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE, alphas_cumprod, load_image_encoder
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import FaceEncoder
 from selfsame.recipes.base import FACE_WEIGHT, HELD_OUT_NOISE
-from selfsame.recipes.caches import as_tensor, drawings_of, face_shares_of, faces_of, fingerprint_of, latents_of, text_of
+from selfsame.recipes.caches import as_tensor, clip_faces_of, drawings_of, face_shares_of, faces_of, fingerprint_of, latents_of, text_of
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
 from selfsame.recipes.likeness import STEPS, kept_reader, readable
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
-from selfsame.studio.request import Request
+from selfsame.studio.request import Request, Strengths
 from selfsame.studio.studio import Studio
 from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import checked_folder, load_into, load_text, load_unet, load_vae
@@ -44,6 +45,41 @@ LIKENESS = 0.3  # weight of the loss on the forming face; 0 is the paper (docs/t
 SMALL_SHARE = 0.05  # of the steps, the first, see pictures of half the size, as the base's do
 LANDING_STEPS, LANDING_RATE = 500, 2e-3  # 40 seconds on two cores
 LOUDNESS = 0.5  # of landed tokens: whole ones beside the text's would be as much again as the layers know
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How InstantID is trained: as it ships, or with one choice changed."""
+
+    how: InstantIDSamples = HOW
+    likeness: float = LIKENESS  # weight of the loss on the forming face
+    use_adapter: bool = True
+    use_net: bool = True
+    reads: Literal["face", "clip"] = "face"  # what the Resampler is given: the face encoder's embedding, or CLIP's image features of the same crop
+    net_reads: Literal["face", "text"] = "face"  # what IdentityNet's cross-attention sees
+    people: int = 0  # learn from only so many people; 0: all of the data's
+
+    def __post_init__(self) -> None:
+        if self.likeness and self.reads != "face":
+            raise ValueError("the loss on the forming face compares with the face encoder's embedding: set likeness to 0 with other features")
+
+    @property
+    def strengths(self) -> Strengths:
+        """What it paints with: the parts that it was trained with."""
+        return Strengths(adapter_scale=float(self.use_adapter), controlnet_scale=float(self.use_net))
+
+
+WHOLE = Variant(likeness=0.0)  # the paper's objective, beside which the others stand
+# One choice changed at a time: the paper's questions (arXiv:2401.07519, Sec. 4), and ours.
+ABLATIONS: dict[str, Variant] = {
+    "Image Adapter, trained alone": replace(WHOLE, use_net=False),
+    "IdentityNet, trained alone": replace(WHOLE, use_adapter=False),
+    "CLIP's image tokens": replace(WHOLE, reads="clip"),
+    "IdentityNet reads the text": replace(WHOLE, net_reads="text"),
+    "with the forming face's loss": replace(WHOLE, likeness=LIKENESS),
+    "own key points only": replace(WHOLE, how=replace(HOW, lend_pose=0.0)),
+    **{f"{n} people": replace(WHOLE, people=n) for n in (500, 2000, 8000, 20000)},
+}
 
 
 def land(method: InstantID, table: Table, faces: np.ndarray, tokenizer: Any, text_encoder: Any, seed: int, steps: int = LANDING_STEPS) -> float:
@@ -80,16 +116,40 @@ def land(method: InstantID, table: Table, faces: np.ndarray, tokenizer: Any, tex
     return float(np.mean(errors[-20:])) / float((said - said.mean(0)).square().mean())
 
 
-def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
-    """Resampler, K'/V' and IdentityNet together, from another photo of the person than the one painted."""
+def first_people(people: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """Rows of the first so many people by their numbers, 0: all rows. Celebrities are people, too.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    if not count:
+        return rows
+    known = np.unique(people[rows])
+    if len(known) < count:
+        raise InputError(f"the data shows {len(known)} people, {count} are asked for: selfsame render --split train with a larger --count")
+    return rows[np.isin(people[rows], known[np.argsort(known < 0, kind="stable")][:count])]
+
+
+def instantid(options: Options, variant: Variant = Variant(), name: str = "instantid") -> Trained:
+    """Resampler, K'/V' and IdentityNet together, from another photo of the person than the one painted.
+
+    Args:
+        name: of the run's folder.
+
+    Raises:
+        InputError: the data shows fewer people than the variant shall learn from.
+    """
+    how = variant.how
     run = options.run(
         Run(
-            folder=options.folder("instantid"), max_steps=31250, batch_size=32, learning_rate=4e-4, ema_decay=0.999, weight_decay=0.01, look_every=1000, seed=51
+            folder=options.folder(name), max_steps=31250, batch_size=32, learning_rate=4e-4, ema_decay=0.999, weight_decay=0.01, look_every=1000, seed=51
         ),
         after=("base/vae", "base/text_encoder", "base/tokenizer", "encoder.safetensors"), batch_size=256, learning_rate=5e-4, max_steps=8000,
     )  # fmt: skip
     vae, (tokenizer, text_encoder), unet = load_vae(), load_text(), load_unet()
     encoder = load_into(FaceEncoder(), "encoder.safetensors")
+    tower = load_image_encoder() if variant.reads == "clip" else None
+    size = SIZE if tower is None else replace(SIZE, embedding_dim=CONTEXT_DIM)
     cache = options.runs / "cache"
     abar = alphas_cumprod()
     empty = encode_prompts(tokenizer, text_encoder, [""]).encoder_hidden_states[0]
@@ -102,12 +162,13 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
             rows = face_rows(self.table)
             self.latents = {shrink: latents_of(vae, self.table, cache, split if shrink == 1 else f"{split}-small", shrink) for shrink in sizes}
             self.text = text_of(tokenizer, text_encoder, self.table, cache, split)
-            self.faces = faces_of(encoder, self.table, rows, cache, split)
+            self.encoded = faces_of(encoder, self.table, rows, cache, split)  # what the loss on the forming face compares with
+            self.faces = self.encoded if tower is None else clip_faces_of(tower, self.table, rows, cache, split)
             self.shares = face_shares_of(self.table, cache, split)
             self.drawings = drawings_of(self.table, rows, self.table.kps.__getitem__, cache, split)
             if lends:
                 self.lent = drawings_of(self.table, rows, lambda i: lent_kps(split, self.table.records[i]["index"]), cache, f"{split}-lent")
-            self.photos = PhotosOf(self.table.people, rows)
+            self.photos = PhotosOf(self.table.people, rows if split != "train" else first_people(self.table.people, rows, variant.people))
 
         def batch(self, at: np.ndarray, rng: np.random.Generator, how: InstantIDSamples, shrink: int = 1) -> Batch:
             g = torch_generator(rng)
@@ -145,27 +206,29 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
 
     key = fingerprint_of([encoder, vae.encoder], side.table.digest)  # type: ignore[list-item]
     reader_steps = 2 if options.smoke else STEPS
-    reader = kept_reader(
-        cache / f"latent_face.{key}.{reader_steps}.pt", side.latents[1], np.asarray(side.faces), side.table.people, side.photos.rows, run.seed, reader_steps
-    )
+    reader = None
+    if variant.likeness:
+        path = cache / f"latent_face.{key}.{reader_steps}.pt"
+        reader = kept_reader(path, side.latents[1], np.asarray(side.encoded), side.table.people, face_rows(side.table), run.seed, reader_steps)
 
     def likeness(out: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """How unlike the person the denoised estimates are, where a face can be read in them."""
+        assert reader is not None
         lent = batch["embedding"].mean(1)
         if out.shape[-1] != side.latents[1].shape[-1]:
             return out.new_zeros(())
         at = abar.to(out.device)[batch["t"]].view(-1, 1, 1, 1)
         alike = F.cosine_similarity(reader(denoised_of(SCHEDULE["prediction_type"], out, batch["noisy"], at)), lent)
-        return LIKENESS * (readable(at.flatten()) * (lent.abs().sum(1) > 0) * (1 - alike)).mean()
+        return variant.likeness * (readable(at.flatten()) * (lent.abs().sum(1) > 0) * (1 - alike)).mean()
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
-        return Loss(*instantid_loss(model, batch, {"likeness": likeness}))
+        return Loss(*instantid_loss(model, batch, {"likeness": likeness} if variant.likeness else {}))
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, InstantIDTrainer)
         studio = Studio(str(model.unet.device)).with_parts(unet=model.unet, instantid=model.method)
         request = Request(num_steps=12)
-        faces = [Shown(as_tensor(held.faces[i])[None, None], held.table.kps[j].astype(np.float64)) for i, j in shown]
+        faces = [Shown(as_tensor(held.faces[i])[None, None], held.table.kps[j].astype(np.float64), strengths=variant.strengths) for i, j in shown]
         rows = [Row(prompt, faces=(face,)) for prompt, face in zip(PROMPTS, faces, strict=False)]
         painted, _ = studio.paint(rows, request, list(range(len(rows))))
         save_grid(run, step, [[held.table.images[i] for i, _ in shown], painted])
@@ -181,7 +244,7 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
     torch.manual_seed(run.seed)
 
     def fresh() -> InstantID:
-        method = InstantID.new(unet, SIZE, conditioning_channels=(16, 32, 64, 96), loudness=LOUDNESS)
+        method = InstantID.new(unet, size, conditioning_channels=(16, 32, 64, 96), loudness=LOUDNESS)
         if not (run.folder / "state.pt").exists():  # else the checkpoint knows better
             land(method, side.table, side.faces, tokenizer, text_encoder, run.seed, 2 if options.smoke else LANDING_STEPS)
         return method
@@ -190,5 +253,6 @@ def instantid(options: Options, how: InstantIDSamples = HOW) -> Trained:
         fresh,
         lambda: InstantID.from_pretrained(checked_folder("instantid"), unet),
     )
-    module = InstantIDTrainer(method, unet)
+    method.net_reads = variant.net_reads
+    module = InstantIDTrainer(method, unet, use_adapter=variant.use_adapter, use_net=variant.use_net)
     return finish(run, module, objective, batch_at, options, look)

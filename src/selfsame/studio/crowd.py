@@ -38,6 +38,7 @@ class Crowd:
     regions: Tensor | None  # m 1 H W
     strengths: tuple[Strengths, ...]
     count: int  # rows of the batch
+    net_reads_text: bool = False  # whether IdentityNet sees the text instead of the faces
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Shown]], size: tuple[int, int], method: InstantID, draw_kps: DrawKps, dtype: torch.dtype) -> Crowd:
@@ -58,7 +59,9 @@ class Crowd:
             masks = [np.ones(size, np.float32) if face.region is None else face.region for _, face in everyone]
             regions = torch.from_numpy(np.stack(masks)[:, None]).to(device, dtype)
         at = torch.tensor([i for i, _ in everyone], device=device)
-        return cls(at, tokens, nobody, drawings.to(device, dtype), regions, tuple(face.strengths for _, face in everyone), len(rows))
+        return cls(
+            at, tokens, nobody, drawings.to(device, dtype), regions, tuple(face.strengths for _, face in everyone), len(rows), method.net_reads == "text"
+        )
 
     def act(self, index: int, num_steps: int) -> Act:
         """Who acts in a step. A face whose strength is 0 there is left out altogether."""
@@ -79,6 +82,8 @@ class Crowd:
             face = FaceCondition(tokens, scale, regions, rows)
         if act[1]:
             tokens, scale, regions, rows, which = self._some(act[1], control, guided)
+            if self.net_reads_text:
+                tokens = said.encoder_hidden_states if rows is None else said.encoder_hidden_states[rows]
             spatial = SpatialCondition(self.drawings[which], tokens, scale, regions, rows)
         return Conditioning(said.encoder_hidden_states, said.pooled, said.time_ids, face, spatial)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,17 +44,22 @@ class ResamplerSize:
     ff_mult: int = 4
 
 
-def noted_size(path: Path) -> ResamplerSize:
-    """The Resampler's sizes that `save_pretrained` noted in its file.
+def noted_in(path: Path) -> dict[str, str]:
+    """What `save_pretrained` noted in its file: at least the Resampler's sizes.
 
     Raises:
         ValueError: it notes none.
     """
     with safe_open(path, "pt") as f:
-        noted = (f.metadata() or {}).get("resampler")
-    if noted is None:
+        noted = f.metadata() or {}
+    if "resampler" not in noted:
         raise ValueError(f"{path}: says nothing of its Resampler's sizes; it was not written by InstantID.save_pretrained")
-    return ResamplerSize(**json.loads(noted))
+    return noted
+
+
+def noted_size(path: Path) -> ResamplerSize:
+    """The Resampler's sizes that `save_pretrained` noted in its file; raises as `noted_in` does."""
+    return ResamplerSize(**json.loads(noted_in(path)["resampler"]))
 
 
 class ImageAdapter(nn.Module):
@@ -89,6 +94,7 @@ class InstantID(nn.Module):
     def __init__(self, resampler: Resampler, adapter: ImageAdapter, identity_net: ControlNetModel, size: ResamplerSize) -> None:
         super().__init__()
         self.resampler, self.adapter, self.identity_net, self.size = resampler, adapter, identity_net, size
+        self.net_reads: Literal["face", "text"] = "face"  # what IdentityNet's cross-attention sees; the text is an ablation, and ControlNet as usual
 
     @classmethod
     def new(
@@ -154,7 +160,7 @@ class InstantID(nn.Module):
 
         values = kept(self.resampler, "image_proj") | kept(self.adapter, "ip_adapter")
         partial = folder / "adapter.part"
-        save_file(values, partial, metadata={"format": "pt", "resampler": json.dumps(asdict(self.size))})
+        save_file(values, partial, metadata={"format": "pt", "resampler": json.dumps(asdict(self.size)), "net_reads": self.net_reads})
         os.replace(partial, folder / OURS)
         for other in ADAPTER_FILES:
             (folder / other).unlink(missing_ok=True)  # an older one would be ambiguous
@@ -174,6 +180,7 @@ class InstantID(nn.Module):
         size, values = noted_size(path), load_file(path)
         net = ControlNetModel.from_pretrained(folder / "ControlNetModel", torch_dtype=dtype, local_files_only=True)
         made = cls(Resampler(**asdict(size)), ImageAdapter.of(unet, from_base=False), net, size)
+        made.net_reads = "text" if noted_in(path).get("net_reads") == "text" else "face"
         for module, prefix in ((made.resampler, "image_proj."), (made.adapter, "ip_adapter.")):
             module.load_state_dict({k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}, strict=True)
         return made.to(dtype).eval().requires_grad_(False)

@@ -27,9 +27,18 @@ class InstantIDTrainer(nn.Module):
     the backward pass, and must find the same processors there.
     """
 
-    def __init__(self, method: InstantID, unet: UNet2DConditionModel) -> None:
+    def __init__(self, method: InstantID, unet: UNet2DConditionModel, *, use_adapter: bool = True, use_net: bool = True) -> None:
+        """
+        Args:
+            use_adapter, use_net: False leaves the Image Adapter or IdentityNet out: the paper's ablation (Fig. 5), each trained alone.
+        """
         super().__init__()
-        self.method = method
+        if not (use_adapter or use_net):
+            raise ValueError("neither Image Adapter nor IdentityNet is used: nothing would learn")
+        self.method, self.use_adapter, self.use_net = method, use_adapter, use_net
+        method.adapter.requires_grad_(use_adapter)
+        method.identity_net.requires_grad_(use_net)
+        method.resampler.requires_grad_(use_adapter or method.net_reads == "face")
         self.unet = unet.requires_grad_(False)
         self._attachment = ExitStack()
         self._attachment.enter_context(method.attached(unet))
@@ -55,7 +64,10 @@ class InstantIDTrainer(nn.Module):
         if holds is not None:  # a gradient of zeros rather than none: several processes wait for one from every parameter
             tokens = torch.lerp(tokens, tokens.detach(), holds.to(tokens).view(-1, 1, 1))
         rows = torch.ones(len(noisy), device=noisy.device)
-        c = Conditioning(text, pooled, time_ids, face=FaceCondition(tokens, rows), spatial=SpatialCondition(kps_image, tokens, rows))
+        face = FaceCondition(tokens, rows) if self.use_adapter else None
+        read = tokens if self.method.net_reads == "face" else text
+        spatial = SpatialCondition(kps_image, read, rows) if self.use_net else None
+        c = Conditioning(text, pooled, time_ids, face=face, spatial=spatial)
         return predict(self.unet, self.method.identity_net, noisy, timesteps, c)
 
 

@@ -5,32 +5,56 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from selfsame.evaluation.metrics import paired_interval, ratio_interval
 from selfsame.evaluation.report import Report, Row, write_report
+from selfsame.images.files import InputError
 from selfsame.mannequins.render import Picture
+from selfsame.methods.instantid.method import InstantID
+from selfsame.methods.instantid.objective import InstantIDTrainer
+from selfsame.models.mannequin import load_image_encoder
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
+from selfsame.recipes.caches import clip_features
+from selfsame.recipes.common import Options
+from selfsame.recipes.instantid import ABLATIONS, WHOLE, Variant, instantid
 from selfsame.recipes.measure.judging import Judges, Seen, columns_of, measured_with, notes_on_weights, oracle_pictures, rows_by_style, worst_of
 from selfsame.recipes.measure.protocols import IDENTITY, Task, asked, canonical_kps, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.recipes.measure.swap import face_swapped
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
-from selfsame.studio.request import Request, Strengths
+from selfsame.studio.request import Request, Strengths, nearest
 from selfsame.studio.studio import Studio, load
+from selfsame.training.run import Progress
 
 ROW_NAMES = ("base without a face", "Image Adapter alone", "IdentityNet alone", "both", "both, 4 photos", "oracle")
 # Asked for by name (--rows): what more photos bring, what speed costs, and a baseline that pastes.
 EXTRA = ("both, 2 photos", "both, 8 photos", "both, fast", "face swap")
 UNPOSED = ("base without a face", "Image Adapter alone", "face swap")  # rows whose model sees no key points
 BATCH = 4
+ABLATED = 25  # people, unless more are asked for
 
 
-def _paint_row(studio: Studio, name: str, tasks: Sequence[Task], split: str, request: Request, tick: Callable[[int], None]) -> list[np.ndarray]:
+@dataclass(frozen=True)
+class Rival:
+    """Another training of InstantID, as a row of its own."""
+
+    method: InstantID
+    variant: Variant
+
+    def studio(self, beside: Studio) -> Studio:
+        """A studio that paints with it."""
+        return Studio(str(beside.device)).with_parts(unet=beside.unet, vae=beside.vae, instantid=self.method)
+
+
+def _paint_row(
+    studio: Studio, name: str, tasks: Sequence[Task], split: str, request: Request, tick: Callable[[int], None], rival: Rival | None = None
+) -> list[np.ndarray]:
     """All pictures of one row of the table."""
     if name == "oracle":
         return oracle_pictures(studio, split, tasks, tick)
@@ -40,7 +64,9 @@ def _paint_row(studio: Studio, name: str, tasks: Sequence[Task], split: str, req
         request = replace(request, speed="fast")
     photos_of = re.search(r"(\d+) photos", name)
     scales = {"Image Adapter alone": (1.0, 0.0), "IdentityNet alone": (0.0, 1.0)}.get(name, (1.0, 1.0))
-    strengths = Strengths(adapter_scale=scales[0], controlnet_scale=scales[1])
+    strengths = Strengths(adapter_scale=scales[0], controlnet_scale=scales[1]) if rival is None else rival.variant.strengths
+    painting = studio if rival is None else rival.studio(studio)
+    tower = load_image_encoder() if rival is not None and rival.variant.reads == "clip" else None
     images: list[np.ndarray] = []
     embeddings: dict[int, torch.Tensor] = {}
     for start in range(0, len(tasks), BATCH):
@@ -52,10 +78,11 @@ def _paint_row(studio: Studio, name: str, tasks: Sequence[Task], split: str, req
                 if t.person not in embeddings:
                     photos = [reference_photo(split, t.person, k) for k in range(int(photos_of[1]) if photos_of else 1)]
                     crops = to_crops([p.image for p in photos], [_seen_kps(studio, p) for p in photos], ENCODER_CROP)
-                    embeddings[t.person] = embed(studio.encoder, crops).mean(0, keepdim=True)[None]
+                    seen = embed(studio.encoder, crops) if tower is None else clip_features(tower, crops)
+                    embeddings[t.person] = seen.mean(0, keepdim=True)[None]
                 faces = (Shown(embeddings[t.person], canonical_kps(t.view)[0], strengths=strengths),)
             rows.append(PaintRow(t.prompt, faces=faces))
-        images += studio.paint(rows, request, [t.seed for t in chunk])[0]
+        images += painting.paint(rows, request, [t.seed for t in chunk])[0]
         tick(len(chunk))
     return images
 
@@ -91,8 +118,57 @@ def _seen_kps(studio: Studio, photo: Picture) -> np.ndarray:
     return found[0].kps if found else photo.kps[0]
 
 
+def ablated(out: Path, options: Options, *, people: int = 0, only: Sequence[str] = (), **measuring: Any) -> Report:
+    """Train InstantID anew, whole and with one choice changed at a time, so many steps each, and measure all of them. Runs that were stopped go on.
+
+    Args:
+        options: of every training; `runs/ablations` gets a folder for each.
+        people: of the protocol; 0: `ABLATED`.
+        only: only these of `ABLATIONS`, always beside the whole one. Without it, those that the data has too few people for are left out.
+        measuring: of `identity`.
+
+    Raises:
+        InputError: an unknown ablation, or too few people for one that is asked for.
+    """
+    for name in only:
+        nearest(name, ("both", *ABLATIONS), "ablation")
+    asked(checked_protocol(IDENTITY), people or ABLATED, (), ROW_NAMES)  # refuses what cannot be measured before hours of training
+    tell = measuring.get("on_progress", lambda share, note: None)
+    rivals: dict[str, Rival] = {}
+    said = []
+    for name, variant in {"both": WHOLE, **ABLATIONS}.items():
+        if only and name not in (*only, "both"):
+            continue
+
+        def show(at: Progress, name: str = name) -> None:
+            tell(0, f"training {name}: {at.step} of {at.max_steps}, loss {at.loss:.3f}")
+
+        folder = f"ablations/instantid-{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
+        try:
+            trained = instantid(replace(options, on_progress=show), variant, folder)
+        except InputError as error:
+            if only or not variant.people:
+                raise
+            said.append(f"left out: {name} ({error})")
+            continue
+        assert isinstance(trained.module, InstantIDTrainer)
+        trained.module.detach()
+        rivals[name] = Rival(trained.module.method.to(torch.device(measuring.get("device", "cpu"))), variant)
+        said.append(f"{name}: {trained.samples} samples, {', '.join(f'{k} {v:.4g}' for k, v in trained.figures.items())}")
+    said.insert(0, "all trained here on the base that ships, by the paper's objective but for what their names say; none of them the weights that ship")
+    rows = ("base without a face", *rivals, "oracle")
+    return identity(out, people=people or ABLATED, only=rows, rivals=rivals, more=said, **measuring)
+
+
 def identity(
-    out: Path, *, people: int = 0, only: Sequence[str] = (), device: str = "cpu", on_progress: Callable[[float, str], None] = lambda share, note: None
+    out: Path,
+    *,
+    people: int = 0,
+    only: Sequence[str] = (),
+    rivals: Mapping[str, Rival] | None = None,
+    more: Sequence[str] = (),
+    device: str = "cpu",
+    on_progress: Callable[[float, str], None] = lambda share, note: None,
 ) -> Report:
     """Run the identity protocol.
 
@@ -100,12 +176,15 @@ def identity(
         out: folder for report.json and report.html.
         people: only the first so many of the protocol's people; 0: all. The gallery stays whole.
         only: only these rows, those of `EXTRA` too.
+        rivals: other trainings, by the names of their rows.
+        more: what the report shall say besides.
 
     Raises:
         ValueError: an unknown row, or more people than the protocol has.
     """
     p = checked_protocol(IDENTITY)
-    count, names = asked(p, people, only, ROW_NAMES, EXTRA)
+    rivals = rivals or {}
+    count, names = asked(p, people, only, ROW_NAMES, (*EXTRA, *rivals))
     studio, split = load(device=device), p["split"]
     tasks = tasks_of(p, count)
     judges = Judges(studio, p, count)
@@ -118,7 +197,7 @@ def identity(
     seen: list[Seen] = []
     for name in names:
         began = time.monotonic()
-        images = _paint_row(studio, name, tasks, split, request, lambda n, name=name: on_progress(n / total, name))
+        images = _paint_row(studio, name, tasks, split, request, lambda n, name=name: on_progress(n / total, name), rivals.get(name))
         seconds = (time.monotonic() - began) / len(tasks)
         strips.append((name, images[:8]))
         results = judges.results(tasks, images, judges.kps(images), asked_kps=name not in UNPOSED)
@@ -129,13 +208,14 @@ def identity(
             seen = [Seen.of_one(t.prompt, None if r["no_face"] else r["cosine"], image, t.person) for t, r, image in together]
         rows.append(Row(name, columns_of(results, seconds, p["bootstrap"], [t.person for t in tasks])))
         by_style += rows_by_style(name, tasks, results)
-    notes = extent(p, count)
+    notes = [*extent(p, count), *more]
     groups = [t.person for t in tasks]
     pairs = [
         ("both", "Image Adapter alone"),
         ("both", "IdentityNet alone"),
         ("both", "face swap"),
         *((name, "both") for name in names if name.startswith("both, ")),
+        *(("both", name) for name in rivals if name != "both"),
     ]
     for a, b in pairs:
         for what, values in (("judge cosine", cosines), ("attributes", followed)):
