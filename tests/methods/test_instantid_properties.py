@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,10 +14,12 @@ from torch import Tensor
 
 from selfsame.adapters.keeping import DeepReuse, Kept
 from selfsame.adapters.processors import cross_attention_paths
+from selfsame.images.draw import draw_kps
 from selfsame.methods.instantid.checkpoint import adapter_from_official, adapter_to_official, resampler_from_official
 from selfsame.methods.instantid.method import InstantID, ResamplerSize, face_conditions, predict, residuals_of
 from selfsame.methods.instantid.objective import InstantIDTrainer, instantid_loss
 from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, drop, face_weights, lend_faces
+from selfsame.studio.crowd import Crowd, Shown
 from selfsame.training.loop import checkpoint_activations
 from selfsame.values.conditioning import Conditioning, FaceCondition, SpatialCondition, stacked
 
@@ -212,6 +216,48 @@ def test_training_moves_the_method_and_never_the_base(unet):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
     trainer.detach()
     assert torch.equal(base(unet), before)
+
+
+def said_by(trainer: InstantIDTrainer, **changed: Tensor) -> Tensor:
+    batch = training_batch() | changed
+    with torch.no_grad():
+        return trainer(*(batch[name] for name in ("noisy", "t", "text", "embedding", "kps_image")))
+
+
+@pytest.mark.parametrize(
+    ("left_out", "net_reads", "heard"),
+    [
+        ({"use_net": False}, "face", {"embedding", "text"}), ({"use_adapter": False}, "face", {"embedding", "kps_image", "text"}),
+        ({"use_adapter": False}, "text", {"kps_image", "text"}), ({}, "text", {"embedding", "kps_image", "text"}),
+    ],
+)  # fmt: skip
+def test_what_an_ablation_leaves_out_is_not_heard(unet, method, left_out: dict[str, bool], net_reads: Literal["face", "text"], heard: set[str]):
+    made = copy.deepcopy(method)
+    made.net_reads = net_reads
+    torch.nn.init.normal_(made.identity_net.controlnet_cond_embedding.conv_out.weight, std=0.2)  # type: ignore[arg-type]
+    trainer = InstantIDTrainer(made, copy.deepcopy(unet), **left_out).eval()
+    plain, batch = said_by(trainer), training_batch()
+    g = torch.Generator().manual_seed(8)
+    changed = {name: torch.rand(batch[name].shape, generator=g) for name in ("embedding", "kps_image", "text")}
+    assert {name for name, value in changed.items() if not torch.allclose(said_by(trainer, **{name: value}), plain, atol=1e-6)} == heard
+
+
+def test_neither_part_is_refused(unet, method):
+    with pytest.raises(ValueError, match="nothing would learn"):
+        InstantIDTrainer(copy.deepcopy(method), copy.deepcopy(unet), use_adapter=False, use_net=False)
+
+
+@pytest.mark.parametrize("net_reads", ["face", "text"])
+def test_a_trainer_and_a_painter_say_the_same(unet, method, net_reads: Literal["face", "text"]):
+    made = copy.deepcopy(method)
+    made.net_reads = net_reads
+    batch = training_batch()
+    kps = np.array([[20.0, 24], [44, 24], [32, 36], [24, 48], [42, 48]])
+    crowd = Crowd.of([[Shown(e[None], kps)] for e in batch["embedding"]], (64, 64), made, draw_kps, torch.float32)
+    with torch.no_grad(), made.attached(unet):
+        painted = predict(unet, made.identity_net, batch["noisy"], batch["t"], crowd.joined(Conditioning(batch["text"]), ((0, 1), (0, 1)), guided=False))
+    trainer = InstantIDTrainer(made, copy.deepcopy(unet)).eval()
+    assert torch.allclose(said_by(trainer, kps_image=crowd.drawings), painted, atol=1e-6)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(unet, method):

@@ -69,6 +69,16 @@ def test_stable_diffusion_1_reads_a_short_prompt_as_a_stock_pipeline_does_and_a_
     assert torch.allclose(short[:, :77], alone, atol=1e-6)
 
 
+def test_a_window_is_filled_with_the_tokenizers_own_filler(encoders: list):
+    class Padding(Words):
+        pad_token_id = 0
+
+    told, _ = encode_windows(Padding(), encoders[0], ["a red hat"], [""])
+    ids = torch.tensor([[98, *Words()("a red hat").input_ids[1:-1], 99, *[0] * 72]])
+    with torch.no_grad():
+        assert torch.allclose(told, encoders[0](ids).last_hidden_state, atol=1e-6)
+
+
 def test_a_learned_word_stands_in_its_window(encoders: list):
     word, another = torch.randn(2, 2, 16)
     told, _ = encode_windows(Words(), encoders[0], ["a <x> hat", " ".join("abcdefgh"[i % 8] for i in range(74)) + " <x>"], ["", ""], {"<x>": word})

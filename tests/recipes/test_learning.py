@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer, SegformerConfig, SegformerForSemanticSegmentation
 
 from selfsame.images.files import InputError, read_image
@@ -267,6 +269,11 @@ def test_folders_that_are_no_such_models_are_refused(folders: dict[str, Path], t
         stable_diffusion_base(**{**folders, "parser": tmp_path / "none"})
     with pytest.raises(InputError, match="give the folder of the face transformer"):
         stable_diffusion_base(**{**folders, "face_vit": tmp_path})
+    pickled = tmp_path / "pickled"  # as the catalogue's is laid out
+    pickled.mkdir()
+    shutil.copy(folders["face_vit"] / "config.json", pickled)
+    torch.save(load_file(folders["face_vit"] / "model.safetensors"), pickled / "pytorch_model.bin")
+    stable_diffusion_base(**{**folders, "face_vit": pickled})
     with pytest.raises(InputError, match="holds a segformer, not the face transformer"):
         stable_diffusion_base(**{**folders, "face_vit": folders["parser"]})
     with pytest.raises(InputError, match="no such file; give a text file"):

@@ -103,7 +103,9 @@ def test_mimicbrush_trained_anew_with_one_choice_changed_stands_beside_the_whole
     shown = ablated(tmp_path / "report", options, only=("image tokens alone",), folder=tmp_path / "set")
     assert [row.name.partition(": ")[2] for row in shown.rows] == [OURS, "image tokens alone", "oracle"]
     assert any(f"{OURS} minus image tokens alone" in note for note in shown.notes)
-    assert {p.name for p in (options.runs / "ablations").iterdir()} == {"mimicbrush-smoke", "image-tokens-alone-smoke"}
+    made = {p.name.rsplit("-", 2)[0] for p in (options.runs / "ablations").glob("mimicbrush-*")}
+    assert made == {"mimicbrush-mimicbrush-0", "mimicbrush-image-tokens-alone-0"}
+    assert sum("trained here, 16 samples" in note for note in shown.notes) == 2
     with pytest.raises(InputError, match="did you mean 'stills alone'"):
         ablated(tmp_path / "report", options, only=("stills",))
 
@@ -111,11 +113,14 @@ def test_mimicbrush_trained_anew_with_one_choice_changed_stands_beside_the_whole
 def test_instantid_trained_anew_with_one_choice_changed_stands_beside_the_whole(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     p = checked_protocol(IDENTITY)
     monkeypatch.setattr(identity, "checked_protocol", lambda name: {**p, "people": 2, "num_steps": 1})
-    asked = ("Image Adapter, trained alone", "CLIP's image tokens", "IdentityNet reads the text")
+    asked = ("Image Adapter, trained alone", "CLIP's embedding of the face", "IdentityNet reads the text")
     shown = identity.ablated(tmp_path / "report", options, people=1, only=asked)
     assert [row.name for row in shown.rows] == ["base without a face", "both", *asked, "oracle"]
     assert sum("both minus" in note and "judge cosine" in note for note in shown.notes) == 3
-    with pytest.raises(InputError, match="500 are asked for"):
+    assert sum("trained here, 16 samples" in note for note in shown.notes) == 4
+    unposed = next(row for row in shown.rows if row.name == asked[0])
+    assert np.isnan(unposed.columns["kps error"]), "it never sees key points"
+    with pytest.raises(InputError, match=r"500 people.* shows 12"):
         identity.ablated(tmp_path / "report", options, people=1, only=("500 people",))
     with pytest.raises(InputError, match="did you mean '500 people'"):
         identity.ablated(tmp_path / "report", options, only=("50 people",))
@@ -128,11 +133,11 @@ def test_a_part_that_is_left_out_learns_nothing(name: str, silent: str, options:
     assert parts == {"adapter", "identity_net", "resampler"} - {silent}
 
 
-def test_the_first_people_are_seeded_ones():
+def test_the_first_people_are_seeded_ones_beside_all_celebrities():
     people, rows = np.array([5, -3, 7, 5, -1]), np.arange(5)
     assert first_people(people, rows, 0) is rows
-    assert first_people(people, rows, 2).tolist() == [0, 2, 3]
-    with pytest.raises(InputError, match="shows 4 people, 5 are asked for"):
+    assert first_people(people, rows, 1).tolist() == [0, 1, 3, 4]
+    with pytest.raises(InputError, match="shows 2 people, 5 are asked for"):
         first_people(people, rows, 5)
 
 

@@ -187,6 +187,14 @@ def test_no_line_overwrites_what_another_one_reads(studio: Studio, tmp_path: Pat
     assert (tmp_path / "ada.png").read_bytes() == before
 
 
+def test_a_folder_of_photos_lends_a_face_and_is_judged(studio: Studio, tmp_path: Path):
+    (tmp_path / "ada").mkdir()
+    shutil.copy(ADA, tmp_path / "ada/1.png")
+    results = run(studio, manifest(tmp_path, {"id": "a", "face": "ada", "num_steps": 1}), tmp_path / "out")
+    assert results["a"].status == "made"
+    assert len(results["a"].scores) == 1
+
+
 def test_what_json_and_tables_may_hold_is_read_rightly(tmp_path: Path):
     one, odd = read_manifest(manifest(tmp_path, '{"prompt": "a\u2028person"}', {"seed": 3.7}))
     assert one.order is not None

@@ -25,9 +25,10 @@ def test_a_containers_limit_counts(tmp_path: Path):
     assert allowed_memory(tmp_path) == memory_limit(tmp_path) == 0
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 600\n")
     assert allowed_memory(tmp_path) == 0
     (tmp_path / "memory.max").write_text("5000\n")
-    assert (memory_limit(tmp_path), allowed_memory(tmp_path)) == (5000, 4000)
+    assert (memory_limit(tmp_path), allowed_memory(tmp_path)) == (5000, 4600)
 
 
 def test_every_preset_paints_the_same_picture(folders: Folders, photo: Path):  # noqa: F811

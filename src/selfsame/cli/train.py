@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from selfsame.cli.say import bar, warn
 
+ABLATION_STEPS = 900  # unless others are asked for
 DRAWN_EVERY = 300.0  # seconds between two drawings of a run's curve
 
 
@@ -141,8 +142,9 @@ class Train:
         print(trained.folder / "curve.png")
         for lack in () if self.smoke else below_gate(name, trained.figures):
             warn(lack)
-        if ship and name == "base":
-            warn("MimicBrush's reference net is the base with additions and refuses another one: selfsame train mimicbrush --warm --ship")
+        if ship and name == "base" and self.name != "all":
+            remedy = f"delete {self.runs / 'mimicbrush'}, then selfsame train mimicbrush --warm --ship"
+            warn(f"MimicBrush's reference net is the base with additions and refuses another one: {remedy}")
         if ship:
             from selfsame.recipes.ship import ship_trained
 
@@ -194,12 +196,12 @@ class Evaluate:
     """The method against itself with one choice changed. `identity`: InstantID trained anew without one of its parts, with CLIP's image tokens, with the text
     in IdentityNet, on fewer people ...; `edits`: MimicBrush without its reference net, without image tokens, on stills alone, with gentle augmentation or
     other masks (the paper's Tables 3 and 4); --steps each. `words`: landing, mask, loss, encoder, threshold, 12 people each."""
-    steps: int = 900
+    steps: int = ABLATION_STEPS
     """For --ablations of `identity` and `edits`: steps of each training. A run that was stopped goes on."""
     runs: Path = Path("runs")
     """For --ablations of `identity` and `edits`: folder for those trainings."""
     data: Path = Path("data/world2")
-    """Folder with the packed dataset, for `models`."""
+    """Folder with the packed dataset, for `models`, and for --ablations to train on (`edits` from its pairs/)."""
     device: str = "cpu"
     """cpu, cuda or mps."""
 
@@ -217,6 +219,8 @@ class Evaluate:
         for flag, (given, owner) in owners.items():
             if given and self.what != owner:
                 raise InputError(f"{flag} belongs to `evaluate {owner}`, not to `evaluate {self.what}`")
+        if not (self.ablations and self.what != "words") and (self.steps != ABLATION_STEPS or self.runs != Path("runs")):
+            raise InputError("--steps and --runs belong to --ablations of `evaluate identity` and `evaluate edits`")
         if self.ablations and self.what not in ("identity", "words", "edits"):
             raise InputError(f"--ablations belongs to `evaluate identity`, `words` and `edits`, not to `evaluate {self.what}`")
         self.out.mkdir(parents=True, exist_ok=True)

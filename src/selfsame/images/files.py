@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,7 +153,11 @@ def spare_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path | No
     Raises:
         InputError: an output is one of the inputs, or lies inside an input folder under the name of one of its files.
     """
-    read = {Path(p).resolve() for p in inputs if p is not None}
+    spare_resolved(outputs, {Path(p).resolve() for p in inputs if p is not None})
+
+
+def spare_resolved(outputs: Iterable[str | Path], read: Collection[Path]) -> None:
+    """`spare_inputs` for what is read by many outputs: resolved once."""
     for path in outputs:
         where = Path(path).resolve()
         if where in read or (where.parent in read and where.exists()):

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfsame.adapters.words import words_inserted
@@ -167,16 +166,17 @@ def encode_windows(
     counts = {name: len(v) for name, v in words.items()}
     read = [weighted_ids(tokenizer, p, counts) for p in (*prompts, *negative_prompts)]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    length = WINDOW * max(1, *(-(-len(ids) // WINDOW) for ids, _, _ in read))
-    ids, weights = (torch.tensor([row[k] + [fill] * (length - len(row[k])) for row in read]) for k, fill in ((0, eos), (1, 1.0)))
+    pad = getattr(tokenizer, "pad_token_id", eos)  # Stable Diffusion 2 fills with another token than the end
     states = []
-    for start in range(0, length, WINDOW):
-        part = F.pad(F.pad(ids[:, start : start + WINDOW], (1, 0), value=bos), (0, 1), value=eos)
+    for start in range(0, WINDOW * max(1, *(-(-len(ids) // WINDOW) for ids, _, _ in read)), WINDOW):
+        parts = [(ids[start : start + WINDOW], weights[start : start + WINDOW]) for ids, weights, _ in read]
+        part = torch.tensor([[bos, *ids, eos, *[pad] * (WINDOW - len(ids))] for ids, _ in parts])
+        weights = torch.tensor([[1.0, *w, *[1.0] * (WINDOW + 1 - len(w))] for _, w in parts])
         places = [(row, at - start + 1, name, i) for row, (_, _, all_places) in enumerate(read) for at, name, i in all_places if start <= at < start + WINDOW]
         slots = slots_of(Tokens(part, ("",) * len(part), tuple(places)), words)
         with nullcontext() if slots is None else words_inserted(encoder.get_input_embeddings(), slots):
             e = encoder(part.to(encoder.device)).last_hidden_state
-        w = F.pad(weights[:, start : start + WINDOW], (1, 1), value=1.0).to(e)[..., None]
+        w = weights.to(e)[..., None]
         states.append(torch.where(w == 1, e, e[:, -1:] + (e - e[:, -1:]) * w))
     told, against = torch.cat(states, 1).split([len(prompts), len(negative_prompts)])
     return told, against

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsame.data.shards import world_of
-from selfsame.images.files import write_image
+from selfsame.images.files import read_json, write_image
 from selfsame.training.loop import train
 from selfsame.training.run import Progress, Run
 from selfsame.weights.mannequin import digest_of
@@ -79,7 +78,7 @@ class Options:
             gradient_checkpointing=self.gradient_checkpointing,
             data=data or f"world {world_of(self.data)}",
             upstream=digest_of(after),
-            warm=bool(json.loads(about.read_text()).get("warm", self.warm)) if begun else self.warm,
+            warm=bool(read_json(about).get("warm", self.warm)) if begun else self.warm,
         )
 
     def folder(self, name: str) -> Path:

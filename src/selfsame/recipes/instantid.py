@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -57,7 +58,7 @@ class Variant:
     use_net: bool = True
     reads: Literal["face", "clip"] = "face"  # what the Resampler is given: the face encoder's embedding, or CLIP's image features of the same crop
     net_reads: Literal["face", "text"] = "face"  # what IdentityNet's cross-attention sees
-    people: int = 0  # learn from only so many people; 0: all of the data's
+    people: int = 0  # learn from only so many seeded people, beside the celebrities; 0: all of the data's
 
     def __post_init__(self) -> None:
         if self.likeness and self.reads != "face":
@@ -69,12 +70,13 @@ class Variant:
         return Strengths(adapter_scale=float(self.use_adapter), controlnet_scale=float(self.use_net))
 
 
-WHOLE = Variant(likeness=0.0)  # the paper's objective, beside which the others stand
+WHOLE = Variant(likeness=0.0)  # the paper's loss, but drawn as `HOW` says; beside it the others stand
+READ = ("base", "encoder.safetensors", "clip_image.safetensors")  # shipped files that ablations learn from
 # One choice changed at a time: the paper's questions (arXiv:2401.07519, Sec. 4), and ours.
 ABLATIONS: dict[str, Variant] = {
     "Image Adapter, trained alone": replace(WHOLE, use_net=False),
     "IdentityNet, trained alone": replace(WHOLE, use_adapter=False),
-    "CLIP's image tokens": replace(WHOLE, reads="clip"),
+    "CLIP's embedding of the face": replace(WHOLE, reads="clip"),
     "IdentityNet reads the text": replace(WHOLE, net_reads="text"),
     "with the forming face's loss": replace(WHOLE, likeness=LIKENESS),
     "own key points only": replace(WHOLE, how=replace(HOW, lend_pose=0.0)),
@@ -116,18 +118,24 @@ def land(method: InstantID, table: Table, faces: np.ndarray, tokenizer: Any, tex
     return float(np.mean(errors[-20:])) / float((said - said.mean(0)).square().mean())
 
 
+def people_in(data: Path) -> int:
+    """How many seeded people a dataset shows to learn from."""
+    table = open_table(data, "train")
+    return len(np.unique(table.people[table.rows(lambda r: r["kind"] == "person")]))
+
+
 def first_people(people: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-    """Rows of the first so many people by their numbers, 0: all rows. Celebrities are people, too.
+    """Rows of the celebrities, who have names, and of the first so many seeded people; 0: all rows.
 
     Raises:
         InputError: there are fewer.
     """
     if not count:
         return rows
-    known = np.unique(people[rows])
-    if len(known) < count:
-        raise InputError(f"the data shows {len(known)} people, {count} are asked for: selfsame render --split train with a larger --count")
-    return rows[np.isin(people[rows], known[np.argsort(known < 0, kind="stable")][:count])]
+    seeded = np.unique(people[rows][people[rows] >= 0])
+    if len(seeded) < count:
+        raise InputError(f"the data shows {len(seeded)} people, {count} are asked for: selfsame render --split train with a larger --count")
+    return rows[(people[rows] < 0) | np.isin(people[rows], seeded[:count])]
 
 
 def instantid(options: Options, variant: Variant = Variant(), name: str = "instantid") -> Trained:
@@ -244,7 +252,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
     torch.manual_seed(run.seed)
 
     def fresh() -> InstantID:
-        method = InstantID.new(unet, size, conditioning_channels=(16, 32, 64, 96), loudness=LOUDNESS)
+        method = InstantID.new(unet, size, conditioning_channels=(16, 32, 64, 96), loudness=LOUDNESS, net_loudness=1.0 if variant.net_reads == "text" else None)
         if not (run.folder / "state.pt").exists():  # else the checkpoint knows better
             land(method, side.table, side.faces, tokenizer, text_encoder, run.seed, 2 if options.smoke else LANDING_STEPS)
         return method

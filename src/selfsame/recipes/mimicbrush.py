@@ -75,6 +75,14 @@ ABLATIONS: dict[str, Variant] = {
 }
 
 
+READ = ("base", "clip_image.safetensors")  # shipped files that it learns from
+
+
+def has_stills(data: Path) -> bool:
+    """Whether a dataset's pairs hold stills."""
+    return any(record["kind"] == "still" for record in read_pairs(pairs_folder(data), "train", pictures=False))
+
+
 def pairs_folder(data: Path) -> Path:
     """Where a dataset's pairs lie."""
     return data / "pairs"
@@ -145,10 +153,10 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
     how = variant.how
     run = options.run(
         Run(folder=options.folder(name), max_steps=37500, batch_size=16, learning_rate=4e-4, ema_decay=0.999, look_every=1000, seed=61),
-        after=("base", "clip_image.safetensors"), batch_size=256, learning_rate=1e-3, max_steps=5000,
+        after=READ, batch_size=256, learning_rate=1e-3, max_steps=5000,
     )  # fmt: skip
     unet = load_unet()
-    side, held = prepared(options, "train", how, VARIATIONS), prepared(options, "validation", how, 1)
+    side, held = prepared(options, "train", how, VARIATIONS), prepared(options, "validation", PairSamples(), 1)  # of every variant the same
     empty = image_states(load_image_encoder(), torch.zeros(1, 3, SIDE, SIDE))[0]
     abar = alphas_cumprod()
     kinds = [np.flatnonzero(side.still), np.flatnonzero(~side.still)]

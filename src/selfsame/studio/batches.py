@@ -9,12 +9,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from selfsame.images.files import InputError, read_image, read_metadata, spare_inputs, write_image
+import numpy as np
+
+from selfsame.images.files import InputError, read_metadata, spare_resolved, write_image
 from selfsame.studio.family import Family, Job
 from selfsame.studio.orders import Order, order_json
 from selfsame.studio.ready import about_picture, files_digest, jobs_of
@@ -149,10 +151,12 @@ def known_results(folder: Path) -> dict[str, dict[str, Any]]:
 class Prepared:
     """An order whose pictures are to be painted; those that a run before this one left whole are not painted again."""
 
-    def __init__(self, line: Line, files: str, digest: str, jobs: list[Job], notes: tuple[str, ...], folder: Path, seconds: float) -> None:
+    def __init__(
+        self, line: Line, files: str, digest: str, jobs: list[Job], notes: tuple[str, ...], photos: list[np.ndarray], folder: Path, seconds: float
+    ) -> None:
         assert line.order is not None
         self.line, self.order, self.files, self.digest, self.jobs, self.seconds = line, line.order, files, digest, jobs, seconds
-        self.notes, self.is_done = list(notes), False
+        self.notes, self.photos, self.is_done = list(notes), photos, False
         self.scores: dict[int, float | None] = {}
         self.people: dict[int, tuple[dict[str, Any], ...]] = {}
         self.left = [k for k, name in enumerate(line.files) if not _is_whole(folder / name, digest)]
@@ -198,7 +202,7 @@ def run_batch(
             failed.append(asdict(result))
         return result
 
-    spared = [file for line in lines if line.order is not None for file in line.order.files]  # no line's picture takes the place of what another one reads
+    spared = {file.resolve() for line in lines if line.order is not None for file in line.order.files}  # no line's picture takes what another one reads
     for first in range(0, len(lines), AT_ONCE):
         ready: list[Prepared] = []
         for line in lines[first : first + AT_ONCE]:
@@ -215,7 +219,7 @@ def run_batch(
 
 
 def _prepared(
-    studio: Family, line: Line, folder: Path, known: Mapping[str, dict[str, Any]], made_by: Mapping[str, Any], spared: Sequence[Path]
+    studio: Family, line: Line, folder: Path, known: Mapping[str, dict[str, Any]], made_by: Mapping[str, Any], spared: Collection[Path]
 ) -> Prepared | Result:
     if line.order is None:
         return Result(line.name, line.number, "failed", line.error)
@@ -224,9 +228,9 @@ def _prepared(
         digest = _digest(line.order, files, made_by)
         if known.get(line.name, {}).get("digest") == digest and all(_is_whole(folder / f, digest) for f in line.files):
             return Result(line.name, line.number, "kept", files=tuple(line.files), digest=digest)
-        spare_inputs([folder / f for f in line.files], spared)
-        jobs, notes, _ = jobs_of(line.order, studio)
-        return Prepared(line, files, digest, jobs, notes, folder, time.monotonic() - began)
+        spare_resolved([folder / f for f in line.files], spared)
+        jobs, notes, photos = jobs_of(line.order, studio)
+        return Prepared(line, files, digest, jobs, notes, photos, folder, time.monotonic() - began)
     except Exception as error:
         return Result(line.name, line.number, "failed", _said(line.number, error))
 
@@ -267,8 +271,8 @@ def _write(studio: Family, p: Prepared, k: int, made: Made, folder: Path, made_b
     write_image(
         folder / p.line.files[k], made.pixels, {**about_picture(p.order, p.jobs[k], made, p.files), **made_by, "memory": studio.preset, "digest": p.digest}
     )
-    if score and studio.judges and p.order.face:
-        p.scores[k] = studio.likeness(made.pixels, read_image(p.order.face[0]), which=p.order.which)
+    if score and studio.judges and p.photos:
+        p.scores[k] = studio.likeness(made.pixels, p.photos[0], which=p.order.which)
     if len(made.matches) > 1:
         p.people[k] = tuple({"person": m.name, "found": m.found is not None, "in_place": m.ok} for m in made.matches)
     p.notes += [note for note in made.notes if note not in p.notes]

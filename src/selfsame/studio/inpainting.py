@@ -48,6 +48,8 @@ def put_person(
     side = studio.limits.side
     request = studio.sized(replace(request, height=side, width=side), ())
     square, inside, window = framed(source, mask, edit.context, side)
+    if identity.words and identity.words.placeholder in request.full_prompt:
+        raise InputError(f"a person is put into a picture by the face: say `a person` for {identity.words.placeholder}")
     studio.cast([Person(identity)], replace(request, use="face"))  # refuses what cannot be painted before anything large is loaded
     kps, notes = _pose_in(studio, square, inside, identity)
     row = Row(request.full_prompt, request.negative_prompt, (Shown(studio.embedding(identity, request.photos), kps, strengths=request.strengths),))

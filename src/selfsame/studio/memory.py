@@ -118,7 +118,10 @@ def memory_limit(cgroup: Path) -> int:
 def allowed_memory(cgroup: Path) -> int:
     """Bytes that a container's limit still leaves, 0 where there is none."""
     try:
-        return max(1, memory_limit(cgroup) - int((cgroup / "memory.current").read_text())) if memory_limit(cgroup) else 0
+        if not (limit := memory_limit(cgroup)):
+            return 0
+        said = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        return max(1, limit - int((cgroup / "memory.current").read_text()) + int(said.get("inactive_file", 0)))  # files that were read give way
     except (OSError, ValueError):
         return 0
 

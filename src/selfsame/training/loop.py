@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -138,7 +139,9 @@ def train(
             step = samples // run.batch_size
         best, stale = state.get("best", best), state.get("stale", stale)
     if main:
-        (run.folder / "run.json").write_text(json.dumps(asdict(run) | {"precision": precision}, default=str, indent=1))
+        partial = run.folder / "run.part"
+        partial.write_text(json.dumps(asdict(run) | {"precision": precision}, default=str, indent=1))
+        os.replace(partial, run.folder / "run.json")
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     ema.to(accelerator.device)
     log = CurveLog(run.folder / "log.csv", samples)

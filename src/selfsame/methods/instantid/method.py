@@ -98,20 +98,27 @@ class InstantID(nn.Module):
 
     @classmethod
     def new(
-        cls, unet: UNet2DConditionModel, size: ResamplerSize, conditioning_channels: Sequence[int] = (16, 32, 96, 256), *, loudness: float = 0.0
+        cls,
+        unet: UNet2DConditionModel,
+        size: ResamplerSize,
+        conditioning_channels: Sequence[int] = (16, 32, 96, 256),
+        *,
+        loudness: float = 0.0,
+        net_loudness: float | None = None,
     ) -> InstantID:
         """A fresh method for a base: K', V' and IdentityNet start from the base's weights, but whatever reads values out of face tokens is made quieter.
 
         Args:
             loudness: of V' and of IdentityNet's V, over the base's V. At 0 the method starts as the base itself. Tokens of a fresh Resampler are noise to
                 the base's own V (loudness 1, as in the papers), and the first thing that is learned is to make them all alike (`docs/training.md`).
+            net_loudness: of IdentityNet's V alone, where it shall be another: the text, for one, is no noise to it.
         """
         net: Any = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=tuple(conditioning_channels))
         adapter, resampler = ImageAdapter.of(unet), Resampler(**asdict(size))
         for layer in adapter.layers.values():
             layer.to_v_ip.weight.data.mul_(loudness)  # type: ignore[union-attr, operator]
         for path in cross_attention_paths(net):
-            net.get_submodule(path).to_v.weight.data.mul_(loudness)
+            net.get_submodule(path).to_v.weight.data.mul_(loudness if net_loudness is None else net_loudness)
         for attention, _ in resampler.layers:  # type: ignore[misc]
             nn.init.constant_(attention.norm1.weight, FACE_GAIN)
         return cls(resampler, adapter, net.requires_grad_(True), size)

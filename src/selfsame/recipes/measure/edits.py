@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,12 @@ from selfsame.perception.similarity import StockClip, StockDino
 from selfsame.recipes.common import Options, to_pixels
 from selfsame.recipes.measure.judging import measured_with, notes_on_weights, reader_net
 from selfsame.recipes.measure.protocols import protocol
-from selfsame.recipes.mimicbrush import ABLATIONS, Variant, mimicbrush
+from selfsame.recipes.measure.trainings import Trainings, chosen
+from selfsame.recipes.mimicbrush import ABLATIONS, READ, Variant, has_stills, mimicbrush
 from selfsame.studio.edits import SIDE, Editor, Region, framed, put_back
 from selfsame.studio.painting import Row as PaintRow
-from selfsame.studio.request import EditRequest, Request, nearest
+from selfsame.studio.request import EditRequest, Request
 from selfsame.studio.studio import Studio, load
-from selfsame.training.run import Progress
 
 EDITS = "edits-1"
 OURS = "MimicBrush"
@@ -198,7 +199,7 @@ def edits(
     cases: int = 0,
     only: Sequence[str] = (),
     folder: Path | None = None,
-    methods: Mapping[str, MimicBrush] | None = None,
+    methods: Mapping[str, Callable[[], MimicBrush]] | None = None,
     clip: Path | None = None,
     dino: Path | None = None,
     device: str = "cpu",
@@ -212,7 +213,7 @@ def edits(
         cases: only the first so many of each track; 0: all.
         only: only these rows.
         folder: somebody's own set in the benchmark's layout instead of the world's.
-        methods: other trainings, by the names of their rows.
+        methods: other trainings by the names of their rows, trained once all else has been checked.
         clip, dino: folders of stock extractors (transformers) in place of the miniature's CLIP, and beside it.
         more: what the report shall say besides.
 
@@ -228,13 +229,13 @@ def edits(
         if name not in known:
             raise InputError(f"row {name!r} is unknown: choose from {', '.join(known)}")
     sets, notes = cases_of(p, cases, folder)
-    notes += more
     studio = load(device=device)
     editor = Editor(studio)
-    editors = {OURS: editor} | {name: Editor(studio, method) for name, method in (methods or {}).items()}
     seeing = StockClip(clip, device) if clip else WorldClip(studio)
     scorer = Scorer(reader_net(), seeing, editor, StockDino(dino, device) if dino else None)
     notes.append(f"CLIP-I and CLIP-T by {seeing.name}" + (f", DINO-I by {scorer.dino.name}" if scorer.dino else ""))
+    editors = {OURS: editor} | {name: Editor(studio, make()) for name, make in (methods or {}).items()}
+    notes += more
     names = tuple(only) or known
     total = len(names) * sum(map(len, sets.values()))
     request = EditRequest(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
@@ -293,31 +294,29 @@ def ablated(out: Path, options: Options, *, only: Sequence[str] = (), **measurin
 
     Args:
         options: of every training; `runs/ablations` gets a folder for each.
-        only: only these of `ABLATIONS`, always beside the whole one.
+        only: only these of `ABLATIONS`, always beside the whole one. Without it, those that the data has no stills for are left out.
         measuring: of `edits`.
 
     Raises:
-        InputError: an unknown ablation.
+        InputError: an unknown ablation, or no stills for one that is asked for.
     """
-    for name in only:
-        nearest(name, (OURS, *ABLATIONS), "ablation")
-    cases_of(protocol(EDITS), measuring.get("cases", 0), measuring.get("folder"))  # refuses what cannot be measured before hours of training
-    tell = measuring.get("on_progress", lambda share, note: None)
-    chosen = {OURS: Variant()} | {name: variant for name, variant in ABLATIONS.items() if not only or name in only}
-    methods: dict[str, MimicBrush] = {}
-    seen = []
-    for name, variant in chosen.items():
+    variants, more = chosen({OURS: Variant()} | ABLATIONS, only), ["none of these rows is of the weights that ship"]
+    still = [name for name, variant in variants.items() if variant.how.still_share == 1]
+    if still and not has_stills(options.data):
+        if only:
+            raise InputError(f"{still[0]}: {options.data} holds no stills: selfsame prepare pairs --world N")
+        more += [f"left out, there are no stills: {', '.join(still)}"]
+        variants = {name: variant for name, variant in variants.items() if name not in still}
+    trainings = Trainings("mimicbrush", mimicbrush, variants, options, READ, measuring.get("on_progress", lambda share, note: None), more)
 
-        def show(at: Progress, name: str = name) -> None:
-            tell(0, f"training {name}: {at.step} of {at.max_steps}, loss {at.loss:.3f}")
+    def made(name: str) -> MimicBrush:
+        module = trainings.trained(name).module
+        assert isinstance(module, MimicBrushTrainer)
+        module.detach()
+        return module.method.to(torch.device(measuring.get("device", "cpu")))
 
-        trained = mimicbrush(replace(options, on_progress=show), variant, f"ablations/{name.replace(' ', '-').lower()}")
-        assert isinstance(trained.module, MimicBrushTrainer)
-        trained.module.detach()
-        methods[name] = trained.module.method.to(torch.device(measuring.get("device", "cpu")))
-        seen.append(f"{name} {trained.samples}")
-    said = f"all trained here from the base, none of them the weights that ship; samples seen: {', '.join(seen)}"
-    return edits(out, methods=methods, only=(*methods, "oracle"), more=[said], **measuring)
+    methods = {name: partial(made, name) for name in variants}
+    return edits(out, methods=methods, only=(*methods, "oracle"), more=trainings.seen, **measuring)
 
 
 def _hidden(case: EditCase) -> np.ndarray:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,15 @@ from selfsame.models.mannequin import load_image_encoder
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.caches import clip_features
 from selfsame.recipes.common import Options
-from selfsame.recipes.instantid import ABLATIONS, WHOLE, Variant, instantid
+from selfsame.recipes.instantid import ABLATIONS, READ, WHOLE, Variant, instantid, people_in
 from selfsame.recipes.measure.judging import Judges, Seen, columns_of, measured_with, notes_on_weights, oracle_pictures, rows_by_style, worst_of
 from selfsame.recipes.measure.protocols import IDENTITY, Task, asked, canonical_kps, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.recipes.measure.swap import face_swapped
+from selfsame.recipes.measure.trainings import Trainings, chosen
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
-from selfsame.studio.request import Request, Strengths, nearest
+from selfsame.studio.request import Request, Strengths
 from selfsame.studio.studio import Studio, load
-from selfsame.training.run import Progress
 
 ROW_NAMES = ("base without a face", "Image Adapter alone", "IdentityNet alone", "both", "both, 4 photos", "oracle")
 # Asked for by name (--rows): what more photos bring, what speed costs, and a baseline that pastes.
@@ -38,6 +39,10 @@ EXTRA = ("both, 2 photos", "both, 8 photos", "both, fast", "face swap")
 UNPOSED = ("base without a face", "Image Adapter alone", "face swap")  # rows whose model sees no key points
 BATCH = 4
 ABLATED = 25  # people, unless more are asked for
+ABOUT_ABLATIONS = (
+    "none of these rows is of the weights that ship: all are trained here on the base that ships, by this project's recipe "
+    "without the loss on the forming face, but for what their names say"
+)
 
 
 @dataclass(frozen=True)
@@ -130,34 +135,24 @@ def ablated(out: Path, options: Options, *, people: int = 0, only: Sequence[str]
     Raises:
         InputError: an unknown ablation, or too few people for one that is asked for.
     """
-    for name in only:
-        nearest(name, ("both", *ABLATIONS), "ablation")
-    asked(checked_protocol(IDENTITY), people or ABLATED, (), ROW_NAMES)  # refuses what cannot be measured before hours of training
-    tell = measuring.get("on_progress", lambda share, note: None)
-    rivals: dict[str, Rival] = {}
-    said = []
-    for name, variant in {"both": WHOLE, **ABLATIONS}.items():
-        if only and name not in (*only, "both"):
-            continue
+    variants, more = chosen({"both": WHOLE} | ABLATIONS, only), [ABOUT_ABLATIONS]
+    there = people_in(options.data)
+    lacking = [name for name, variant in variants.items() if variant.people > there]
+    if lacking and only:
+        raise InputError(f"{lacking[0]}: {options.data} shows {there}: selfsame render --split train with a larger --count")
+    if lacking:
+        more += [f"left out, the data shows {there} people: {', '.join(lacking)}"]
+        variants = {name: variant for name, variant in variants.items() if name not in lacking}
+    trainings = Trainings("instantid", instantid, variants, options, READ, measuring.get("on_progress", lambda share, note: None), more)
 
-        def show(at: Progress, name: str = name) -> None:
-            tell(0, f"training {name}: {at.step} of {at.max_steps}, loss {at.loss:.3f}")
+    def made(name: str) -> Rival:
+        module = trainings.trained(name).module
+        assert isinstance(module, InstantIDTrainer)
+        module.detach()
+        return Rival(module.method.to(torch.device(measuring.get("device", "cpu"))), variants[name])
 
-        folder = f"ablations/instantid-{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
-        try:
-            trained = instantid(replace(options, on_progress=show), variant, folder)
-        except InputError as error:
-            if only or not variant.people:
-                raise
-            said.append(f"left out: {name} ({error})")
-            continue
-        assert isinstance(trained.module, InstantIDTrainer)
-        trained.module.detach()
-        rivals[name] = Rival(trained.module.method.to(torch.device(measuring.get("device", "cpu"))), variant)
-        said.append(f"{name}: {trained.samples} samples, {', '.join(f'{k} {v:.4g}' for k, v in trained.figures.items())}")
-    said.insert(0, "all trained here on the base that ships, by the paper's objective but for what their names say; none of them the weights that ship")
-    rows = ("base without a face", *rivals, "oracle")
-    return identity(out, people=people or ABLATED, only=rows, rivals=rivals, more=said, **measuring)
+    rivals = {name: partial(made, name) for name in variants}
+    return identity(out, people=people or ABLATED, only=("base without a face", *rivals, "oracle"), rivals=rivals, more=trainings.seen, **measuring)
 
 
 def identity(
@@ -165,7 +160,7 @@ def identity(
     *,
     people: int = 0,
     only: Sequence[str] = (),
-    rivals: Mapping[str, Rival] | None = None,
+    rivals: Mapping[str, Callable[[], Rival]] | None = None,
     more: Sequence[str] = (),
     device: str = "cpu",
     on_progress: Callable[[float, str], None] = lambda share, note: None,
@@ -176,18 +171,18 @@ def identity(
         out: folder for report.json and report.html.
         people: only the first so many of the protocol's people; 0: all. The gallery stays whole.
         only: only these rows, those of `EXTRA` too.
-        rivals: other trainings, by the names of their rows.
+        rivals: other trainings by the names of their rows, trained once all else has been checked.
         more: what the report shall say besides.
 
     Raises:
         ValueError: an unknown row, or more people than the protocol has.
     """
     p = checked_protocol(IDENTITY)
-    rivals = rivals or {}
-    count, names = asked(p, people, only, ROW_NAMES, (*EXTRA, *rivals))
+    count, names = asked(p, people, only, ROW_NAMES, (*EXTRA, *(rivals or {})))
     studio, split = load(device=device), p["split"]
     tasks = tasks_of(p, count)
     judges = Judges(studio, p, count)
+    trained = {name: make() for name, make in (rivals or {}).items()}
     request = Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
     total = len(names) * len(tasks)
     rows, by_style, strips = [], [], []
@@ -197,10 +192,10 @@ def identity(
     seen: list[Seen] = []
     for name in names:
         began = time.monotonic()
-        images = _paint_row(studio, name, tasks, split, request, lambda n, name=name: on_progress(n / total, name), rivals.get(name))
+        images = _paint_row(studio, name, tasks, split, request, lambda n, name=name: on_progress(n / total, name), trained.get(name))
         seconds = (time.monotonic() - began) / len(tasks)
         strips.append((name, images[:8]))
-        results = judges.results(tasks, images, judges.kps(images), asked_kps=name not in UNPOSED)
+        results = judges.results(tasks, images, judges.kps(images), asked_kps=name not in UNPOSED and (name not in trained or trained[name].variant.use_net))
         judged[name] = results
         cosines[name], followed[name] = [r["cosine"] for r in results], [r["attributes"] for r in results]
         if name == "both":
@@ -215,7 +210,7 @@ def identity(
         ("both", "IdentityNet alone"),
         ("both", "face swap"),
         *((name, "both") for name in names if name.startswith("both, ")),
-        *(("both", name) for name in rivals if name != "both"),
+        *(("both", name) for name in trained if name != "both"),
     ]
     for a, b in pairs:
         for what, values in (("judge cosine", cosines), ("attributes", followed)):

@@ -1,0 +1,56 @@
+"""Trainings that a table compares: one recipe, whole and with one choice changed at a time, so many steps each."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+from selfsame.recipes.common import Options, Trained
+from selfsame.studio.request import nearest
+from selfsame.training.run import Progress
+from selfsame.weights.mannequin import digest_of
+
+V = TypeVar("V")
+
+
+@dataclass
+class Trainings(Generic[V]):
+    """Each is trained when it is asked for. Its folder's name says what it is, how long it lasts and what it learned from: a run that was stopped goes on,
+    one of another length, of other choices or on other models is another run."""
+
+    of: str
+    recipe: Callable[[Options, V, str], Trained]
+    variants: Mapping[str, V]  # by the names of their rows, the whole one first
+    options: Options
+    reads: Sequence[str]  # shipped files or folders that they learn from
+    tell: Callable[[float, str], None] = lambda share, note: None
+    seen: list[str] = field(default_factory=list)  # what a report shall say of those that were trained
+
+    def folder(self, name: str) -> str:
+        """Of a run, below the folder of all runs."""
+        key = hashlib.sha256(f"{self.variants[name]!r} {digest_of(self.reads)}".encode()).hexdigest()[:8]
+        return f"ablations/{self.of}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{self.options.steps}-{key}"
+
+    def trained(self, name: str) -> Trained:
+        """The result of one, with its figures noted."""
+
+        def show(at: Progress) -> None:
+            self.tell(0, f"training {name}: {at.step} of {at.max_steps}, loss {at.loss:.3f}")
+
+        made = self.recipe(replace(self.options, on_progress=show), self.variants[name], self.folder(name))
+        self.seen.append(f"{name}: trained here, {made.samples} samples; {', '.join(f'{k} {v:.4g}' for k, v in made.figures.items())}")
+        return made
+
+
+def chosen(variants: Mapping[str, V], only: Sequence[str]) -> dict[str, V]:
+    """The whole one and those asked for, without any all.
+
+    Raises:
+        InputError: an unknown one.
+    """
+    for name in only:
+        nearest(name, tuple(variants), "ablation")
+    return {name: variant for k, (name, variant) in enumerate(variants.items()) if not only or k == 0 or name in only}
