@@ -89,7 +89,10 @@ def _stat(path: Path) -> list[int]:
 def _record(model: Model) -> dict[str, dict[str, Any]]:
     """What is known of a model's files: sha256 and, to notice a change quickly, size and time."""
     path = folder_of(model) / RECORD
-    return read_json(path)["files"] if path.exists() else {}
+    try:
+        return read_json(path)["files"] if path.exists() else {}
+    except InputError:  # cut off: the files are looked at anew
+        return {}
 
 
 def fetch(model: Model, tick: Tick = lambda count, name: None) -> Path:
