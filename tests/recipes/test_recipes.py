@@ -31,7 +31,7 @@ from selfsame.recipes.measure.edits import OURS, ablated
 from selfsame.recipes.measure.protocols import IDENTITY, checked_protocol
 from selfsame.recipes.mimicbrush import pairs_folder
 from selfsame.studio.studio import Studio
-from selfsame.weights.mannequin import FOLDER, WeightsError, load_vae
+from selfsame.weights.mannequin import FOLDER, WeightsError, load_vae, manifest
 
 SHIPPED = {"clip": FOLDER / "clip_image.safetensors", **{n: FOLDER / "base" / m for n, m in (("vae", "vae"), ("decoder", "vae"), ("base", "unet"))}}
 SHIPPED |= {n: FOLDER / n for n in ("instantid", "mimicbrush")}
@@ -198,6 +198,21 @@ def test_a_folder_of_arrays_that_somebody_else_made_meanwhile_is_taken(tmp_path:
     with pytest.raises(KeyboardInterrupt):
         cached_folder(tmp_path / "other", stopped)
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+def test_a_warm_runs_samples_come_on_top_once(options: Options, tmp_path: Path):
+    from selfsame.recipes.ship import ship_trained
+
+    def shipped(folder: str, warm: bool) -> tuple[int, int]:
+        trained = recipes()["parser"](replace(options, runs=tmp_path / folder, warm=warm, learning_rate=1e-3 if folder == "a" else 1e-4))
+        ship_trained("parser", trained, tmp_path / "weights")
+        about = manifest(tmp_path / "weights")["provenance"]["parser.safetensors"]
+        return about["samples"], about["before"]
+
+    assert shipped("a", False) == (16, 0)
+    assert shipped("b", True) == (32, 16)
+    assert shipped("b", True) == (32, 16)  # the same run again
+    assert shipped("c", False) == (16, 0)
 
 
 def test_installing_is_all_or_nothing(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from selfsame.images.files import read_json
 from selfsame.mannequins.world import WORLD_VERSION
 from selfsame.models.mannequin import new_scheduler
 from selfsame.recipes.common import Trained
 from selfsame.recipes.revision import revision
 from selfsame.training.processes import stoppable
-from selfsame.weights.mannequin import FOLDER, install, note, ship
+from selfsame.weights.mannequin import FOLDER, MANIFEST, install, manifest, note, ship
+
+# Under which names results lie that are no file of their recipe's name.
+NAMES = {"vae": "base/vae", "decoder": "base/vae", "clip": "clip_image.safetensors", "base": "base/unet", "instantid": "instantid", "mimicbrush": "mimicbrush"}
 
 
-def provenance(trained: Trained) -> dict[str, Any]:
-    """What a user may want to know of shipped weights."""
+def run_of(folder: Path) -> str:
+    """A run's mark, the same however often it goes on: what it logged first."""
+    first = (folder / "log.csv").read_text().splitlines()[1].split(",")
+    return hashlib.sha256(",".join(first[:4]).encode()).hexdigest()[:12]
+
+
+def provenance(trained: Trained, name: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a user may want to know of shipped weights.
+
+    Args:
+        name: of the file or folder.
+        known: the same of all that are installed: a warm run's samples come on top of those that the weights had seen before it.
+    """
+    run, warm, earlier = run_of(trained.folder), bool(read_json(trained.folder / "run.json").get("warm")), known.get(name, {})
+    before = earlier.get("before" if earlier.get("run") == run else "samples", 0) if warm else 0
     return {
         "world": WORLD_VERSION,
-        "samples": trained.samples,
+        "samples": before + trained.samples,
+        "before": before,
+        "run": run,
         "figures": {k: round(v, 4) for k, v in trained.figures.items()},
         "commit": revision(),
         "date": datetime.now(UTC).date().isoformat(),
@@ -58,15 +79,15 @@ def ship_trained(name: str, trained: Trained, folder: Path = FOLDER) -> None:
     staged = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         staged.mkdir(parents=True)
-        _write(name, trained, staged)
+        _write(name, trained, staged, manifest(folder)["provenance"] if (folder / MANIFEST).exists() else {})
         with stoppable():  # Ctrl-C waits until files and hashes agree
             install(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _write(name: str, trained: Trained, folder: Path) -> None:
-    about, module = provenance(trained), trained.module
+def _write(name: str, trained: Trained, folder: Path, known: Mapping[str, Mapping[str, Any]]) -> None:
+    about, module = provenance(trained, NAMES.get(name, f"{name}.safetensors"), known), trained.module
     if name in ("encoder", "judge", "face_vit"):
         assert isinstance(module.net, nn.Module)
         ship(module.net.state_dict(), f"{name}.safetensors", about, folder)
