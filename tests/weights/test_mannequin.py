@@ -24,6 +24,12 @@ def test_shipped_files_are_what_the_manifest_says_and_within_the_limits():
     assert sum((FOLDER / n).stat().st_size for n in files) < 50e6
 
 
+def test_no_shipped_file_says_where_it_was_made():
+    configs = list(FOLDER.rglob("*.json"))
+    assert configs
+    assert not [p.name for p in configs if "_name_or_path" in p.read_text() or str(Path.home()) in p.read_text()]
+
+
 def test_all_models_have_a_provenance():
     for about in manifest()["provenance"].values():
         assert {"world", "samples", "figures", "commit", "date"} <= set(about)

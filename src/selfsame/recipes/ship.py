@@ -111,6 +111,7 @@ def _write(name: str, trained: Trained, folder: Path, known: Mapping[str, Mappin
         write_model_index(folder / "base")
     elif name == "instantid":
         module.method.save_pretrained(folder / "instantid", half=True)  # type: ignore[union-attr, operator]
+        _without_paths(folder / "instantid/ControlNetModel/config.json")
         note("instantid", about, folder)
     elif name == "mimicbrush":
         module.method.save_pretrained(folder / "mimicbrush", half=True)  # type: ignore[union-attr, operator]
