@@ -300,13 +300,13 @@ def ablated(out: Path, options: Options, *, only: Sequence[str] = (), **measurin
     Raises:
         InputError: an unknown ablation, or no stills for one that is asked for.
     """
-    variants, more = chosen({OURS: Variant()} | ABLATIONS, only), ["none of these rows is of the weights that ship"]
-    still = [name for name, variant in variants.items() if variant.how.still_share == 1]
-    if still and not has_stills(options.data):
-        if only:
-            raise InputError(f"{still[0]}: {options.data} holds no stills: selfsame prepare pairs --world N")
-        more += [f"left out, there are no stills: {', '.join(still)}"]
-        variants = {name: variant for name, variant in variants.items() if name not in still}
+
+    def lacks(variant: Variant) -> str:
+        enough = variant.how.still_share < 1 or has_stills(options.data)
+        return "" if enough else f"{options.data} holds no stills: selfsame prepare pairs --world N"
+
+    variants, left_out = chosen({OURS: Variant()} | ABLATIONS, only, lacks)
+    more = ["none of these rows is of the weights that ship", *left_out]
     trainings = Trainings("mimicbrush", mimicbrush, variants, options, READ, measuring.get("on_progress", lambda share, note: None), more)
 
     def made(name: str) -> MimicBrush:

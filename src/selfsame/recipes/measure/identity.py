@@ -15,7 +15,6 @@ import torch
 
 from selfsame.evaluation.metrics import paired_interval, ratio_interval
 from selfsame.evaluation.report import Report, Row, write_report
-from selfsame.images.files import InputError
 from selfsame.mannequins.render import Picture
 from selfsame.methods.instantid.method import InstantID
 from selfsame.methods.instantid.objective import InstantIDTrainer
@@ -135,14 +134,13 @@ def ablated(out: Path, options: Options, *, people: int = 0, only: Sequence[str]
     Raises:
         InputError: an unknown ablation, or too few people for one that is asked for.
     """
-    variants, more = chosen({"both": WHOLE} | ABLATIONS, only), [ABOUT_ABLATIONS]
     there = people_in(options.data)
-    lacking = [name for name, variant in variants.items() if variant.people > there]
-    if lacking and only:
-        raise InputError(f"{lacking[0]}: {options.data} shows {there}: selfsame render --split train with a larger --count")
-    if lacking:
-        more += [f"left out, the data shows {there} people: {', '.join(lacking)}"]
-        variants = {name: variant for name, variant in variants.items() if name not in lacking}
+
+    def lacks(variant: Variant) -> str:
+        return "" if variant.people <= there else f"{options.data} shows {there}: selfsame render --split train with a larger --count"
+
+    variants, left_out = chosen({"both": WHOLE} | ABLATIONS, only, lacks)
+    more = [ABOUT_ABLATIONS, *left_out]
     trainings = Trainings("instantid", instantid, variants, options, READ, measuring.get("on_progress", lambda share, note: None), more)
 
     def made(name: str) -> Rival:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+from selfsame.images.files import InputError
 from selfsame.recipes.common import Options, Trained
 from selfsame.studio.request import nearest
 from selfsame.training.run import Progress
@@ -45,12 +46,21 @@ class Trainings(Generic[V]):
         return made
 
 
-def chosen(variants: Mapping[str, V], only: Sequence[str]) -> dict[str, V]:
-    """The whole one and those asked for, without any all.
+def chosen(variants: Mapping[str, V], only: Sequence[str], lacks: Callable[[V], str]) -> tuple[dict[str, V], list[str]]:
+    """The whole one and those asked for, without any all that the data suffices for; and what a report shall say of those left out.
+
+    Args:
+        lacks: what the data lacks for a variant, with the remedy, "" for nothing.
 
     Raises:
-        InputError: an unknown one.
+        InputError: an unknown one, or one that is asked for and the data does not suffice for.
     """
     for name in only:
         nearest(name, tuple(variants), "ablation")
-    return {name: variant for k, (name, variant) in enumerate(variants.items()) if not only or k == 0 or name in only}
+    asked = {name: variant for k, (name, variant) in enumerate(variants.items()) if not only or k == 0 or name in only}
+    lacking = {name: said for name, variant in asked.items() if (said := lacks(variant))}
+    if lacking and only:
+        name, said = next(iter(lacking.items()))
+        raise InputError(f"{name}: {said}")
+    left_out = [f"left out, {name}: {said}" for name, said in lacking.items()]
+    return {name: variant for name, variant in asked.items() if name not in lacking}, left_out
