@@ -158,6 +158,8 @@ class Render:
         print(f"{folder}: {done} samples of split {self.split}, {time.monotonic() - began:.0f} s")
         if self.pack:
             with bar("packing", done) as tick:
-                for _ in pack(folder, self.split):
-                    tick(1)
+                packed = 0
+                for n in pack(folder, self.split, self.processes):
+                    tick(n - packed)
+                    packed = n
         return 0

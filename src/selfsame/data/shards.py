@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -26,6 +26,8 @@ from selfsame.mannequins.render import Picture, draw, signature
 from selfsame.mannequins.world import WORLD_VERSION, Sample, sample
 
 SAMPLES_PER_SHARD = 500
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,16 @@ def render_dataset(job: RenderJob, num_processes: int) -> Iterator[int]:
         yield from pool.imap_unordered(_worker, todo)
 
 
+@contextmanager
+def pool_of(num_processes: int) -> Iterator[Callable[[Callable[[S], T], Iterable[S]], Iterator[T]]]:
+    """A `map` over so many processes, results in order; in this one when it is the only one."""
+    if num_processes <= 1:
+        yield map
+        return
+    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
+        yield pool.imap
+
+
 def open_shard(path: str) -> Iterator[dict[str, Any]]:
     """Raw samples of one shard: bytes by ending."""
     with open(path, "rb") as stream:
@@ -219,10 +231,25 @@ def read_shards(folder: Path, split: str, *, pictures: bool = True) -> Iterator[
     Args:
         pictures: False: the JSON's fields and the caption alone.
     """
-    paths = sorted(str(p) for p in folder.glob(f"{split}-*.tar"))
+    for path in shard_paths(folder, split):
+        yield from read_shard(path, pictures=pictures)
+
+
+def shard_paths(folder: Path, split: str) -> list[Path]:
+    """The shards of a split in order.
+
+    Raises:
+        FileNotFoundError: there is none; the message says how to make them.
+    """
+    paths = sorted(folder.glob(f"{split}-*.tar"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no shards of split {split!r}: make them with `selfsame render --dataset {folder} --split {split}`")
-    for raw in (item for path in paths for item in open_shard(path)):
+    return paths
+
+
+def read_shard(path: Path, *, pictures: bool = True) -> Iterator[dict[str, Any]]:
+    """Samples of one shard, as `read_shards` gives them."""
+    for raw in open_shard(str(path)):
         record = json.loads(raw["json"])
         if pictures:
             record["image"] = picture_of(raw["png"])

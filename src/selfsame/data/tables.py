@@ -9,13 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from selfsame.data.shards import read_shards
+from selfsame.data.shards import pool_of, read_shard, shard_paths
 
 
 @dataclass(frozen=True)
@@ -61,33 +60,67 @@ def _name(split: str, height: int, width: int) -> str:
     return f"{split}-{height}x{width}"
 
 
-def pack(folder: Path, split: str, *, limit: int | None = None) -> Iterator[int]:
-    """Unpack the shards of a split into one table a picture size; yields the count so far."""
-    sizes = Counter((r["height"], r["width"]) for r in islice(read_shards(folder, split, pictures=False), limit))
-    maps: dict[str, dict[str, np.memmap]] = {}
-    records: dict[str, list[dict[str, Any]]] = {}
-    for n, record in enumerate(islice(read_shards(folder, split), limit), start=1):
-        h, w = record["height"], record["width"]
-        key = _name(split, h, w)
-        if key not in maps:
-            shapes = {"image": (h, w, 3), "labels": (h, w), "depth": (h, w)}
-            maps[key] = {name: _new_map(folder / f"{key}.{COLUMNS[name]}.part.npy", (sizes[h, w], *shape)) for name, shape in shapes.items()}
-            records[key] = []
-        for name, values in maps[key].items():
-            values[len(records[key])] = record.pop(name)
-        records[key].append(record)
-        yield n
-    for key, columns in maps.items():
-        for name, values in columns.items():
+@dataclass(frozen=True)
+class _Shard:
+    """One shard on its way into a split's tables: where its rows begin in each."""
+
+    path: Path
+    split: str
+    first: dict[tuple[int, int], int]
+
+
+def _sizes_in(path: Path) -> Counter[tuple[int, int]]:
+    return Counter((r["height"], r["width"]) for r in read_shard(path, pictures=False))
+
+
+def _unpack(shard: _Shard) -> dict[tuple[int, int], list[str]]:
+    """A shard's pictures into the maps that stand; returns its records as lines, by size."""
+    lines: dict[tuple[int, int], list[str]] = {size: [] for size in shard.first}
+    maps = {size: {name: np.load(_part(shard.path.parent, shard.split, size, name), mmap_mode="r+") for name in COLUMNS} for size in shard.first}
+    for record in read_shard(shard.path):
+        size = (record["height"], record["width"])
+        for name, values in maps[size].items():
+            values[shard.first[size] + len(lines[size])] = record.pop(name)
+        lines[size].append(json.dumps(record))
+    for columns in maps.values():
+        for values in columns.values():
             values.flush()
-            os.replace(folder / f"{key}.{COLUMNS[name]}.part.npy", folder / f"{key}.{COLUMNS[name]}.npy")
+    return lines
+
+
+def pack(folder: Path, split: str, processes: int = 1) -> Iterator[int]:
+    """Unpack the shards of a split into one table a picture size, several at a time; yields the count so far."""
+    paths = shard_paths(folder, split)
+    with pool_of(min(processes, len(paths))) as each:
+        held = list(each(_sizes_in, paths))
+        totals: Counter[tuple[int, int]] = Counter()
+        shards = []
+        for path, sizes in zip(paths, held, strict=True):
+            shards.append(_Shard(path, split, {size: totals[size] for size in sizes}))
+            totals.update(sizes)
+        for (h, w), count in totals.items():
+            for name in COLUMNS:
+                _new_map(_part(folder, split, (h, w), name), (count, h, w, 3) if name == "image" else (count, h, w))
+        lines: dict[tuple[int, int], list[str]] = {size: [] for size in totals}
+        for more in each(_unpack, shards):
+            for size, new in more.items():
+                lines[size] += new
+            yield sum(map(len, lines.values()))
+    for (h, w), records in lines.items():
+        key = _name(split, h, w)
+        for name, column in COLUMNS.items():
+            os.replace(_part(folder, split, (h, w), name), folder / f"{key}.{column}.npy")
         partial = folder / f"{key}.part"
-        partial.write_text("\n".join(json.dumps(r) for r in records[key]))
+        partial.write_text("\n".join(records))
         os.replace(partial, folder / f"{key}.jsonl")
 
 
-def _new_map(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+def _part(folder: Path, split: str, size: tuple[int, int], name: str) -> Path:
+    return folder / f"{_name(split, *size)}.{COLUMNS[name]}.part.npy"
+
+
+def _new_map(path: Path, shape: tuple[int, ...]) -> None:
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
 
 def has_table(folder: Path, split: str, height: int, width: int) -> bool:

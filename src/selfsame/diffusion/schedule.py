@@ -13,7 +13,7 @@ def scaled_linear_alphas_cumprod(num_timesteps: int = 1000, beta_start: float = 
 
 
 def _at(values: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
-    if timesteps.numel() and not (int(timesteps.min()) >= 0 and int(timesteps.max()) < len(values)):
+    if timesteps.device.type == "cpu" and timesteps.numel() and not (int(timesteps.min()) >= 0 and int(timesteps.max()) < len(values)):
         raise ValueError(f"timesteps {int(timesteps.min())}..{int(timesteps.max())} leave the range 0..{len(values) - 1}")
     return values.to(like.device)[timesteps].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
@@ -62,7 +62,7 @@ def target(prediction_type: str, latents: Tensor, noise: Tensor, timesteps: Tens
 
 def noised(latents: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction_type: str, generator: torch.Generator) -> dict[str, Tensor]:
     """What a network is shown of clean latents b c h w and should say: `noisy`, `t` and `target`."""
-    noise = torch.randn(latents.shape, generator=generator)
+    noise = torch.randn(latents.shape, generator=generator, device=generator.device)
     return {
         "noisy": add_noise(latents, noise, timesteps, alphas_cumprod),
         "t": timesteps,
@@ -93,8 +93,9 @@ def lognormal_timesteps(
 
     sigma_t = sqrt((1 - abar_t) / abar_t). Returns count int64.
     """
-    log_sigmas = 0.5 * ((1 - alphas_cumprod) / alphas_cumprod).log()
-    drawn = torch.randn(count, generator=generator) * std + mean
+    device = generator.device
+    log_sigmas = (0.5 * ((1 - alphas_cumprod) / alphas_cumprod).log()).to(device)
+    drawn = torch.randn(count, generator=generator, device=device) * std + mean
     nearest = torch.searchsorted(log_sigmas.contiguous(), drawn).clamp(0, len(log_sigmas) - 1)
-    uniform = torch.randint(0, len(log_sigmas), (count,), generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < uniform_share, uniform, nearest)
+    uniform = torch.randint(0, len(log_sigmas), (count,), generator=generator, device=device)
+    return torch.where(torch.rand(count, generator=generator, device=device) < uniform_share, uniform, nearest)

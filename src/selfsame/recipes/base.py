@@ -16,8 +16,9 @@ from selfsame.diffusion.schedule import lognormal_timesteps, noised
 from selfsame.methods.instantid.samples import face_weights
 from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, new_unet
 from selfsame.models.text import encode_prompts
-from selfsame.recipes.caches import as_tensor, face_shares_of, latents_of, text_of
+from selfsame.recipes.caches import face_shares_of, latents_of, text_of
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
+from selfsame.recipes.resident import Resident
 from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Studio
@@ -53,9 +54,9 @@ class Denoiser(nn.Module):
 class Rows:
     """Pictures of one size, ready to learn from."""
 
-    latents: np.ndarray  # n c h w float16
-    text: np.ndarray  # n t d float16
-    shares: np.ndarray  # n h w float16, how much of each cell is face
+    latents: Resident  # n c h w float16
+    text: Resident  # n t d float16
+    shares: Resident  # n h w float16, how much of each cell is face
     epoch: np.ndarray  # rows of one epoch, some of them several times
 
     def __len__(self) -> int:
@@ -66,7 +67,7 @@ def base(options: Options) -> Trained:
     """UNet2DConditionModel 96/96/128 from cached latents and text states."""
     run = options.run(
         Run(folder=options.folder("base"), max_steps=62500, batch_size=32, learning_rate=8e-4, ema_decay=0.9995, weight_decay=0.01, look_every=1000, seed=41),
-        after=("base/vae", "base/text_encoder", "base/tokenizer"), batch_size=256, learning_rate=1e-3, max_steps=16000,
+        after=("base/vae", "base/text_encoder", "base/tokenizer"), batch_size=256, learning_rate=1e-3, max_steps=16000, prefetch=0,
     )  # fmt: skip
     vae, (tokenizer, text_encoder) = load_vae(), load_text()
     cache = options.runs / "cache"
@@ -76,7 +77,8 @@ def base(options: Options) -> Trained:
         table, name = open_table(options.data, split, 128, width), split if width == 128 else f"{split}-{width}"
         latents = latents_of(vae, table, cache, name if shrink == 1 else f"{name}-small", shrink)
         epoch = np.repeat(np.arange(len(table)), [TIMES.get(r["kind"], 1) for r in table.records])
-        return Rows(latents, text_of(tokenizer, text_encoder, table, cache, name), face_shares_of(table, cache, name, 8 * shrink), epoch)
+        text, shares = text_of(tokenizer, text_encoder, table, cache, name), face_shares_of(table, cache, name, 8 * shrink)
+        return Rows(Resident(latents, split), Resident(text, split), Resident(shares, split), epoch)
 
     small_steps = 0 if run.warm else math.ceil(SMALL_SHARE * run.max_steps)  # installed weights know what small pictures teach
     whole = rows_of("train")
@@ -87,12 +89,12 @@ def base(options: Options) -> Trained:
     abar = alphas_cumprod()
 
     def batch_of(rows: Rows, at: np.ndarray, rng: np.random.Generator, noise: Mapping[str, float] = NOISE) -> Batch:
-        clean, text = as_tensor(rows.latents[at]), as_tensor(rows.text[at])
-        g = torch_generator(rng)
+        clean, text = rows.latents[at], rows.text[at]
+        g = torch_generator(rng, clean.device)
         made = noised(clean, lognormal_timesteps(len(clean), abar, g, **noise), abar, SCHEDULE["prediction_type"], g)
-        drop = torch.rand(len(clean), generator=g) < TEXT_DROP
-        text = torch.where(drop[:, None, None], empty, text)
-        weight = face_weights(as_tensor(rows.shares[at]), (clean.shape[2], clean.shape[3]), FACE_WEIGHT)
+        drop = torch.rand(len(clean), generator=g, device=g.device) < TEXT_DROP
+        text = torch.where(drop[:, None, None], empty.to(text), text)
+        weight = face_weights(rows.shares[at], (clean.shape[2], clean.shape[3]), FACE_WEIGHT)
         return {**made, "text": text, "weight": weight}
 
     def batch_at(step: int) -> Batch:

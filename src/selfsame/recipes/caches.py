@@ -6,6 +6,8 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,6 +90,17 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield part
 
 
+@contextmanager
+def computing(module: nn.Module) -> Iterator[torch.device]:
+    """A module where recipes compute, and on the CPU again."""
+    device = compute_device()
+    try:
+        module.to(device)
+        yield device
+    finally:
+        module.to("cpu")
+
+
 def _chunks(count: int, size: int) -> Iterable[slice]:
     return (slice(a, min(a + size, count)) for a in range(0, count, size))
 
@@ -97,10 +110,9 @@ def latents_of(vae: AutoencoderKL, table: Table, folder: Path, name: str, shrink
     """Posterior means of all rows, n c h w float16, scaled by the VAE's scaling_factor; of pictures shrunk so many times."""
 
     def make() -> np.ndarray:
-        vae.to(compute_device())  # type: ignore[arg-type]
-        parts = [encode(vae, F.avg_pool2d(to_pixels(table.images[rows]), shrink)).half().cpu() for rows in _chunks(len(table), 32)]
-        vae.to("cpu")  # type: ignore[arg-type]
-        return torch.cat(parts).numpy()
+        with computing(vae) as device:
+            chunks = _chunks(len(table), 32 if device.type == "cpu" else 512)
+            return torch.cat([encode(vae, F.avg_pool2d(to_pixels(table.images[rows]), shrink)).half().cpu() for rows in chunks]).numpy()
 
     assert vae.quant_conv is not None
     encoding = nn.ModuleList([vae.encoder, vae.quant_conv])  # another decoder gives the same latents
@@ -111,7 +123,12 @@ def text_of(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, table: Table,
     """Text states of the captions of all rows, n t c float16."""
 
     def make() -> np.ndarray:
-        return encode_prompts(tokenizer, text_encoder, [r["caption"] for r in table.records]).encoder_hidden_states.half().numpy()
+        with computing(text_encoder):
+            states = [
+                encode_prompts(tokenizer, text_encoder, part).encoder_hidden_states.half().cpu()
+                for part in batched((r["caption"] for r in table.records), 1024)
+            ]
+        return torch.cat(states).numpy()
 
     return cached(folder / f"{name}.text.{fingerprint(text_encoder, table)}.npy", make)
 
@@ -121,9 +138,10 @@ def faces_of(encoder: nn.Module, table: Table, rows: np.ndarray, folder: Path, n
 
     def make() -> np.ndarray:
         out = np.zeros((len(table), 512), np.float32)
-        for part in np.array_split(rows, max(1, len(rows) // 256)):
-            crops = to_crops([np.asarray(table.images[i]) for i in part], [table.kps[i] for i in part], ENCODER_CROP)
-            out[part] = embed(encoder, crops).numpy()
+        with computing(encoder):
+            for part in np.array_split(rows, max(1, len(rows) // 256)):
+                crops = to_crops([np.asarray(table.images[i]) for i in part], [table.kps[i] for i in part], ENCODER_CROP)
+                out[part] = embed(encoder, crops).numpy()
         return out
 
     return cached(folder / f"{name}.faces.{fingerprint(encoder, table)}.npy", make)
@@ -173,8 +191,13 @@ def drawings_of(table: Table, rows: np.ndarray, kps: Callable[[int], np.ndarray]
 
     def make() -> np.ndarray:
         out = np.zeros((len(table), 128, 128, 3), np.uint8)
-        for i in rows:
+
+        def draw(i: int) -> None:
             out[i] = draw_kps_small(128, 128, kps(i))
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # OpenCV lets the others work meanwhile
+            for _ in threads.map(draw, rows, chunksize=64):
+                pass
         return out
 
     return cached(folder / f"{name}.kps.{table.digest[:12]}.npy", make)

@@ -106,8 +106,9 @@ def generator_at(seed: int, step: int) -> np.random.Generator:
     return np.random.default_rng([seed, step])
 
 
-def torch_generator(rng: np.random.Generator) -> torch.Generator:
-    return torch.Generator().manual_seed(int(rng.integers(2**62)))
+def torch_generator(rng: np.random.Generator, device: torch.device | str = "cpu") -> torch.Generator:
+    """One for tensors that are drawn on `device`; the numbers are another device's own."""
+    return torch.Generator(device).manual_seed(int(rng.integers(2**62)))
 
 
 def epoch_rows(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:

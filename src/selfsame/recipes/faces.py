@@ -17,6 +17,7 @@ from selfsame.mannequins.world import neutral_scene
 from selfsame.perception.detector import FaceDetector, detect, detector_loss
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, CropSpec, FaceEncoder, JudgeNet, MarginLoss, embed, rank1, to_crops
 from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, spread, to_pixels, torch_generator
+from selfsame.recipes.resident import Resident
 from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import load_into
 
@@ -63,21 +64,21 @@ def cached_crops(table: Table, rows: np.ndarray, spec: CropSpec) -> np.ndarray:
 
 def augment(crops: Tensor, rng: np.random.Generator) -> Tensor:
     """Light, colour, greyness, softness, a covered patch: what a face may undergo and stay itself. b 3 s s in [-1, 1]."""
-    g = torch_generator(rng)
+    g = torch_generator(rng, crops.device)
     b, _, s, _ = crops.shape
 
     def u(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(b, *shape, generator=g) * (high - low) + low
+        return torch.rand(b, *shape, generator=g, device=g.device) * (high - low) + low
 
     x = crops * u(0.8, 1.2, 1, 1, 1) + u(-0.15, 0.15, 1, 1, 1) + u(-0.08, 0.08, 3, 1, 1)
     grey = x.mean(1, keepdim=True)
     x = torch.lerp(grey.expand_as(x), x, torch.where(u(0, 1, 1, 1, 1) < 0.25, 0.0, u(0.7, 1.2, 1, 1, 1)))
     if rng.random() < SOFT_SHARE:
         x = F.interpolate(F.avg_pool2d(x, 2 if rng.random() < 0.7 else 4), (s, s), mode="bilinear")
-    x = x + 0.04 * torch.randn(x.shape, generator=g)
+    x = x + 0.04 * torch.randn(x.shape, generator=g, device=g.device)
     side = s // 4
-    at = torch.randint(0, s - side, (b, 2), generator=g)
-    grid = torch.arange(s)
+    at = torch.randint(0, s - side, (b, 2), generator=g, device=g.device)
+    grid = torch.arange(s, device=g.device)
     inside = [(grid >= at[:, i, None]) & (grid < at[:, i, None] + side) for i in (0, 1)]
     hole = (inside[0][:, :, None] & inside[1][:, None, :])[:, None] & (u(0, 1, 1, 1, 1) < 0.3)
     return x.masked_fill(hole, 0.0).clamp(-1, 1)
@@ -111,7 +112,7 @@ def _train_embedder(name: str, split: str, kind: type[nn.Module], dim: int, spec
     net = options.start(kind, lambda: load_into(kind(), f"{name}.safetensors"))
     table = open_table(options.data, split)
     rows = face_rows(table)
-    crops = cached_crops(table, rows, spec)
+    crops = Resident(cached_crops(table, rows, spec))
     people, truth = np.unique(table.people[rows], return_inverse=True)
     traits = torch.from_numpy(np.stack([person_of_row(int(who)).vector() for who in people])).float()
     traits = (traits - traits.mean(0)) / traits.std(0).clamp_min(0.05)
@@ -122,7 +123,7 @@ def _train_embedder(name: str, split: str, kind: type[nn.Module], dim: int, spec
     def batch_at(step: int) -> Batch:
         rng = generator_at(run.seed, step)
         at = epoch_rows(len(rows), run.batch_size, run.seed, step)
-        x = to_pixels(crops[at])
+        x = crops.pixels(at)
         dy, dx = rng.integers(0, spec.size // SLACK + 1, 2)
         x = x[:, :, dy : dy + spec.size, dx : dx + spec.size]
         return {"crops": augment(x, rng).contiguous(memory_format=torch.channels_last), "people": torch.from_numpy(truth[at]), "traits": traits[truth[at]]}

@@ -28,6 +28,7 @@ from selfsame.recipes.caches import as_tensor, clip_faces_of, drawings_of, face_
 from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
 from selfsame.recipes.likeness import STEPS, kept_reader, readable
+from selfsame.recipes.resident import Resident
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
 from selfsame.studio.request import Request, Strengths
@@ -152,7 +153,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
         Run(
             folder=options.folder(name), max_steps=31250, batch_size=32, learning_rate=4e-4, ema_decay=0.999, weight_decay=0.01, look_every=1000, seed=51
         ),
-        after=("base/vae", "base/text_encoder", "base/tokenizer", "encoder.safetensors"), batch_size=256, learning_rate=5e-4, max_steps=8000,
+        after=("base/vae", "base/text_encoder", "base/tokenizer", "encoder.safetensors"), batch_size=256, learning_rate=5e-4, max_steps=8000, prefetch=0,
     )  # fmt: skip
     vae, (tokenizer, text_encoder), unet = load_vae(), load_text(), load_unet()
     encoder = load_into(FaceEncoder(), "encoder.safetensors")
@@ -168,32 +169,36 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
         def __init__(self, split: str, sizes: Sequence[int] = (1,), lends: bool = False) -> None:
             self.table = open_table(options.data, split)
             rows = face_rows(self.table)
-            self.latents = {shrink: latents_of(vae, self.table, cache, split if shrink == 1 else f"{split}-small", shrink) for shrink in sizes}
-            self.text = text_of(tokenizer, text_encoder, self.table, cache, split)
+
+            def resident(array: np.ndarray) -> Resident:
+                return Resident(array, split)
+
+            self.latents = {n: resident(latents_of(vae, self.table, cache, split if n == 1 else f"{split}-small", n)) for n in sizes}
+            self.text = resident(text_of(tokenizer, text_encoder, self.table, cache, split))
             self.encoded = faces_of(encoder, self.table, rows, cache, split)  # what the loss on the forming face compares with
-            self.faces = self.encoded if tower is None else clip_faces_of(tower, self.table, rows, cache, split)
-            self.shares = face_shares_of(self.table, cache, split)
-            self.drawings = drawings_of(self.table, rows, self.table.kps.__getitem__, cache, split)
+            self.faces = resident(self.encoded if tower is None else clip_faces_of(tower, self.table, rows, cache, split))
+            self.shares = resident(face_shares_of(self.table, cache, split))
+            self.drawings = resident(drawings_of(self.table, rows, self.table.kps.__getitem__, cache, split))
             if lends:
-                self.lent = drawings_of(self.table, rows, lambda i: lent_kps(split, self.table.records[i]["index"]), cache, f"{split}-lent")
+                self.lent = resident(drawings_of(self.table, rows, lambda i: lent_kps(split, self.table.records[i]["index"]), cache, f"{split}-lent"))
             self.photos = PhotosOf(self.table.people, rows if split != "train" else first_people(self.table.people, rows, variant.people))
 
         def batch(self, at: np.ndarray, rng: np.random.Generator, how: InstantIDSamples, shrink: int = 1) -> Batch:
-            g = torch_generator(rng)
-            clean = as_tensor(self.latents[shrink][at])
-            drawings = np.array(self.drawings[at])
+            clean = self.latents[shrink][at]
+            g = torch_generator(rng, clean.device)
+            drawn = self.drawings[at]
             if how.lend_pose:
-                lent = rng.random(len(at)) < how.lend_pose
-                drawings[lent] = self.lent[at[lent]]
-            drawn = torch.from_numpy(drawings).permute(0, 3, 1, 2).float() / 255
+                lent = np.flatnonzero(rng.random(len(at)) < how.lend_pose)
+                drawn[torch.from_numpy(lent).to(drawn.device)] = self.lent[at[lent]]
+            drawn = drawn.permute(0, 3, 1, 2) / 255
             made = {
                 **noised(clean, lognormal_timesteps(len(at), abar, g, mean=how.log_sigma_mean, std=how.log_sigma_std), abar, SCHEDULE["prediction_type"], g),
-                "text": as_tensor(self.text[at]),
+                "text": self.text[at],
                 "embedding": lend_faces(self.faces, self.photos, list(at), how, rng),
                 "kps_image": F.avg_pool2d(drawn, shrink),
-                "weight": face_weights(as_tensor(self.shares[at]), (clean.shape[2], clean.shape[3]), how.face_weight),
+                "weight": face_weights(self.shares[at], (clean.shape[2], clean.shape[3]), how.face_weight),
             }
-            return drop(made, empty, how, g)
+            return drop(made, empty.to(clean), how, g)
 
     small_steps = 0 if run.warm else math.ceil(SMALL_SHARE * run.max_steps)
     side, held = Side("train", (1, 2) if small_steps else (1,), how.lend_pose > 0), Side("validation")
@@ -217,7 +222,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
     reader = None
     if variant.likeness:
         path = cache / f"latent_face.{key}.{reader_steps}.pt"
-        reader = kept_reader(path, side.latents[1], np.asarray(side.encoded), side.table.people, face_rows(side.table), run.seed, reader_steps)
+        reader = kept_reader(path, side.latents[1].array, np.asarray(side.encoded), side.table.people, face_rows(side.table), run.seed, reader_steps)
 
     def likeness(out: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """How unlike the person the denoised estimates are, where a face can be read in them."""
@@ -236,7 +241,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
         assert isinstance(model, InstantIDTrainer)
         studio = Studio(str(model.unet.device)).with_parts(unet=model.unet, instantid=model.method)
         request = Request(num_steps=12)
-        faces = [Shown(as_tensor(held.faces[i])[None, None], held.table.kps[j].astype(np.float64), strengths=variant.strengths) for i, j in shown]
+        faces = [Shown(as_tensor(held.faces.array[i])[None, None], held.table.kps[j].astype(np.float64), strengths=variant.strengths) for i, j in shown]
         rows = [Row(prompt, faces=(face,)) for prompt, face in zip(PROMPTS, faces, strict=False)]
         painted, _ = studio.paint(rows, request, list(range(len(rows))))
         save_grid(run, step, [[held.table.images[i] for i, _ in shown], painted])
@@ -254,7 +259,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
     def fresh() -> InstantID:
         method = InstantID.new(unet, size, conditioning_channels=(16, 32, 64, 96), loudness=LOUDNESS, net_loudness=1.0 if variant.net_reads == "text" else None)
         if not (run.folder / "state.pt").exists():  # else the checkpoint knows better
-            land(method, side.table, side.faces, tokenizer, text_encoder, run.seed, 2 if options.smoke else LANDING_STEPS)
+            land(method, side.table, side.faces.array, tokenizer, text_encoder, run.seed, 2 if options.smoke else LANDING_STEPS)
         return method
 
     method = options.start(

@@ -25,8 +25,9 @@ from selfsame.models.latents import encode
 from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, image_states, load_image_encoder
 from selfsame.perception.depth import DepthNet, depth_of
 from selfsame.recipes.base import NOISE
-from selfsame.recipes.caches import as_tensor, batched, cached_folder, fill_maps, fingerprint_of
+from selfsame.recipes.caches import batched, cached_folder, fill_maps, fingerprint_of
 from selfsame.recipes.common import Options, Trained, beside, compute_device, epoch_rows, finish, generator_at, save_grid, to_pixels, torch_generator
+from selfsame.recipes.resident import Resident
 from selfsame.studio.edits import SIDE, Editor, Square
 from selfsame.studio.request import EditRequest
 from selfsame.studio.studio import Studio
@@ -43,12 +44,12 @@ SHOWN = 8  # samples to look at
 class Side:
     """Augmented samples of one split, encoded once."""
 
-    source: np.ndarray  # n c h w float16, latents
-    collage: np.ndarray  # likewise, the hidden part black
-    reference: np.ndarray  # likewise
-    states: np.ndarray  # n t k float16, CLIP's of the reference
-    mask: np.ndarray  # n 1 h w uint8
-    depth: np.ndarray  # n H W uint8, of the source
+    source: Resident  # n c h w float16, latents
+    collage: Resident  # likewise, the hidden part black
+    reference: Resident  # likewise
+    states: Resident  # n t k float16, CLIP's of the reference
+    mask: Resident  # n 1 h w uint8
+    depth: Resident  # n H W uint8, of the source
     still: np.ndarray  # n bool
     shown: np.ndarray  # 8 3 H W 3 uint8, source, reference and collage of the first, to look at
 
@@ -141,7 +142,9 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int) ->
                 yield part
 
     key = _key(folder, split, how, variations, [vae.encoder, vae.quant_conv, tower, *([near] if near else [])])
-    return Side(**cached_folder(options.runs / "cache" / f"pairs-{split}.{key}", lambda place: fill_maps(place, parts(place), count * variations)))
+    made = cached_folder(options.runs / "cache" / f"pairs-{split}.{key}", lambda place: fill_maps(place, parts(place), count * variations))
+    still, shown = made.pop("still"), made.pop("shown")
+    return Side(**{name: Resident(values, split) for name, values in made.items()}, still=still, shown=shown)
 
 
 def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimicbrush") -> Trained:
@@ -153,7 +156,7 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
     how = variant.how
     run = options.run(
         Run(folder=options.folder(name), max_steps=37500, batch_size=16, learning_rate=4e-4, ema_decay=0.999, look_every=1000, seed=61),
-        after=READ, batch_size=256, learning_rate=1e-3, max_steps=5000,
+        after=READ, batch_size=256, learning_rate=1e-3, max_steps=5000, prefetch=0,
     )  # fmt: skip
     unet = load_unet()
     side, held = prepared(options, "train", how, VARIATIONS), prepared(options, "validation", PairSamples(), 1)  # of every variant the same
@@ -164,18 +167,18 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
         raise InputError(f"{pairs_folder(options.data)}: holds no stills, from which alone this run shall learn: selfsame prepare pairs --world N")
 
     def batch_of(rows: Side, at: np.ndarray, rng: np.random.Generator, how: PairSamples) -> Batch:
-        g = torch_generator(rng)
-        clean = as_tensor(rows.source[at])
+        clean = rows.source[at]
+        g = torch_generator(rng, clean.device)
         made = noised(clean, lognormal_timesteps(len(at), abar, g, **NOISE), abar, SCHEDULE["prediction_type"], g)
-        shaped = torch.rand(len(at), generator=g) >= how.drop_depth
+        shaped = torch.rand(len(at), generator=g, device=g.device) >= how.drop_depth
         return {
             **made,
-            "mask": as_tensor(rows.mask[at]),
-            "collage": as_tensor(rows.collage[at]),
-            "depth": as_tensor(rows.depth[at])[:, None] / 255 * shaped[:, None, None, None],
-            "reference": as_tensor(rows.reference[at]),
-            "image_states": as_tensor(rows.states[at]),
-            "with_reference": torch.rand(len(at), generator=g) >= how.drop_reference,
+            "mask": rows.mask[at],
+            "collage": rows.collage[at],
+            "depth": rows.depth[at][:, None] / 255 * shaped[:, None, None, None],
+            "reference": rows.reference[at],
+            "image_states": rows.states[at],
+            "with_reference": torch.rand(len(at), generator=g, device=g.device) >= how.drop_reference,
         }
 
     def batch_at(step: int) -> Batch:
@@ -195,7 +198,7 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
         assert isinstance(model, MimicBrushTrainer)
         editor = Editor(Studio(str(model.empty_states.device)).with_parts(unet=unet), model.method)
         sources, references, collages = (list(held.shown[:, k]) for k in range(3))
-        hidden = [np.kron(m[0], np.ones((8, 8), np.uint8)) > 0 for m in held.mask[: len(sources)]]
+        hidden = [np.kron(m[0], np.ones((8, 8), np.uint8)) > 0 for m in held.mask.array[: len(sources)]]
         squares = [Square(*parts) for parts in zip(sources, hidden, references, strict=True)]
         painted = editor.paint(squares, list(range(len(squares))), EditRequest(num_steps=12))
         save_grid(run, step, [collages, references, painted, sources])

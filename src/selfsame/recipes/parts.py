@@ -15,6 +15,7 @@ from selfsame.perception.parser import FaceParser, overlap, parse, parser_loss, 
 from selfsame.recipes.caches import faces_of
 from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, save_grid, spread, to_pixels
 from selfsame.recipes.faces import SLACK, augment, cached_crops, face_rows, held_out_rank1, person_of_row
+from selfsame.recipes.resident import Resident
 from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import load_into
 
@@ -118,7 +119,7 @@ def face_vit(options: Options) -> Trained:
     )
     table = open_table(options.data, "train")
     rows = face_rows(table)
-    crops = cached_crops(table, rows, FACE_VIT_CROP)
+    crops = Resident(cached_crops(table, rows, FACE_VIT_CROP))
     said = torch.from_numpy(faces_of(load_into(FaceEncoder(), "encoder.safetensors"), table, rows, options.runs / "cache", "train")[rows])
     traits = torch.from_numpy(np.stack([person_of_row(int(who)).vector() for who in table.people[rows]])).float()
     traits = (traits - traits.mean(0)) / traits.std(0).clamp_min(0.05)
@@ -128,7 +129,7 @@ def face_vit(options: Options) -> Trained:
         rng = generator_at(run.seed, step)
         at = epoch_rows(len(rows), run.batch_size, run.seed, step)
         dy, dx = rng.integers(0, FACE_VIT_CROP.size // SLACK + 1, 2)
-        x = to_pixels(crops[at])[:, :, dy : dy + FACE_VIT_CROP.size, dx : dx + FACE_VIT_CROP.size]
+        x = crops.pixels(at)[:, :, dy : dy + FACE_VIT_CROP.size, dx : dx + FACE_VIT_CROP.size]
         return {"crops": augment(x, rng), "said": said[at], "traits": traits[at]}
 
     def objective(model: nn.Module, batch: Batch) -> Loss:

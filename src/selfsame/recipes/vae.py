@@ -14,8 +14,9 @@ from selfsame.data.tables import Table, open_table
 from selfsame.mannequins import paint
 from selfsame.models.latents import decode, encode
 from selfsame.models.mannequin import new_vae
-from selfsame.recipes.caches import as_tensor, latents_of
+from selfsame.recipes.caches import latents_of
 from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, save_grid, spread, to_images, to_pixels, torch_generator
+from selfsame.recipes.resident import Resident
 from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import load_vae
 
@@ -132,6 +133,7 @@ def decoder(options: Options) -> Trained:
     run = options.run(
         Run(folder=options.folder("decoder"), max_steps=20000, batch_size=4, learning_rate=8e-4, weight_decay=0.0, ema_decay=0.998, look_every=500, seed=22),
         batch_size=32,
+        prefetch=0,
     )
     table, held = open_table(options.data, "train"), open_table(options.data, "validation")
     weights = weight_table()
@@ -139,12 +141,12 @@ def decoder(options: Options) -> Trained:
     for part in (net.vae.decoder, net.vae.post_quant_conv):
         assert part is not None
         part.requires_grad_(True)
-    latents, seen = (latents_of(net.vae, t, options.runs / "cache", name) for t, name in ((table, "train"), (held, "validation")))
+    latents, seen = (Resident(latents_of(net.vae, t, options.runs / "cache", name), name) for t, name in ((table, "train"), (held, "validation")))
+    images, labels, marks = Resident(table.images), Resident(table.labels), torch.from_numpy(weights).to(latents.device)
 
     def batch_at(step: int) -> Batch:
         at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
-        marks = torch.from_numpy(weights[table.labels[at]])[:, None]
-        return {"latents": as_tensor(latents[at]), "pixels": to_pixels(table.images[at]), "weight": marks}
+        return {"latents": latents[at], "pixels": images.pixels(at), "weight": marks[labels[at].long()][:, None]}
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         parts = painted_loss(batch["pixels"], model(batch["latents"]), batch["weight"])
@@ -152,7 +154,7 @@ def decoder(options: Options) -> Trained:
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, Decode)
-        again = decode(model.vae, as_tensor(seen[:8]).to(model.vae.device))
+        again = decode(model.vae, seen[np.arange(8)].to(model.vae.device))
         save_grid(run, step, [list(held.images[:8]), to_images(again)])
         return vae_figures(model.vae, held, 64)
 

@@ -147,10 +147,12 @@ def train(
     log = CurveLog(run.folder / "log.csv", samples)
     began, began_step, last_look = time.monotonic(), step, -1
     saved = began
-    sums: dict[str, float] = {}
+    sums: dict[str, Any] = {}  # on the device, where one would have to wait for them
     counted = 0
+    checks = FiniteChecks(run, every=1 if accelerator.device.type == "cpu" else run.log_every)
 
     def save() -> None:
+        checks.passed()
         if main:
             values = {k: v for k, v in accelerator.unwrap_model(wrapped).state_dict().items() if k in trained or _is_buffer(module, k)}
             about = {
@@ -220,14 +222,14 @@ def train(
                     last = k == run.accumulate - 1
                     with nullcontext() if last else accelerator.no_sync(wrapped), accelerator.autocast():
                         loss = objective(wrapped, part)
-                        _must_be_finite("the loss", loss.total, step, run)
+                        checks.add("the loss", loss.total, step)
                         accelerator.backward(loss.total / run.accumulate)
                     for name, value in {"loss": loss.total, **loss.parts}.items():
-                        sums[name] = sums.get(name, 0.0) + float(value.detach()) / run.accumulate
+                        sums[name] = sums.get(name, 0.0) + value.detach().float() / run.accumulate
                 if run.grad_clip:
                     norm = accelerator.clip_grad_norm_(params, run.grad_clip)
                     if norm is not None:
-                        _must_be_finite("the gradient's norm", norm, step, run)
+                        checks.add("the gradient's norm", torch.as_tensor(norm), step)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 ema.step(params)
@@ -239,7 +241,7 @@ def train(
                 if is_look or step % run.log_every == 0 or step == run.max_steps:
                     seconds = time.monotonic() - began
                     rate = (step - began_step) / seconds
-                    means = mean_over_processes(accelerator, {k: v / counted for k, v in sums.items()})
+                    means = mean_over_processes(accelerator, {k: float(v) / counted for k, v in sums.items()})
                     sums, counted = {}, 0
                     row = {"step": step, "samples": samples, "lr": run.learning_rate_at(step - 1), **means}
                     if is_look:
@@ -275,11 +277,29 @@ def train(
     return Result(module, step, samples, figures, main)
 
 
-def _must_be_finite(what: str, value: Tensor | float, step: int, run: Run) -> None:
-    number = float(value.detach() if isinstance(value, Tensor) else value)
-    if not math.isfinite(number):
-        remedy = f"lower the learning rate of {run.learning_rate:g}; {run.folder} keeps the last good state"
-        raise FloatingPointError(f"{what} is {number} at step {step}: {remedy}")
+class FiniteChecks:
+    """Whether losses and gradients are finite: on a CPU at once, on a GPU every so many steps and before anything is saved, so that nobody waits for it."""
+
+    def __init__(self, run: Run, every: int) -> None:
+        self.run, self.every = run, every
+        self.seen: list[tuple[str, int, Tensor]] = []
+
+    def add(self, what: str, value: Tensor, step: int) -> None:
+        self.seen.append((what, step, value.detach()))
+        if step - self.seen[0][1] >= self.every - 1:
+            self.passed()
+
+    def passed(self) -> None:
+        """
+        Raises:
+            FloatingPointError: a number of those seen since the last time is not finite.
+        """
+        seen, self.seen = self.seen, []
+        numbers = torch.stack([value.float() for _, _, value in seen]).tolist() if seen else []
+        for (what, step, _), number in zip(seen, numbers, strict=True):
+            if not math.isfinite(number):
+                remedy = f"lower the learning rate of {self.run.learning_rate:g}; {self.run.folder} keeps the last good state"
+                raise FloatingPointError(f"{what} is {number} at step {step}: {remedy}")
 
 
 def _is_buffer(module: nn.Module, key: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,20 +52,29 @@ class PhotosOf:
             if len(mine) > 1 or (alone and len(mine)):
                 self.of[int(people[mine[0]])] = mine
         self.rows = np.concatenate(list(self.of.values())) if self.of else rows[:0]
-        self.people = people
+        sizes = np.array([len(mine) for mine in self.of.values()], np.int64)
+        self._size, self._first, self._place = (np.zeros(len(people), np.int64) for _ in range(3))  # of each row's person, and where it stands in `rows`
+        self._size[self.rows], self._first[self.rows] = np.repeat(sizes, sizes), np.repeat(sizes.cumsum() - sizes, sizes)
+        self._place[self.rows] = np.arange(len(self.rows))
 
-    def others(self, row: int, count: int, rng: np.random.Generator) -> np.ndarray:
-        """`count` photos of the person of `row`, never `row` itself unless it is the only one; repeated when there are too few."""
-        mine = self.of[int(self.people[row])]
-        mine = mine[mine != row] if len(mine) > 1 else mine
-        return rng.choice(mine, count, replace=len(mine) < count)
+    def others(self, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """`count` photos of the person of each row, b count: never the row itself unless it is the only one, repeated when there are too few."""
+        size, first = self._size[rows, None], self._first[rows, None]
+        places = np.arange(size.max())
+        left_out = (places >= size) | ((places == self._place[rows, None] - first) & (size > 1))
+        shuffled = np.argsort(rng.random(left_out.shape) + left_out, axis=1)  # those left out come last
+        nth = np.arange(count) % (size - (size > 1))
+        return self.rows[first + np.take_along_axis(shuffled, nth, 1)]
 
 
-def lend_faces(embeddings: np.ndarray, photos: PhotosOf, rows: Sequence[int], how: InstantIDSamples, rng: np.random.Generator) -> Tensor:
-    """Embeddings for the painted rows from other photos: b k d; k is 1 for means, the number of photos for joint steps."""
+def lend_faces(embeddings: Any, photos: PhotosOf, rows: Sequence[int], how: InstantIDSamples, rng: np.random.Generator) -> Tensor:
+    """Embeddings for the painted rows from other photos: b k d; k is 1 for means, the number of photos for joint steps.
+
+    Args:
+        embeddings: n d, an array or what gives tensors of rows by their numbers.
+    """
     count = int(rng.integers(1, how.max_photos + 1))
-    picked = np.stack([embeddings[photos.others(int(row), count, rng)] for row in rows])  # b k d
-    lent = torch.from_numpy(picked).float()
+    lent = torch.as_tensor(embeddings[photos.others(np.asarray(rows), count, rng)]).float()  # b k d
     return lent if rng.random() < how.joint_share else lent.mean(1, keepdim=True)
 
 
@@ -72,7 +82,7 @@ def drop(
     batch: Mapping[str, Tensor], empty_text: Tensor, how: InstantIDSamples, generator: torch.Generator, *, empty_pooled: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Take away face, text or both of some rows: the face becomes an embedding of zeros, the text an empty prompt (for SDXL `pooled` too)."""
-    draw = torch.rand(len(batch["text"]), generator=generator)
+    draw = torch.rand(len(batch["text"]), generator=generator, device=generator.device)
     face = draw < how.drop_face
     text = (draw >= how.drop_face) & (draw < how.drop_face + how.drop_text)
     both = (draw >= how.drop_face + how.drop_text) & (draw < how.drop_face + how.drop_text + how.drop_both)
