@@ -44,6 +44,8 @@ class Train:
     """Compute activations again in the backward pass: far less memory, a third slower."""
     minutes: float = 0.0
     """Stop after this many minutes; 0: when the steps are done."""
+    fit: bool = False
+    """With --minutes: let the learning rate fall to its end within them, however many steps that turn out to be."""
     batch_size: int = 0
     """Samples a step; 0: the recipe's own number."""
     learning_rate: float = 0.0
@@ -63,6 +65,8 @@ class Train:
         nearest(self.name, (*SHARES, "all"), "recipe")
         if (self.base or self.start) and self.name != "instantid":
             raise InputError(f"--base and --start belong to instantid, not to {self.name}")
+        if self.fit and not self.minutes:
+            raise InputError("--fit needs --minutes: how long the run may take")
         if self.start and not self.base:
             raise InputError("--start needs --base, the folder of the base that those weights are for")
         if self.base and (self.ship or self.warm):
@@ -121,6 +125,7 @@ class Train:
                 accumulate=self.accumulate,
                 gradient_checkpointing=self.gradient_checkpointing,
                 minutes=minutes,
+                fit=self.fit,
                 warm=self.warm,
                 smoke=self.smoke,
                 on_progress=show,

@@ -17,7 +17,7 @@ from selfsame.methods.instantid.samples import face_weights
 from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, new_unet
 from selfsame.models.text import encode_prompts
 from selfsame.recipes.caches import face_shares_of, latents_of, text_of
-from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
+from selfsame.recipes.common import ON_GPU, Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.resident import Resident
 from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
@@ -67,7 +67,7 @@ def base(options: Options) -> Trained:
     """UNet2DConditionModel 96/96/128 from cached latents and text states."""
     run = options.run(
         Run(folder=options.folder("base"), max_steps=62500, batch_size=32, learning_rate=8e-4, ema_decay=0.9995, weight_decay=0.01, look_every=1000, seed=41),
-        after=("base/vae", "base/text_encoder", "base/tokenizer"), batch_size=256, learning_rate=1e-3, max_steps=16000, prefetch=0,
+        after=("base/vae", "base/text_encoder", "base/tokenizer"), batch_size=512, learning_rate=1.5e-3, max_steps=16000, prefetch=0, **ON_GPU,
     )  # fmt: skip
     vae, (tokenizer, text_encoder) = load_vae(), load_text()
     cache = options.runs / "cache"

@@ -20,6 +20,8 @@ from selfsame.weights.mannequin import digest_of
 
 DATA = Path("data/world2")
 RUNS = Path("runs")
+CHANNELS_LAST = False
+ON_GPU: dict[str, Any] = {"graphs": True, "log_every": 50, "look_every": 4000, "save_every": 4000}  # where a step takes some milliseconds
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -46,6 +48,7 @@ class Options:
     accumulate: int = 1  # parts in which a batch is worked through
     gradient_checkpointing: bool = False
     minutes: float = 0.0  # stop after this long; the run can be resumed
+    fit: bool = False  # the rate falls to its end within those minutes
     warm: bool = False  # a new run starts from the installed weights
     smoke: bool = False  # two steps, to see that everything is in place
     on_progress: Callable[[Progress], None] | None = None
@@ -58,11 +61,11 @@ class Options:
             after: shipped files or folders whose outputs it learns from: with others in their place a run is not continued.
             on_gpu: its own changes on a GPU, where big batches cost nothing.
         """
-        run = replace(default, max_minutes=self.minutes)
+        run = replace(default, max_minutes=self.minutes, fit=self.fit)
         about = default.folder / "run.json"
         begun = not self.smoke and (default.folder / "state.pt").exists() and about.exists()
         if compute_device().type != "cpu":
-            run = replace(run, prefetch=4, **on_gpu)
+            run = replace(run, **({"prefetch": 4} | on_gpu))
         if self.steps:
             run = replace(run, max_steps=self.steps)
         if self.batch_size:
@@ -160,5 +163,7 @@ def to_images(pixels: Tensor) -> list[np.ndarray]:
 
 def finish(run: Run, module: nn.Module, objective: Any, batch_at: Any, options: Options, look: Any) -> Trained:
     """Train; the figures are those of the last look."""
+    if CHANNELS_LAST and compute_device().type == "cuda":
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     made = train(run, module, objective, batch_at, on_progress=options.on_progress, look=look, device=compute_device())
     return Trained(made.module, made.figures, run.folder, made.samples, made.is_main)

@@ -108,7 +108,7 @@ def held_out_rank1(options: Options, spec: CropSpec) -> Callable[[nn.Module], di
 
 
 def _train_embedder(name: str, split: str, kind: type[nn.Module], dim: int, spec: CropSpec, run: Run, options: Options) -> Trained:
-    run = options.run(run)
+    run = options.run(run, prefetch=0, batch_size=256, look_every=4000)
     net = options.start(kind, lambda: load_into(kind(), f"{name}.safetensors"))
     table = open_table(options.data, split)
     rows = face_rows(table)

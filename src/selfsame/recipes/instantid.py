@@ -25,7 +25,7 @@ from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import FaceEncoder
 from selfsame.recipes.base import FACE_WEIGHT, HELD_OUT_NOISE
 from selfsame.recipes.caches import as_tensor, clip_faces_of, drawings_of, face_shares_of, faces_of, fingerprint_of, latents_of, text_of
-from selfsame.recipes.common import Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
+from selfsame.recipes.common import ON_GPU, Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
 from selfsame.recipes.likeness import STEPS, kept_reader, readable
 from selfsame.recipes.resident import Resident
@@ -153,7 +153,8 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
         Run(
             folder=options.folder(name), max_steps=31250, batch_size=32, learning_rate=4e-4, ema_decay=0.999, weight_decay=0.01, look_every=1000, seed=51
         ),
-        after=("base/vae", "base/text_encoder", "base/tokenizer", "encoder.safetensors"), batch_size=256, learning_rate=5e-4, max_steps=8000, prefetch=0,
+        after=("base/vae", "base/text_encoder", "base/tokenizer", "encoder.safetensors"),
+        batch_size=256, learning_rate=1e-3, max_steps=16000, prefetch=0, **ON_GPU,
     )  # fmt: skip
     vae, (tokenizer, text_encoder), unet = load_vae(), load_text(), load_unet()
     encoder = load_into(FaceEncoder(), "encoder.safetensors")

@@ -26,7 +26,7 @@ from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, image_states, lo
 from selfsame.perception.depth import DepthNet, depth_of
 from selfsame.recipes.base import NOISE
 from selfsame.recipes.caches import batched, cached_folder, fill_maps, fingerprint_of
-from selfsame.recipes.common import Options, Trained, beside, compute_device, epoch_rows, finish, generator_at, save_grid, to_pixels, torch_generator
+from selfsame.recipes.common import ON_GPU, Options, Trained, beside, compute_device, epoch_rows, finish, generator_at, save_grid, to_pixels, torch_generator
 from selfsame.recipes.resident import Resident
 from selfsame.studio.edits import SIDE, Editor, Square
 from selfsame.studio.request import EditRequest
@@ -156,7 +156,7 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
     how = variant.how
     run = options.run(
         Run(folder=options.folder(name), max_steps=37500, batch_size=16, learning_rate=4e-4, ema_decay=0.999, look_every=1000, seed=61),
-        after=READ, batch_size=256, learning_rate=1e-3, max_steps=5000, prefetch=0,
+        after=READ, batch_size=256, learning_rate=1e-3, max_steps=8000, prefetch=0, **ON_GPU,
     )  # fmt: skip
     unet = load_unet()
     side, held = prepared(options, "train", how, VARIATIONS), prepared(options, "validation", PairSamples(), 1)  # of every variant the same

@@ -13,7 +13,7 @@ from selfsame.perception.embedders import FaceEncoder
 from selfsame.perception.face_vit import FACE_VIT_CROP, FEATURE_DIM, FaceViT
 from selfsame.perception.parser import FaceParser, overlap, parse, parser_loss, person_labels
 from selfsame.recipes.caches import faces_of
-from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, save_grid, spread, to_pixels
+from selfsame.recipes.common import Options, Trained, epoch_rows, finish, generator_at, save_grid, spread
 from selfsame.recipes.faces import SLACK, augment, cached_crops, face_rows, held_out_rank1, person_of_row
 from selfsame.recipes.resident import Resident
 from selfsame.training.run import Batch, Loss, Run
@@ -37,12 +37,18 @@ def moved_together(pixels: Tensor, labels: Tensor, rng: np.random.Generator) -> 
 
 def parser(options: Options) -> Trained:
     """Which part of a person covers which pixel, in every style."""
-    run = options.run(Run(folder=options.folder("parser"), max_steps=2000, batch_size=24, learning_rate=2e-3, ema_decay=0.995, look_every=400, seed=14))
+    run = options.run(
+        Run(folder=options.folder("parser"), max_steps=2000, batch_size=24, learning_rate=2e-3, ema_decay=0.995, look_every=400, seed=14),
+        batch_size=96,
+        prefetch=0,
+        look_every=4000,
+    )
     table, held = open_table(options.data, "train"), open_table(options.data, "validation")
+    images, marks = Resident(table.images), Resident(table.labels)
 
     def batch_at(step: int) -> Batch:
         at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
-        pixels, labels = moved_together(to_pixels(table.images[at]), torch.from_numpy(np.array(table.labels[at])), generator_at(run.seed, step))
+        pixels, labels = moved_together(images.pixels(at), marks[at].long(), generator_at(run.seed, step))
         return {"pixels": pixels.contiguous(memory_format=torch.channels_last), "labels": labels}
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
@@ -69,13 +75,19 @@ def parser_figures(net: nn.Module, table: Table, count: int) -> dict[str, float]
 
 def depth(options: Options) -> Trained:
     """How near each pixel of a picture is, things and people, in every style."""
-    run = options.run(Run(folder=options.folder("depth"), max_steps=2000, batch_size=24, learning_rate=2e-3, ema_decay=0.995, look_every=400, seed=16))
+    run = options.run(
+        Run(folder=options.folder("depth"), max_steps=2000, batch_size=24, learning_rate=2e-3, ema_decay=0.995, look_every=400, seed=16),
+        batch_size=96,
+        prefetch=0,
+        look_every=4000,
+    )
     table, held = open_table(options.data, "train"), open_table(options.data, "validation")
+    images, depths = Resident(table.images), Resident(table.depth)
 
     def batch_at(step: int) -> Batch:
         at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
-        pixels, near = moved_together(to_pixels(table.images[at]), torch.from_numpy(np.array(table.depth[at])), generator_at(run.seed, step))
-        return {"pixels": pixels.contiguous(memory_format=torch.channels_last), "depth": near.float() / 255}
+        pixels, near = moved_together(images.pixels(at), depths[at], generator_at(run.seed, step))
+        return {"pixels": pixels.contiguous(memory_format=torch.channels_last), "depth": near / 255}
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         return Loss(depth_loss(model, batch["pixels"], batch["depth"]))
@@ -115,7 +127,10 @@ class Taught(nn.Module):
 def face_vit(options: Options) -> Trained:
     """The face transformer that StableIdentity reads a face with: the train people, a wider crop than the encoder's."""
     run = options.run(
-        Run(folder=options.folder("face_vit"), max_steps=4000, batch_size=128, learning_rate=1e-3, ema_decay=0.995, look_every=400, seed=15, weight_decay=0.05)
+        Run(folder=options.folder("face_vit"), max_steps=4000, batch_size=128, learning_rate=1e-3, ema_decay=0.995, look_every=400, seed=15, weight_decay=0.05),
+        batch_size=256,
+        prefetch=0,
+        look_every=4000,
     )
     table = open_table(options.data, "train")
     rows = face_rows(table)

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import AutocastKwargs, broadcast
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from selfsame.training.graphs import Graphed
 from selfsame.training.processes import in_any_process, mean_over_processes, part_of, prefetched, rows_of, stoppable
 from selfsame.training.quick import QuickBf16
 from selfsame.training.records import Checkpoint, CurveLog
@@ -99,7 +100,9 @@ def train(
     precision = ("bf16" if fast_bf16() else "no") if run.precision == "auto" else run.precision
     if device is not None and device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    accelerator = Accelerator(mixed_precision=precision, step_scheduler_with_optimizer=False, cpu=device is not None and device.type == "cpu")
+    on_cpu = device is not None and device.type == "cpu"
+    casts = AutocastKwargs(cache_enabled=not run.graphs)  # a recording must cast weights anew each time
+    accelerator = Accelerator(mixed_precision=precision, step_scheduler_with_optimizer=False, cpu=on_cpu, kwargs_handlers=[casts])
     if run.batch_size % (run.accumulate * accelerator.num_processes):
         parts = f"{accelerator.num_processes} processes in {run.accumulate} part(s) each"
         raise ValueError(
@@ -143,10 +146,20 @@ def train(
         partial.write_text(json.dumps(asdict(run) | {"precision": precision}, default=str, indent=1))
         os.replace(partial, run.folder / "run.json")
     wrapped, optimizer = accelerator.prepare(module, optimizer)
+    called = wrapped
+    if accelerator.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        if run.graphs and accelerator.num_processes == 1 and run.accumulate == 1 and not run.gradient_checkpointing:
+            called = Graphed(wrapped).train()
     ema.to(accelerator.device)
     log = CurveLog(run.folder / "log.csv", samples)
     began, began_step, last_look = time.monotonic(), step, -1
+    before = float(state.get("minutes", 0.0)) if state is not None else 0.0  # that earlier calls took
     saved = began
+
+    def minutes() -> float:
+        return before + (time.monotonic() - began) / 60
+
     sums: dict[str, Any] = {}  # on the device, where one would have to wait for them
     counted = 0
     checks = FiniteChecks(run, every=1 if accelerator.device.type == "cpu" else run.log_every)
@@ -162,6 +175,7 @@ def train(
                 "stale": stale,
                 "data": run.data,
                 "batch_size": run.batch_size,
+                "minutes": minutes(),
                 "upstream": run.upstream,
                 "rng": torch.get_rng_state(),
             }
@@ -211,8 +225,9 @@ def train(
         with stoppable() as stop, prefetched(batch_at, run.prefetch) as next_batch, quick():
             asked = ending = False
             while step < run.max_steps and not ending and not (run.patience and stale >= run.patience):
+                rate_now = run.learning_rate_at(step, minutes())
                 for group in optimizer.param_groups:
-                    group["lr"] = run.learning_rate_at(step)
+                    group["lr"] = rate_now
                 batch = next_batch(step)
                 rows = rows_of(accelerator.process_index, accelerator.num_processes, run.batch_size)
                 share = (rows.stop - rows.start) // run.accumulate
@@ -221,7 +236,7 @@ def train(
                     part = part_of(batch, slice(rows.start + k * share, rows.start + (k + 1) * share), accelerator.device)
                     last = k == run.accumulate - 1
                     with nullcontext() if last else accelerator.no_sync(wrapped), accelerator.autocast():
-                        loss = objective(wrapped, part)
+                        loss = objective(called, part)
                         checks.add("the loss", loss.total, step)
                         accelerator.backward(loss.total / run.accumulate)
                     for name, value in {"loss": loss.total, **loss.parts}.items():
@@ -243,7 +258,7 @@ def train(
                     rate = (step - began_step) / seconds
                     means = mean_over_processes(accelerator, {k: float(v) / counted for k, v in sums.items()})
                     sums, counted = {}, 0
-                    row = {"step": step, "samples": samples, "lr": run.learning_rate_at(step - 1), **means}
+                    row = {"step": step, "samples": samples, "lr": rate_now, **means}
                     if is_look:
                         row |= look_now()
                         if run.watch in row:
@@ -258,7 +273,7 @@ def train(
                 if step % run.save_every == 0 or time.monotonic() - saved > 60 * run.save_minutes:
                     save()
                     saved = time.monotonic()
-                late = bool(run.max_minutes) and time.monotonic() - began > 60 * run.max_minutes
+                late = bool(run.max_minutes) and (minutes() if run.fit else minutes() - before) > run.max_minutes
                 asked, late = in_any_process(accelerator, stop.asked, late)
                 ending = asked or late
             if asked:

@@ -56,6 +56,8 @@ class Run:
     upstream: str = ""  # likewise of frozen models whose outputs it learns from, where they are known
     warm: bool = False  # it began from installed weights; a run that goes on remembers
     gradient_checkpointing: bool = False  # activations are computed again in the backward pass: a third slower, far less memory
+    fit: bool = False  # the rate falls to its end within max_minutes, however many steps that turn out to be
+    graphs: bool = False  # on one GPU: steps are recorded as CUDA graphs
     prefetch: int = 0  # batches made ahead by as many threads: on a GPU the CPU is free for it
 
     def __post_init__(self) -> None:
@@ -69,15 +71,21 @@ class Run:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if self.patience and not (self.watch and self.look_every):
             raise ValueError(f"patience {self.patience}: say which figure to watch, and look every so many steps")
+        if self.fit and not self.max_minutes:
+            raise ValueError("fit is asked for without max_minutes: say how long the run may take")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay {self.ema_decay}: choose from [0, 1)")
 
-    def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine to a hundredth (or constant)."""
+    def learning_rate_at(self, step: int, minutes: float = 0.0) -> float:
+        """Linear warm-up, then a cosine to a hundredth (or constant).
+
+        Args:
+            minutes: that the run has taken so far, which counts with `fit`.
+        """
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         if self.decay == "constant":
             return self.learning_rate * warm
-        at = min(1.0, step / self.max_steps)
+        at = min(1.0, max(step / self.max_steps, minutes / self.max_minutes if self.fit else 0.0))
         return self.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * at)))
 
 
