@@ -82,6 +82,17 @@ def test_packed_tables_hold_the_rows_of_one_size(tmp_path: Path):
     assert wide.images.shape[0] == 1
 
 
+def test_several_processes_pack_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("selfsame.data.shards.SAMPLES_PER_SHARD", 4)
+    list(render_dataset(RenderJob(tmp_path, "train", 14), 1))
+    counts = list(pack(tmp_path, "train", 2))
+    assert counts == [4, 8, 12, 14]
+    files = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix in (".npy", ".jsonl")}
+    assert len(files) == 8  # two sizes
+    list(pack(tmp_path, "train"))
+    assert files == {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix in (".npy", ".jsonl")}
+
+
 def test_another_version_of_the_world_is_refused(tmp_path: Path):
     (tmp_path / "dataset.json").write_text(json.dumps({"world": "0"}))
     with pytest.raises(ValueError, match="rendered by world 0"):

@@ -419,6 +419,23 @@ def test_the_lent_photo_is_never_the_painted_one():
         assert lent[1, :, 3].abs().max() == 0
 
 
+def test_photos_of_the_same_person_are_lent_and_none_twice_while_there_are_others():
+    people = np.array([5, 5, 9, 5, 9, 5, -3, 9])
+    photos = PhotosOf(people, np.arange(8))
+    rows, rng = np.array([0, 2, 3, 7]), np.random.default_rng(0)
+    seen: dict[int, set[int]] = {}
+    for _ in range(60):
+        for count in (1, 2, 3, 4):
+            picked = photos.others(rows, count, rng)
+            assert picked.shape == (4, count)
+            for row, mine in zip(rows, picked, strict=True):
+                assert set(people[mine]) == {people[row]}
+                assert row not in mine
+                assert len(set(mine)) == min(count, (people == people[row]).sum() - 1)
+                seen.setdefault(int(row), set()).update(mine.tolist())
+    assert seen == {0: {1, 3, 5}, 2: {4, 7}, 3: {0, 1, 5}, 7: {2, 4}}
+
+
 def test_drops_have_their_rates_and_mean_what_they_say():
     n = 4000
     batch = {"text": torch.ones(n, 1, 1), "embedding": torch.ones(n, 1, 1)}

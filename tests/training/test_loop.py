@@ -15,6 +15,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from selfsame.mannequins.world import WORLD_VERSION
 from selfsame.recipes.common import Options
+from selfsame.training.graphs import Graphed
 from selfsame.training.loop import NORM_BATCHES, train
 from selfsame.training.processes import rows_of
 from selfsame.training.quick import QuickBf16
@@ -123,6 +124,37 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_state(
     broken = False
     again = train(run(tmp_path / "a"), net(), breaks, batch_at).module
     assert torch.equal(weights(again), weights(train(run(tmp_path / "b"), net(), objective, batch_at).module))
+
+
+def test_a_rate_that_fits_its_minutes_falls_to_the_end_within_them_and_remembers_them(tmp_path: Path):
+    fitting = run(tmp_path, steps=1_000_000, max_minutes=1.0, fit=True)
+    assert fitting.learning_rate_at(1000, 0.0) == pytest.approx(1e-2, rel=1e-4)
+    assert fitting.learning_rate_at(1000, 0.5) == pytest.approx(0.505e-2, rel=1e-3)
+    assert fitting.learning_rate_at(1000, 1.0) == pytest.approx(1e-4, rel=1e-3)
+    with pytest.raises(ValueError, match="max_minutes"):
+        run(tmp_path, fit=True)
+    train(run(tmp_path, max_minutes=60.0, fit=True), net(), objective, batch_at)
+    state = Checkpoint(tmp_path).load()
+    assert state is not None
+    assert 0 < state["minutes"] < 60
+    Checkpoint(tmp_path).save(state | {"minutes": 61.0})  # its time is up: one step more, at the end of the rate
+    again = train(run(tmp_path, steps=1_000_000, max_minutes=60.0, fit=True), net(), objective, batch_at)
+    assert again.step == 13
+
+
+def test_graphs_are_for_a_gpu_and_change_nothing_elsewhere(tmp_path: Path):
+    graphed = train(run(tmp_path / "a", graphs=True), net(), objective, batch_at, device=CPU).module
+    assert torch.equal(weights(graphed), weights(train(run(tmp_path / "b"), net(), objective, batch_at, device=CPU).module))
+    inner = net()
+    outside = Graphed(inner).train()
+    x = batch_at(0)["x"]
+    assert torch.equal(outside(x), inner(x))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_recorded_step_learns_what_a_plain_one_learns(tmp_path: Path):
+    graphed, plain = (train(run(tmp_path / str(on), graphs=on), net(), objective, batch_at).module for on in (True, False))
+    assert torch.allclose(weights(graphed), weights(plain), atol=1e-6)
 
 
 def test_a_run_on_other_data_is_not_continued(tmp_path: Path):

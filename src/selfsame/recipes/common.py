@@ -20,7 +20,6 @@ from selfsame.weights.mannequin import digest_of
 
 DATA = Path("data/world2")
 RUNS = Path("runs")
-CHANNELS_LAST = False
 ON_GPU: dict[str, Any] = {"graphs": True, "log_every": 50, "look_every": 4000, "save_every": 4000}  # where a step takes some milliseconds
 M = TypeVar("M", bound=nn.Module)
 
@@ -102,6 +101,7 @@ class Trained:
     folder: Path
     samples: int
     is_main: bool = True  # of several processes the one that reports and ships
+    goes_on: bool = False  # whether it began from installed weights in any case
 
 
 def generator_at(seed: int, step: int) -> np.random.Generator:
@@ -163,7 +163,5 @@ def to_images(pixels: Tensor) -> list[np.ndarray]:
 
 def finish(run: Run, module: nn.Module, objective: Any, batch_at: Any, options: Options, look: Any) -> Trained:
     """Train; the figures are those of the last look."""
-    if CHANNELS_LAST and compute_device().type == "cuda":
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     made = train(run, module, objective, batch_at, on_progress=options.on_progress, look=look, device=compute_device())
     return Trained(made.module, made.figures, run.folder, made.samples, made.is_main)

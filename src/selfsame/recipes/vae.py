@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,8 @@ def decoder(options: Options) -> Trained:
         save_grid(run, step, [list(held.images[:8]), to_images(again)])
         return vae_figures(model.vae, held, 64)
 
-    return finish(run, net.to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
+    made = finish(run, net.to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
+    return replace(made, goes_on=True)
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
