@@ -29,7 +29,7 @@ PY
 }
 
 (
-    OMP_NUM_THREADS=1 python3 benchmarks/on_gpu/render.py $data validation:0:800 train:0:24000 judge:0:${JUDGE:-10000} train:24000:${TRAIN:-40000} > runs/render.log 2>&1 || touch runs/.failed
+    OMP_NUM_THREADS=1 python3 benchmarks/on_gpu/render.py $data validation:0:800 train:0:24000 judge:0:${JUDGE:-24000} train:24000:${TRAIN:-40000} > runs/render.log 2>&1 || touch runs/.failed
     say rendered
     for more in "--world ${CLIPS:-2400}" "--world 100 --split validation"; do
         OMP_NUM_THREADS=1 python3 -m selfsame prepare pairs $more --out $data/pairs --processes 11 >> runs/pairs.log 2>&1
@@ -39,7 +39,7 @@ PY
 ) &
 (need train-24000; train decoder 1.3; train parser 0.6 --warm) &
 (need train-24000; train face_vit 1.3 --warm; train depth 0.6 --warm) &
-(need judge-${JUDGE:-10000}; train judge 1.4 --warm) &
+(need judge-${JUDGE:-24000}; train judge 1.4 --warm) &
 need "train-${TRAIN:-40000}"
 train base "${BASE:-5.0}" --warm &
 base=$!
