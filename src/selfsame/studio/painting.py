@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,11 @@ class Pace:
     net_every: int = 1  # steps between two runs of IdentityNet, whose residuals serve in between
     deep_every: int = 1  # the same of the U-Net's deep features
     guidance_end: float = 1.0  # guidance ends no later
+
+    def in_steps(self, num_steps: int) -> Pace:
+        """As it was measured in 16 steps or more; in fewer, which lie farther apart, less is left out between them."""
+        closer = {f: max(1, min(getattr(self, f), round(getattr(self, f) * num_steps / 16))) for f in ("net_every", "deep_every")}
+        return replace(self, **closer)
 
     def is_due(self, index: int, num_steps: int, every: int) -> bool:
         return index % every == 0 or index in (0, num_steps - 1)
@@ -232,7 +237,8 @@ class Painter:
         with ExitStack() as stack:
             if method is not None:
                 stack.enter_context(method.attached(unet, keeps=True))
-            run = _Run(unet, method.identity_net if method else None, crowd, told.conditioning(), against.conditioning(), r, calls, PACES[r.speed])
+            net, pace = method.identity_net if method else None, PACES[r.speed].in_steps(r.num_steps)
+            run = _Run(unet, net, crowd, told.conditioning(), against.conditioning(), r, calls, pace)
             if run.pace.deep_every > 1:
                 stack.enter_context(run.deep.attached())
             step = run.predict if known is None else holding(run.predict, *known, noise, scheduler.alphas_cumprod)
