@@ -224,8 +224,10 @@ def test_changing_a_picture_is_the_end_of_a_schedule_from_the_noised_picture(stu
 
 
 def test_fast_is_near_exact_and_exact_is_the_default(studio: Studio, ada: Identity):
-    asked = Request(prompt="a photo of a person in a garden", num_steps=8)
-    exact, fast, again = (studio.generate(replace(asked, **more), ada)[0].pixels for more in ({}, {"speed": "fast"}, {"speed": "exact"}))
+    exact, fast, again = (
+        studio.generate(Request(prompt="a photo of a person in a garden", num_steps=8, **more), ada)[0].pixels
+        for more in ({}, {"speed": "fast"}, {"speed": "exact"})
+    )
     assert np.array_equal(exact, again)
     difference = np.abs(exact.astype(int) - fast.astype(int)).mean()
     assert 0.1 < difference < 12
