@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from selfsame.data.shards import draw_many, record_of, write_json
-from selfsame.data.tables import COLUMNS
+from selfsame.data.tables import COLUMNS, table_name
 from selfsame.mannequins.world import SIZE, WORLD_VERSION, sample
 
 ON_GPU = 3  # workers that draw there: more of them wait for each other
@@ -53,10 +53,11 @@ def write(folder: Path, split: str, pieces: list[Piece]) -> None:
     """The tables of a split, each file replaced when whole."""
     for h, w in sorted({size for piece in pieces for size in piece}):
         mine = [piece[h, w] for piece in pieces if (h, w) in piece]
-        files = {f"{split}-{h}x{w}.{column}.npy": name for name, column in COLUMNS.items()}
+        table = table_name(split, h, w)
+        files = {f"{table}.{column}.npy": name for name, column in COLUMNS.items()}
         for file, name in files.items():
             np.save(folder / f"new.{file}", np.concatenate([m[name] for m in mine]))
-        lines = f"{split}-{h}x{w}.jsonl"
+        lines = f"{table}.jsonl"
         (folder / f"new.{lines}").write_text("\n".join(line for m in mine for line in m["lines"]))
         for file in (*files, lines):
             os.replace(folder / f"new.{file}", folder / file)

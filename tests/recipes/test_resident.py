@@ -17,6 +17,7 @@ def test_rows_come_as_they_lie_in_the_array():
     assert rows[np.array([5, 0, 5])].tolist() == values[[5, 0, 5]].tolist()
     assert rows[np.array([[1, 2], [3, 4]])].shape == (2, 2, 4)
     assert rows[np.array([1])].dtype == torch.float32
+    assert rows.raw(np.array([1])).dtype == torch.float16
     rows[np.array([0])].add_(7)  # what is taken is one's own
     assert rows[np.array([0])].tolist() == values[[0]].tolist()
 

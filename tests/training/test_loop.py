@@ -16,7 +16,7 @@ from torch.overrides import _get_current_function_mode_stack
 from selfsame.mannequins.world import WORLD_VERSION
 from selfsame.recipes.common import Options
 from selfsame.training.graphs import Graphed
-from selfsame.training.loop import NORM_BATCHES, train
+from selfsame.training.loop import NORM_BATCHES, FiniteChecks, train
 from selfsame.training.processes import rows_of
 from selfsame.training.quick import QuickBf16
 from selfsame.training.records import Checkpoint
@@ -124,6 +124,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_state(
     broken = False
     again = train(run(tmp_path / "a"), net(), breaks, batch_at).module
     assert torch.equal(weights(again), weights(train(run(tmp_path / "b"), net(), objective, batch_at).module))
+
+
+def test_what_is_not_finite_is_refused_as_often_as_it_is_asked(tmp_path: Path):
+    """On a GPU it is noticed late, and the end of the run asks once more before it saves."""
+    checks = FiniteChecks(run(tmp_path), every=50)
+    for step, value in enumerate((1.0, float("inf"), 2.0)):
+        checks.add("the loss", torch.tensor(value), step)
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="inf at step 1"):
+            checks.passed()
 
 
 def test_a_rate_that_fits_its_minutes_falls_to_the_end_within_them_and_remembers_them(tmp_path: Path):

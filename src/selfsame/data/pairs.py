@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from selfsame.data.shards import finished, jpg_of, new_shard, open_shard, picture_of, png_of, report_beside, write_json
+from selfsame.data.shards import finished, jpg_of, new_shard, open_shard, picture_of, png_of, pool_of, report_beside, write_json
 from selfsame.images.files import InputError, read_image
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import Picture, draw
@@ -298,11 +297,8 @@ def prepare_pairs(job: PairsJob, num_processes: int) -> Iterator[Report]:
         if old.name not in ours:  # of a smaller or another job: its pairs would come twice
             old.unlink()
             report_beside(old).unlink(missing_ok=True)
-    if num_processes == 1:
-        yield from map(_worker, todo)
-        return
-    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
-        yield from pool.imap_unordered(_worker, todo)
+    with pool_of(num_processes) as each:
+        yield from each(_worker, todo)
 
 
 def _picture(raw: dict[str, Any], name: str) -> np.ndarray | None:

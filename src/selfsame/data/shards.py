@@ -202,21 +202,18 @@ def render_dataset(job: RenderJob, num_processes: int) -> Iterator[int]:
             yield len(samples)
         else:
             todo.append((job, samples))
-    if job.device != "cpu" or num_processes == 1:
-        yield from map(_worker, todo)
-        return
-    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
-        yield from pool.imap_unordered(_worker, todo)
+    with pool_of(num_processes if job.device == "cpu" else 1) as each:
+        yield from each(_worker, todo)
 
 
 @contextmanager
-def pool_of(num_processes: int) -> Iterator[Callable[[Callable[[S], T], Iterable[S]], Iterator[T]]]:
-    """A `map` over so many processes, results in order; in this one when it is the only one."""
+def pool_of(num_processes: int, *, in_order: bool = False) -> Iterator[Callable[[Callable[[S], T], Iterable[S]], Iterator[T]]]:
+    """A `map` over so many processes, results as they come or in order; in this process when it is the only one."""
     if num_processes <= 1:
         yield map
         return
     with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
-        yield pool.imap
+        yield pool.imap if in_order else pool.imap_unordered
 
 
 def open_shard(path: str) -> Iterator[dict[str, Any]]:

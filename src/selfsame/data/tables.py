@@ -56,7 +56,8 @@ class Table:
 COLUMNS = {"image": "images", "labels": "labels", "depth": "depth"}  # a sample's field -> its table's
 
 
-def _name(split: str, height: int, width: int) -> str:
+def table_name(split: str, height: int, width: int) -> str:
+    """What the files of a split's table of one picture size are called, before their endings."""
     return f"{split}-{height}x{width}"
 
 
@@ -91,7 +92,7 @@ def _unpack(shard: _Shard) -> dict[tuple[int, int], list[str]]:
 def pack(folder: Path, split: str, processes: int = 1) -> Iterator[int]:
     """Unpack the shards of a split into one table a picture size, several at a time; yields the count so far."""
     paths = shard_paths(folder, split)
-    with pool_of(min(processes, len(paths))) as each:
+    with pool_of(min(processes, len(paths)), in_order=True) as each:
         held = list(each(_sizes_in, paths))
         totals: Counter[tuple[int, int]] = Counter()
         shards = []
@@ -107,7 +108,7 @@ def pack(folder: Path, split: str, processes: int = 1) -> Iterator[int]:
                 lines[size] += new
             yield sum(map(len, lines.values()))
     for (h, w), records in lines.items():
-        key = _name(split, h, w)
+        key = table_name(split, h, w)
         for name, column in COLUMNS.items():
             os.replace(_part(folder, split, (h, w), name), folder / f"{key}.{column}.npy")
         partial = folder / f"{key}.part"
@@ -116,7 +117,7 @@ def pack(folder: Path, split: str, processes: int = 1) -> Iterator[int]:
 
 
 def _part(folder: Path, split: str, size: tuple[int, int], name: str) -> Path:
-    return folder / f"{_name(split, *size)}.{COLUMNS[name]}.part.npy"
+    return folder / f"{table_name(split, *size)}.{COLUMNS[name]}.part.npy"
 
 
 def _new_map(path: Path, shape: tuple[int, ...]) -> None:
@@ -125,7 +126,7 @@ def _new_map(path: Path, shape: tuple[int, ...]) -> None:
 
 def has_table(folder: Path, split: str, height: int, width: int) -> bool:
     """Whether a split has pictures of this size: a small dataset may hold no group."""
-    return (folder / f"{_name(split, height, width)}.jsonl").exists()
+    return (folder / f"{table_name(split, height, width)}.jsonl").exists()
 
 
 def open_table(folder: Path, split: str, height: int = 128, width: int = 128) -> Table:
@@ -134,7 +135,7 @@ def open_table(folder: Path, split: str, height: int = 128, width: int = 128) ->
     Raises:
         FileNotFoundError: it has not been packed; the message says how.
     """
-    key = _name(split, height, width)
+    key = table_name(split, height, width)
     lines = folder / f"{key}.jsonl"
     if not lines.exists():
         raise FileNotFoundError(f"{lines} is missing: make it with `selfsame render --dataset {folder} --split {split} --pack`")

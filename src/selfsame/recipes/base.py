@@ -67,7 +67,7 @@ def base(options: Options) -> Trained:
     """UNet2DConditionModel 96/96/128 from cached latents and text states."""
     run = options.run(
         Run(folder=options.folder("base"), max_steps=62500, batch_size=32, learning_rate=8e-4, ema_decay=0.9995, weight_decay=0.01, look_every=1000, seed=41),
-        after=("base/vae", "base/text_encoder", "base/tokenizer"), batch_size=512, learning_rate=1.5e-3, max_steps=16000, prefetch=0, **ON_GPU,
+        after=("base/vae", "base/text_encoder", "base/tokenizer"), batch_size=512, learning_rate=1.5e-3, max_steps=16000, **ON_GPU,
     )  # fmt: skip
     vae, (tokenizer, text_encoder) = load_vae(), load_text()
     cache = options.runs / "cache"

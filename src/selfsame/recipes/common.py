@@ -20,7 +20,7 @@ from selfsame.weights.mannequin import digest_of
 
 DATA = Path("data/world2")
 RUNS = Path("runs")
-ON_GPU: dict[str, Any] = {"graphs": True, "log_every": 50, "look_every": 4000, "save_every": 4000}  # where a step takes some milliseconds
+ON_GPU: dict[str, Any] = {"graphs": True, "prefetch": 0, "log_every": 50, "look_every": 4000, "save_every": 4000}  # where a step takes some milliseconds
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -101,7 +101,6 @@ class Trained:
     folder: Path
     samples: int
     is_main: bool = True  # of several processes the one that reports and ships
-    goes_on: bool = False  # whether it began from installed weights in any case
 
 
 def generator_at(seed: int, step: int) -> np.random.Generator:
@@ -146,7 +145,12 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def to_pixels(images: np.ndarray) -> Tensor:
     """n h w 3 uint8 -> n 3 h w in [-1, 1]."""
-    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return as_pixels(torch.from_numpy(np.array(images)))
+
+
+def as_pixels(images: Tensor) -> Tensor:
+    """The same of a uint8 tensor, on its device."""
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def save_grid(run: Run, step: int, rows: Sequence[Sequence[np.ndarray]]) -> Path:

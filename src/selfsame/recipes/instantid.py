@@ -154,7 +154,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
             folder=options.folder(name), max_steps=31250, batch_size=32, learning_rate=4e-4, ema_decay=0.999, weight_decay=0.01, look_every=1000, seed=51
         ),
         after=("base/vae", "base/text_encoder", "base/tokenizer", "encoder.safetensors"),
-        batch_size=256, learning_rate=1e-3, max_steps=16000, prefetch=0, **ON_GPU,
+        batch_size=256, learning_rate=1e-3, max_steps=16000, **ON_GPU,
     )  # fmt: skip
     vae, (tokenizer, text_encoder), unet = load_vae(), load_text(), load_unet()
     encoder = load_into(FaceEncoder(), "encoder.safetensors")
@@ -195,7 +195,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
             made = {
                 **noised(clean, lognormal_timesteps(len(at), abar, g, mean=how.log_sigma_mean, std=how.log_sigma_std), abar, SCHEDULE["prediction_type"], g),
                 "text": self.text[at],
-                "embedding": lend_faces(self.faces, self.photos, list(at), how, rng),
+                "embedding": lend_faces(self.faces, self.photos, at, how, rng),
                 "kps_image": F.avg_pool2d(drawn, shrink),
                 "weight": face_weights(self.shares[at], (clean.shape[2], clean.shape[3]), how.face_weight),
             }

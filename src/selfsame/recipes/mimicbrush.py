@@ -156,7 +156,7 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
     how = variant.how
     run = options.run(
         Run(folder=options.folder(name), max_steps=37500, batch_size=16, learning_rate=4e-4, ema_decay=0.999, look_every=1000, seed=61),
-        after=READ, batch_size=256, learning_rate=1e-3, max_steps=8000, prefetch=0, **ON_GPU,
+        after=READ, batch_size=256, learning_rate=1e-3, max_steps=8000, **ON_GPU,
     )  # fmt: skip
     unet = load_unet()
     side, held = prepared(options, "train", how, VARIATIONS), prepared(options, "validation", PairSamples(), 1)  # of every variant the same

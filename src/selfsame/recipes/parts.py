@@ -48,7 +48,7 @@ def parser(options: Options) -> Trained:
 
     def batch_at(step: int) -> Batch:
         at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
-        pixels, labels = moved_together(images.pixels(at), marks[at].long(), generator_at(run.seed, step))
+        pixels, labels = moved_together(images.pixels(at), marks.raw(at), generator_at(run.seed, step))
         return {"pixels": pixels.contiguous(memory_format=torch.channels_last), "labels": labels}
 
     def objective(model: nn.Module, batch: Batch) -> Loss:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsame.recipes.common import compute_device
+from selfsame.recipes.common import as_pixels, compute_device
 
 ROOM = 0.5  # of a GPU's free memory at most goes to one array
 
@@ -31,12 +31,16 @@ class Resident:
     def shape(self) -> tuple[int, ...]:
         return self.array.shape
 
-    def __getitem__(self, at: np.ndarray) -> Tensor:
-        """Rows by their numbers (any shape), float32."""
+    def raw(self, at: np.ndarray) -> Tensor:
+        """Rows by their numbers (any shape), as they are kept."""
         if self.held is not None:
-            return self.held[torch.from_numpy(np.asarray(at)).to(self.device)].float()
-        return torch.from_numpy(np.array(self.array[at])).to(self.device).float()
+            return self.held[torch.from_numpy(np.asarray(at)).to(self.device)]
+        return torch.from_numpy(np.array(self.array[at])).to(self.device)
+
+    def __getitem__(self, at: np.ndarray) -> Tensor:
+        """The same, float32."""
+        return self.raw(at).float()
 
     def pixels(self, at: np.ndarray) -> Tensor:
         """Rows of pictures n h w 3 uint8 -> b 3 h w in [-1, 1]."""
-        return self[at].permute(0, 3, 1, 2).div(127.5).sub_(1)
+        return as_pixels(self.raw(at))

@@ -39,8 +39,7 @@ def provenance(trained: Trained, name: str, known: Mapping[str, Mapping[str, Any
         name: of the file or folder.
         known: the same of all that are installed: a warm run's samples come on top of those that the weights had seen before it.
     """
-    run, earlier = run_of(trained.folder), known.get(name, {})
-    warm = trained.goes_on or bool(read_json(trained.folder / "run.json").get("warm"))
+    run, warm, earlier = run_of(trained.folder), bool(read_json(trained.folder / "run.json").get("warm")), known.get(name, {})
     before = earlier.get("before" if earlier.get("run") == run else "samples", 0) if warm else 0
     return {
         "world": WORLD_VERSION,

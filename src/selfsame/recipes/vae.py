@@ -133,9 +133,9 @@ def decoder(options: Options) -> Trained:
     """The installed VAE's decoding half goes on learning, on whole pictures: latents stay as they are, and so does all that learned from them."""
     run = options.run(
         Run(folder=options.folder("decoder"), max_steps=20000, batch_size=4, learning_rate=8e-4, weight_decay=0.0, ema_decay=0.998, look_every=500, seed=22),
-        batch_size=32,
-        prefetch=0,
-    )
+        batch_size=32, prefetch=0,
+    )  # fmt: skip
+    run = replace(run, warm=True)  # whatever the flag says: it begins from the installed weights
     table, held = open_table(options.data, "train"), open_table(options.data, "validation")
     weights = weight_table()
     net = Decode(load_vae())
@@ -147,7 +147,7 @@ def decoder(options: Options) -> Trained:
 
     def batch_at(step: int) -> Batch:
         at = np.sort(epoch_rows(len(table), run.batch_size, run.seed, step))
-        return {"latents": latents[at], "pixels": images.pixels(at), "weight": marks[labels[at].long()][:, None]}
+        return {"latents": latents[at], "pixels": images.pixels(at), "weight": marks[labels.raw(at).long()][:, None]}
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         parts = painted_loss(batch["pixels"], model(batch["latents"]), batch["weight"])
@@ -159,8 +159,7 @@ def decoder(options: Options) -> Trained:
         save_grid(run, step, [list(held.images[:8]), to_images(again)])
         return vae_figures(model.vae, held, 64)
 
-    made = finish(run, net.to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
-    return replace(made, goes_on=True)
+    return finish(run, net.to(memory_format=torch.channels_last), objective, batch_at, options, look)  # type: ignore[call-overload]
 
 
 def psnr(a: Tensor, b: Tensor) -> float:

@@ -41,8 +41,11 @@ class Pace:
 
     def in_steps(self, num_steps: int) -> Pace:
         """As it was measured in 16 steps or more; in fewer, which lie farther apart, less is left out between them."""
-        closer = {f: max(1, min(getattr(self, f), round(getattr(self, f) * num_steps / 16))) for f in ("net_every", "deep_every")}
-        return replace(self, **closer)
+
+        def closer(every: int) -> int:
+            return max(1, min(every, round(every * num_steps / 16)))
+
+        return replace(self, net_every=closer(self.net_every), deep_every=closer(self.deep_every))
 
     def is_due(self, index: int, num_steps: int, every: int) -> bool:
         return index % every == 0 or index in (0, num_steps - 1)

@@ -309,12 +309,12 @@ class FiniteChecks:
         Raises:
             FloatingPointError: a number of those seen since the last time is not finite.
         """
-        seen, self.seen = self.seen, []
-        numbers = torch.stack([value.float() for _, _, value in seen]).tolist() if seen else []
-        for (what, step, _), number in zip(seen, numbers, strict=True):
+        numbers = torch.stack([value.float() for _, _, value in self.seen]).tolist() if self.seen else []
+        for (what, step, _), number in zip(self.seen, numbers, strict=True):
             if not math.isfinite(number):
                 remedy = f"lower the learning rate of {self.run.learning_rate:g}; {self.run.folder} keeps the last good state"
-                raise FloatingPointError(f"{what} is {number} at step {step}: {remedy}")
+                raise FloatingPointError(f"{what} is {number} at step {step}: {remedy}")  # again whenever it is asked: nobody saves what came of it
+        self.seen.clear()
 
 
 def _is_buffer(module: nn.Module, key: str) -> bool:

@@ -67,7 +67,7 @@ class PhotosOf:
         return self.rows[first + np.take_along_axis(shuffled, nth, 1)]
 
 
-def lend_faces(embeddings: Any, photos: PhotosOf, rows: Sequence[int], how: InstantIDSamples, rng: np.random.Generator) -> Tensor:
+def lend_faces(embeddings: Any, photos: PhotosOf, rows: Sequence[int] | np.ndarray, how: InstantIDSamples, rng: np.random.Generator) -> Tensor:
     """Embeddings for the painted rows from other photos: b k d; k is 1 for means, the number of photos for joint steps.
 
     Args:
