@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfsame.evaluation.metrics import frechet_distance
+from selfsame.images.files import InputError
+from selfsame.methods.stableidentity.objective import TwoPhaseLoss
 from selfsame.perception.reader import AttributeReader, perceptual_distance, reader_features
+from selfsame.recipes.common import Options, Trained
 from selfsame.recipes.measure import words
 from selfsame.recipes.measure.protocols import WORDS, checked_protocol
+from selfsame.recipes.naming import Variant, new_projection
 from selfsame.recipes.stableidentity import Learning
+from selfsame.studio.studio import load
+from selfsame.values.identity import Identity
 
 
 def test_one_person_is_learned_once_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -31,9 +39,9 @@ def test_one_person_is_learned_once_and_compared(tmp_path: Path, monkeypatch: py
     assert kept.stat().st_mtime_ns == before
     assert "People learned as words" in (tmp_path / "report.html").read_text()
     few = {words.OURS: Learning(steps=1, batch_size=1)}
-    monkeypatch.setitem(words.ABLATIONS, "no AdaIN", Learning(steps=1, batch_size=1, landing="none"))
-    report = words.words(tmp_path, people=1, only=(words.OURS, "no AdaIN"), methods=few)
-    assert [n.split(" minus ")[1].split(":")[0] for n in report.notes if " minus " in n] == ["no AdaIN"] * 4
+    monkeypatch.setitem(words.ABLATIONS, "no mask", Learning(steps=1, batch_size=1, loss=TwoPhaseLoss(has_mask=False)))
+    report = words.words(tmp_path, people=1, only=(words.OURS, "no mask"), methods=few)
+    assert [n.split(" minus ")[1].split(":")[0] for n in report.notes if " minus " in n] == ["no mask"] * 4
     clip, face = (words.kept_in(tmp_path, "x", Learning(encoder=e)) for e in ("clip", "face"))
     files = words.mannequin.manifest()["files"] | {"clip_image.safetensors": "another"}
     monkeypatch.setattr(words.mannequin, "manifest", lambda: {"files": files})
@@ -44,6 +52,33 @@ def test_one_person_is_learned_once_and_compared(tmp_path: Path, monkeypatch: py
         words.words(tmp_path, people=1, only=("none",))
     with pytest.raises(ValueError, match="1 to 50"):
         words.words(tmp_path, people=51)
+
+
+def test_a_start_that_was_taught_here_is_learned_from_and_compared_with_its_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two trainings in the place of the recipe's: what the words become follows the projection, also where the photo is read by CLIP."""
+    p, text, made = checked_protocol(WORDS), load().text, []
+    monkeypatch.setattr(words, "checked_protocol", lambda name: {**p, "gallery_people": 4, "prompts_per_person": 1, "num_steps": 1})
+
+    def naming(options: Options, variant: Variant, name: str) -> Trained:
+        made.append(name.split("/")[1].rsplit("-", 1)[0])
+        torch.manual_seed(len(made))
+        projection = new_projection(*text, variant.landing)
+        module = torch.nn.Module()
+        module.words = torch.nn.ModuleList([projection])
+        return Trained(module, {"held_out_face": 1.0}, tmp_path, 64)
+
+    monkeypatch.setattr(words, "naming", naming)
+    monkeypatch.setattr(words, "TAUGHT", {n: (replace(how, steps=0), variant) for n, (how, variant) in words.TAUGHT.items()})
+    report = words.ablated(tmp_path / "out", Options(steps=3), people=1, only=("CLIP encoder", "no AdaIN"))
+    assert [row.name for row in report.rows] == [words.BRIEF, "no AdaIN", "CLIP encoder"]
+    assert made == ["words-stableidentity-taught-here-3", "words-no-adain-3", "words-clip-encoder-3"]
+    assert {n.split(": ")[0].split(", ", 1)[1] for n in report.notes if " minus " in n} == {f"{words.BRIEF} minus {n}" for n in ("no AdaIN", "CLIP encoder")}
+    assert sum("trained here, 64 samples" in note for note in report.notes) == 3
+    kept = [np.asarray(Identity.load(path).words.vectors[0]) for path in sorted((tmp_path / "out/learned").glob("*/0.safetensors"))]  # type: ignore[union-attr]
+    assert len(kept) == 3
+    assert not any(np.allclose(a, b) for a, b in itertools.combinations(kept, 2))
+    with pytest.raises(InputError, match="did you mean 'no AdaIN'"):
+        words.ablated(tmp_path / "out", Options(), only=("no adain",))
 
 
 @given(st.integers(0, 1000), st.integers(1, 5), st.floats(0.1, 5))

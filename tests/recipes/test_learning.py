@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +20,13 @@ from selfsame.mannequins import paint
 from selfsame.methods.stableidentity.checkpoint import write_words
 from selfsame.methods.stableidentity.interop import words_added
 from selfsame.methods.stableidentity.method import FreeWords, PersonTrainer, celebrity_space, name_ids
-from selfsame.methods.stableidentity.samples import square
+from selfsame.methods.stableidentity.samples import framed, square
 from selfsame.models.text import tokenize, tower_hash
 from selfsame.perception.face_vit import FaceViT
 from selfsame.perception.parser import FaceParser
-from selfsame.recipes.bases import FACE_NAMES, LearnBase, framed, mannequin_base, stable_diffusion_base
-from selfsame.recipes.stableidentity import Learning, Samples, learn, photo_of, words_modules
+from selfsame.recipes.bases import FACE_NAMES, LearnBase, mannequin_base, stable_diffusion_base
+from selfsame.recipes.naming import taught_projection
+from selfsame.recipes.stableidentity import Learning, Samples, learn, photo_of, taught_start, words_modules
 from selfsame.studio.studio import Studio
 from selfsame.training.run import Progress
 from selfsame.values.identity import LearnedWords
@@ -74,7 +76,7 @@ def test_a_resumed_learning_equals_an_uninterrupted_one(base: LearnBase, tmp_pat
     assert whole.words is not None
     assert again.words is not None
     assert np.array_equal(whole.words.vectors[0], again.words.vectors[0])
-    assert dict(whole.words.about) == {"base": "mannequin", "method": "stableidentity", "steps": 4, "seed": 0, "sources": whole.sources[0]}
+    assert dict(whole.words.about) == {"base": "mannequin", "method": "stableidentity", "start": "taught", "steps": 4, "seed": 0, "sources": whole.sources[0]}
     assert whole.num_photos == 1
     assert (tmp_path / "a/samples/0000004.png").exists()
 
@@ -100,6 +102,36 @@ def test_learning_leaves_the_base_untouched(studio: Studio, base: LearnBase, tmp
     after = {k: v for part in (studio.unet, studio.text[1], studio.vae) for k, v in part.state_dict().items()}
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert not studio.text[1].get_input_embeddings()._forward_hooks
+
+
+def test_a_taught_start_knows_the_face_before_any_step(studio: Studio, base: LearnBase, tmp_path: Path):
+    """Without steps the words are what the base's projection says of the photo; a fresh start, as published, says something else."""
+    none = replace(SHORT, steps=0)
+    who = learn(base, [ADA], "<ada>", tmp_path / "a", none)
+    assert who.words is not None
+    assert (who.words.about["start"], who.words.about["steps"]) == ("taught", 0)
+    with torch.no_grad():
+        said = taught_projection(*studio.text)(photo_of(base, read_image(ADA), none, "ada").features[:1])[0]
+    assert np.array_equal(who.words.vectors[0], said.numpy())
+    fresh = learn(base, [ADA], "<ada>", tmp_path / "b", replace(none, start="fresh")).words
+    untaught = learn(replace(base, taught={}), [ADA], "<ada>", tmp_path / "c", none).words
+    assert fresh is not None
+    assert untaught is not None
+    assert fresh.about["start"] == untaught.about["start"] == "fresh"
+    assert np.array_equal(fresh.vectors[0], untaught.vectors[0])
+    assert not np.array_equal(fresh.vectors[0], said.numpy())
+
+
+@pytest.mark.parametrize("other", [{"encoder": "clip"}, {"landing": "none"}, {"depth": 3}, {"method": "textual-inversion"}, {"start": "fresh"}])
+def test_other_layers_and_features_cannot_be_taught(base: LearnBase, other: dict[str, Any]):
+    assert taught_start(base, SHORT) is not None
+    assert taught_start(base, replace(SHORT, **other)) is None
+
+
+def test_learning_a_person_does_not_change_what_was_taught(base: LearnBase, tmp_path: Path):
+    first = words_of(base, tmp_path / "a", replace(SHORT, steps=0))
+    assert not np.array_equal(words_of(base, tmp_path / "b", SHORT), first)
+    assert np.array_equal(words_of(base, tmp_path / "c", replace(SHORT, steps=0)), first)
 
 
 def test_textual_inversion_starts_at_the_celebrities_mean(studio: Studio, base: LearnBase):
@@ -139,8 +171,8 @@ def test_a_face_is_framed_inside_its_picture(studio: Studio):
     (found,) = studio.faces(image)
     wide = np.concatenate([np.zeros_like(image), image], 1)
     moved = replace(found, box=found.box + np.array([128, 0, 128, 0]), kps=found.kps + np.array([128, 0]))
-    assert framed(wide, moved).shape == (128, 128, 3)
-    assert np.abs(framed(wide, moved).astype(int) - framed(image, found).astype(int)).mean() < 3
+    assert framed(wide, moved.box).shape == (128, 128, 3)
+    assert np.abs(framed(wide, moved.box).astype(int) - framed(image, found.box).astype(int)).mean() < 3
 
 
 def test_faces_too_small_to_learn_from_are_refused(base: LearnBase):

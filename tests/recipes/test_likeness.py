@@ -10,7 +10,7 @@ import torch
 
 from selfsame.diffusion.schedule import add_noise, denoised_of, target
 from selfsame.models.mannequin import alphas_cumprod
-from selfsame.recipes.likeness import Blur, LatentFace, kept_reader, read_latents, readable
+from selfsame.recipes.likeness import Blur, LatentFace, kept_reader, read_latents, readable, unlikeness
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +62,16 @@ def test_a_perfect_prediction_reads_as_the_picture_at_every_noise():
     assert (weights.diff() < 0).all()
     assert 0 < weights[-1] < 0.01
     assert weights[0] > 0.99
+
+
+def test_unlikeness_is_nothing_for_a_perfect_prediction_of_the_person():
+    """Nobody's rows count nothing, nor do pictures of a size that the reader does not know; a stranger's count more than the person's own."""
+    abar, g = alphas_cumprod(), torch.Generator().manual_seed(0)
+    clean, noise, t = torch.randn(4, 16, 16, 16, generator=g), torch.randn(4, 16, 16, 16, generator=g), torch.tensor([0, 200, 400, 600])
+    v, batch = target("v_prediction", clean, noise, t, abar), {"noisy": add_noise(clean, noise, t, abar), "t": t}
+    net = LatentFace()
+    said = net(clean)
+    assert float(unlikeness(net, v, batch, said, abar)) == pytest.approx(0, abs=1e-4)
+    assert float(unlikeness(net, v, batch, -said, abar)) == pytest.approx(float((2 * readable(abar[t])).mean()), rel=1e-3)
+    assert float(unlikeness(net, v, batch, torch.zeros_like(said), abar)) == 0
+    assert float(unlikeness(net, v[..., :8], batch, said, abar)) == 0

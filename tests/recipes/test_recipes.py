@@ -19,8 +19,10 @@ from selfsame.mannequins.people import celebrities, person_named
 from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import neutral_scene
 from selfsame.methods.instantid.method import InstantID
+from selfsame.methods.stableidentity.method import name_ids
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
+from selfsame.recipes import naming
 from selfsame.recipes.caches import cached_folder
 from selfsame.recipes.catalogue import GATES, SHARES, below_gate, recipes
 from selfsame.recipes.common import Options, generator_at, spread
@@ -74,7 +76,7 @@ def test_a_recipe_runs_and_measures(name: str, options: Options):
     assert trained.figures
     assert all(np.isfinite(v) for v in trained.figures.values())
     assert (trained.folder / "log.csv").read_text().count("\n") >= 3
-    if name in ("depth", "vae", "decoder", "base", "instantid", "mimicbrush"):
+    if name in ("depth", "vae", "decoder", "base", "words", "instantid", "mimicbrush"):
         (picture,) = (trained.folder / "samples").iterdir()
         assert read_image(picture).shape[1] % 128 == 0
 
@@ -181,6 +183,27 @@ def test_a_resampler_lands_on_the_names_of_celebrities():
         said = encode_prompts(*studio.text, [f"a photo of {name}" for name in names]).encoder_hidden_states[:, 4:20]
     nearest = torch.cdist(tokens.flatten(1), said.flatten(1)).argmin(1)
     assert (nearest == torch.arange(6)).float().mean() >= 0.8
+
+
+def test_a_projection_lands_on_the_names_of_celebrities():
+    """Told a face among six it says the words of that face's name."""
+    studio, names = Studio(), [" ".join(n) for n in celebrities()[:6]]
+    nothing = np.zeros((6, 1, 1), np.uint8)
+    table = Table(nothing, nothing, nothing, [{"kind": "celebrity", "names": [name]} for name in names])
+    features = np.random.default_rng(0).normal(size=(6, 128)).astype(np.float32)
+    torch.manual_seed(0)
+    projection = naming.new_projection(*studio.text)
+    assert naming.land(projection, table, features, *studio.text, seed=0, steps=200) < 0.1
+    ids, _ = name_ids(studio.text[0], names)
+    rows = studio.text[1].get_input_embeddings().weight[ids].flatten(1)
+    with torch.no_grad():
+        assert torch.cdist(projection(torch.from_numpy(features)).flatten(1), rows).argmin(1).tolist() == list(range(6))
+    assert np.isnan(naming.land(projection, Table(nothing, nothing, nothing, [{"kind": "thing"}] * 6), features, *studio.text, seed=0, steps=1))
+
+
+def test_captions_speak_of_the_person_by_placeholder():
+    assert naming.spoken({"kind": "celebrity", "caption": "ada fox in a garden", "names": ["ada fox"]}) == "<p> in a garden"
+    assert naming.spoken({"kind": "person", "caption": "a photo of a person in a city", "names": []}) == "a photo of <p> in a city"
 
 
 def test_a_folder_of_arrays_that_somebody_else_made_meanwhile_is_taken(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from selfsame.mannequins.people import person_of
 from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import neutral_scene, sample
 from selfsame.models.text import tower_hash
+from selfsame.studio.brush import BrushEditor
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
 from selfsame.studio.places import Pose
-from selfsame.studio.request import Request
+from selfsame.studio.real import SDXL
+from selfsame.studio.request import MANNEQUIN, EditRequest, Limits, Request
 from selfsame.studio.studio import Studio
 from selfsame.values.identity import Identity, LearnedWords
 
@@ -218,3 +221,26 @@ def test_rows_of_a_solver_that_draws_noise_on_the_way_do_not_depend_on_their_nei
     assert np.abs(alone.astype(int) - together).max() <= 1
     with pytest.raises(InputError, match="at most 50"):
         Request(num_steps=60, solver="lcm")
+
+
+@pytest.mark.parametrize(
+    ("asked", "limits", "steps", "guidance"),
+    [
+        ({}, MANNEQUIN, 16, 3.0),
+        ({}, SDXL, 30, 5.0),
+        ({}, BrushEditor.limits, 50, 5.0),
+        ({"solver": "lcm"}, SDXL, 8, 1.0),
+        ({"solver": "lcm", "num_steps": 4, "guidance_scale": 1.5}, SDXL, 4, 1.5),
+        ({"num_steps": 7, "guidance_scale": 0.0}, MANNEQUIN, 7, 0.0),
+    ],
+)
+def test_steps_and_guidance_are_the_models_own_unless_somebody_says(asked: dict[str, Any], limits: Limits, steps: int, guidance: float):
+    for settled in (Request(**asked).sized(limits), EditRequest(**asked).settled(limits)):
+        assert (settled.num_steps, settled.guidance_scale) == (steps, guidance)
+
+
+def test_what_was_settled_is_what_the_picture_says(studio: Studio):
+    """A picture repeats by its own numbers, whatever a later version's defaults are."""
+    (job,) = studio.jobs("a person")
+    assert (job.request.num_steps, job.request.guidance_scale) == (16, 3.0)
+    assert studio.num_calls(Request(prompt="a person")) == 16

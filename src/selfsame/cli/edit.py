@@ -63,7 +63,7 @@ class Edit(EditRequest, ModelFlags):
     out: Path = Path("out.png")
     """The PNG to write; several pictures get -1, -2 ... before the ending."""
     model: str = "mannequin"
-    """mannequin; mimicbrush: the official weights, 512 pixels (they were made for --num-steps 50 --guidance-scale 5 --solver ddim); with --person
+    """mannequin; mimicbrush: the official weights, 512 pixels (the official demo's --solver is ddim); with --person
     instantid-sdxl or instantid-sd15."""
     weights: Path | None = None
     """With --model mimicbrush: a folder of the official layout instead of the fetched one."""
@@ -107,9 +107,8 @@ class Edit(EditRequest, ModelFlags):
             "model": self.model,
             "source": str(self.source.resolve()),
             "mask": [str(p.resolve()) for p in self.mask],
-            "edit": asdict(request),
         }
-        made, more = self._person(people, source, masks, request) if people else (self._imitate(source, masks, request), {})
+        made, more = self._person(people, source, masks, request) if people else self._imitate(source, masks, request)
         sources = [str(p.resolve()) for p in after]
         hashes = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (self.source, *self.mask, *after)]
         for i, (path, image) in enumerate(zip(paths, made, strict=True)):
@@ -117,7 +116,8 @@ class Edit(EditRequest, ModelFlags):
             print(f"{write_image(path, kept.changed(image), said, icc_profile=kept.icc_profile)}  {time.monotonic() - began:.1f} s")
         return 0
 
-    def _imitate(self, source: np.ndarray, masks: list[np.ndarray], request: EditRequest) -> list[np.ndarray]:
+    def _imitate(self, source: np.ndarray, masks: list[np.ndarray], request: EditRequest) -> tuple[list[np.ndarray], dict[str, Any]]:
+        """The pictures, and what their files shall say besides."""
         from selfsame.images.files import InputError, read_image
         from selfsame.images.masks import read_mask
         from selfsame.studio.edits import Region
@@ -142,8 +142,9 @@ class Edit(EditRequest, ModelFlags):
             looked.append((image, part))
         regions = [Region(mask, *looked[k if len(looked) > 1 else 0]) for k, mask in enumerate(masks)]
         editor = self._editor()
-        with bar("painting", self._calls(editor.studio) * len(regions) * -(-self.num_images // editor.together)) as tick:
-            return editor.edit(source, regions, request, on_step=lambda _: tick(1))
+        with bar("painting", editor.num_calls(request) * len(regions) * -(-self.num_images // editor.together)) as tick:
+            made = editor.edit(source, regions, request, on_step=lambda _: tick(1))
+        return made, {"edit": asdict(request.settled(editor.limits))}
 
     def _editor(self) -> Any:
         from selfsame.images.files import InputError
@@ -184,14 +185,10 @@ class Edit(EditRequest, ModelFlags):
         if not who.num_photos:
             raise InputError(f"{known[0]}: holds learned words and no photo; give a photo of the person")
         mask, seen = (masks[0], ()) if masks else face_to_replace(studio, source, self.into)
-        made_by = self.made_by(studio, asked)
-        with bar("painting", self._calls(studio) * -(-self.num_images // studio.together)) as tick:
+        made_by, request = self.made_by(studio, asked), request.settled(studio.limits)
+        shared |= {"num_steps": request.num_steps, "guidance_scale": request.guidance_scale}
+        with bar("painting", studio.num_calls(asked) * -(-self.num_images // studio.together)) as tick:
             made, more = put_person(studio, source, mask, who, asked, request, on_step=lambda _: tick(1))
         for note in (*notes, *seen, *more):
             warn(note)
-        return made, {**shared, "which": self.which, "into": self.into, **made_by, "memory": studio.preset}
-
-    def _calls(self, studio: Any) -> int:
-        from selfsame.studio.painting import calls_of
-
-        return calls_of(studio.scheduler(self.solver), self.num_steps)
+        return made, {**shared, "edit": asdict(request), "which": self.which, "into": self.into, **made_by, "memory": studio.preset}

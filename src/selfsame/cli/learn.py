@@ -36,7 +36,9 @@ class Learn:
     name: str = ""
     """What stands for the person in prompts: ada for <ada>. Default: the name of --out."""
     steps: int = 450
-    """Steps of learning."""
+    """Steps of learning; 0: the words that it starts with, at once."""
+    start: Literal["taught", "fresh"] = "taught"
+    """taught: with the miniature's knowledge of how faces are named. fresh, and for your own --base always: at random, as published."""
     batch_size: int = 4
     """Samples a step."""
     learning_rate: float = 0.0
@@ -71,8 +73,8 @@ class Learn:
 
         if bool(self.face) == bool(self.people):
             raise InputError("give --face with photos of one person, or --people with a folder of people")
-        if self.steps < 1 or self.batch_size < 1:
-            raise InputError(f"--steps {self.steps} --batch-size {self.batch_size}: give at least 1 of each")
+        if self.steps < 0 or self.batch_size < 1:
+            raise InputError(f"--steps {self.steps} --batch-size {self.batch_size}: give 0 steps or more, of at least 1 sample")
         if self.look_every < 1 or self.patience < 0:
             raise InputError(f"--look-every {self.look_every} --patience {self.patience}: give at least 1 step, and 0 looks or more")
         if not self.learning_rate >= 0:
@@ -168,6 +170,7 @@ class Learn:
             learning_rate=self.learning_rate or (OFFICIAL_RATE * self.batch_size if self.base else MINIATURE_RATE),
             seed=self.seed,
             method=self.method,
+            start=self.start,
             features=self.features,
             look_every=self.look_every,
             patience=self.patience,

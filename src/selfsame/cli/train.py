@@ -26,7 +26,7 @@ class Train:
     """
 
     name: Positional[str]
-    """encoder, judge, face_vit, detector, parser, depth, vae, decoder, clip, reader, base, instantid or mimicbrush; each needs those before it.
+    """encoder, judge, face_vit, detector, parser, depth, vae, decoder, clip, reader, base, words, instantid or mimicbrush; each needs those before it.
     `all` trains and installs every one in turn, --minutes shared out among them."""
     data: Path = Path("data/world2")
     """Folder with the packed dataset (selfsame render --dataset ... --pack)."""
@@ -200,11 +200,12 @@ class Evaluate:
     ablations: bool = False
     """The method against itself with one choice changed. `identity`: InstantID trained anew without one of its parts, with CLIP's image tokens, with the text
     in IdentityNet, on fewer people ...; `edits`: MimicBrush without its reference net, without image tokens, on stills alone, with gentle augmentation or
-    other masks (the paper's Tables 3 and 4); --steps each. `words`: landing, mask, loss, encoder, threshold, 12 people each."""
+    other masks (the paper's Tables 3 and 4); `words`: StableIdentity by another loss, mask or threshold, or taught here with another landing, encoder or
+    teacher, 12 people each. --steps each."""
     steps: int = ABLATION_STEPS
-    """For --ablations of `identity` and `edits`: steps of each training. A run that was stopped goes on."""
+    """For --ablations: steps of each training. A run that was stopped goes on."""
     runs: Path = Path("runs")
-    """For --ablations of `identity` and `edits`: folder for those trainings."""
+    """For --ablations: folder for those trainings."""
     data: Path = Path("data/world2")
     """Folder with the packed dataset, for `models`, and for --ablations to train on (`edits` from its pairs/)."""
     device: str = "cpu"
@@ -224,8 +225,8 @@ class Evaluate:
         for flag, (given, owner) in owners.items():
             if given and self.what != owner:
                 raise InputError(f"{flag} belongs to `evaluate {owner}`, not to `evaluate {self.what}`")
-        if not (self.ablations and self.what != "words") and (self.steps != ABLATION_STEPS or self.runs != Path("runs")):
-            raise InputError("--steps and --runs belong to --ablations of `evaluate identity` and `evaluate edits`")
+        if not self.ablations and (self.steps != ABLATION_STEPS or self.runs != Path("runs")):
+            raise InputError("--steps and --runs belong to --ablations")
         if self.ablations and self.what not in ("identity", "words", "edits"):
             raise InputError(f"--ablations belongs to `evaluate identity`, `words` and `edits`, not to `evaluate {self.what}`")
         self.out.mkdir(parents=True, exist_ok=True)
@@ -243,7 +244,8 @@ class Evaluate:
         from selfsame.recipes.measure.edits import edits
         from selfsame.recipes.measure.folder import folder
         from selfsame.recipes.measure.identity import ablated, identity
-        from selfsame.recipes.measure.words import ABLATED, ABLATIONS, OURS, words
+        from selfsame.recipes.measure.words import ablated as words_ablated
+        from selfsame.recipes.measure.words import words
 
         rows: dict[str, Any] = {"only": self.rows, "on_progress": tick}
         options = Options(data=self.data, runs=self.runs, steps=self.steps)
@@ -252,9 +254,7 @@ class Evaluate:
                 raise InputError("evaluate folder needs --pictures and --references")
             return folder(self.pictures, self.references, self.out, judges=self.judges, conditioner=self.conditioner, on_progress=tick)
         if self.what == "words":
-            if self.ablations:
-                rows["only"] = self.rows or (OURS, *ABLATIONS)
-            return words(self.out, people=self.people or (ABLATED if self.ablations else 0), **rows)
+            return words_ablated(self.out, options, people=self.people, **rows) if self.ablations else words(self.out, people=self.people, **rows)
         if self.what == "edits":
             asked = {"cases": self.people, "folder": self.edit_set, "clip": self.clip, "dino": self.dino, "device": self.device, **rows}
             return edits_ablated(self.out, options, **asked) if self.ablations else edits(self.out, **asked)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from selfsame.mannequins import paint
 from selfsame.mannequins.captions import STYLE_PHRASES
 from selfsame.mannequins.people import celebrities
 from selfsame.methods.stableidentity.interop import towers_of, words_added
-from selfsame.methods.stableidentity.samples import CAPTIONS, encoder_pixels, square
+from selfsame.methods.stableidentity.modules import WordProjection
+from selfsame.methods.stableidentity.samples import CAPTIONS, encoder_pixels, framed, square
 from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, load_image_encoder
-from selfsame.perception.detector import Found
 from selfsame.perception.embedders import embed, to_crops
 from selfsame.perception.face_vit import FACE_VIT_CROP, cls_feature
 from selfsame.perception.parser import parse
 from selfsame.perception.stock import read_stock
 from selfsame.recipes.common import to_pixels
+from selfsame.recipes.naming import taught_projection
 from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Studio
@@ -33,6 +34,10 @@ from selfsame.values.identity import Identity, LearnedWords
 
 SMALLEST_FACE = 48  # pixels of the miniature: less shows nobody
 FACE_NAMES = ("skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip", "l_lip")  # CelebAMask-HQ
+
+
+Layers = tuple[str, str, int]  # of a projection: what it reads, its landing, its depth
+OFFICIAL: Layers = ("face", "joint", 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +61,7 @@ class LearnBase:
     hair_labels: tuple[int, ...]
     identity: Callable[[Sequence[np.ndarray]], Identity] | None  # whom the photos show, without words; None: this base keeps words alone
     preview: Callable[[LearnedWords], list[np.ndarray]]
-
-
-def framed(image: np.ndarray, found: Found, side: int = 128) -> np.ndarray:
-    """The face with its surroundings in a square, inside the picture. h w 3 uint8 -> side side 3 uint8."""
-    h, w = image.shape[:2]
-    x0, y0, x1, y1 = found.box
-    edge = int(min(h, w, max(x1 - x0, y1 - y0) / 0.62))
-    x = int(np.clip(round((x0 + x1 - edge) / 2), 0, w - edge))
-    y = int(np.clip(round((y0 + y1 - edge) / 2), 0, h - edge))
-    return square(image[y : y + edge, x : x + edge], side)
+    taught: Mapping[Layers, Callable[[], Sequence[WordProjection]]] = field(default_factory=dict)  # projections that know how faces are named, one a tower
 
 
 def mannequin_base(studio: Studio) -> LearnBase:
@@ -76,7 +72,7 @@ def mannequin_base(studio: Studio) -> LearnBase:
         width = float(min(found.box[2] - found.box[0], found.box[3] - found.box[1]))
         if width < SMALLEST_FACE:
             raise InputError(f"{name}: the face is {width:.0f} pixels wide, too small to learn from; use a picture in which it has at least {SMALLEST_FACE}")
-        return framed(image, found)
+        return framed(image, found.box)
 
     def read(image: np.ndarray) -> Tensor:
         found, _ = studio.face(image, name="the framed face")
@@ -113,6 +109,7 @@ def mannequin_base(studio: Studio) -> LearnBase:
         hair_labels=(paint.HAIR,),
         identity=lambda images: studio.identity(*images),
         preview=preview,
+        taught={OFFICIAL: lambda: (taught_projection(*studio.text),)},
     )
 
 

@@ -24,7 +24,7 @@ from selfsame.images.draw import draw_kps_small
 from selfsame.mannequins import paint
 from selfsame.models.latents import encode
 from selfsame.models.text import encode_prompts
-from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
+from selfsame.perception.embedders import ENCODER_CROP, CropSpec, embed, to_crops
 from selfsame.recipes.common import compute_device, to_pixels
 
 T = TypeVar("T")
@@ -133,32 +133,30 @@ def text_of(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, table: Table,
     return cached(folder / f"{name}.text.{fingerprint(text_encoder, table)}.npy", make)
 
 
-def faces_of(encoder: nn.Module, table: Table, rows: np.ndarray, folder: Path, name: str) -> np.ndarray:
-    """Raw (not normalised) embeddings of the first face of rows, n 512 float32; other rows are zero."""
+def faces_of(encoder: nn.Module, table: Table, rows: np.ndarray, folder: Path, name: str, spec: CropSpec = ENCODER_CROP) -> np.ndarray:
+    """Raw (not normalised) embeddings of the first face of rows, n d float32; other rows are zero."""
 
-    def make() -> np.ndarray:
-        out = np.zeros((len(table), 512), np.float32)
+    def read(crops: Tensor) -> Tensor:
         with computing(encoder):
-            for part in np.array_split(rows, max(1, len(rows) // 256)):
-                crops = to_crops([np.asarray(table.images[i]) for i in part], [table.kps[i] for i in part], ENCODER_CROP)
-                out[part] = embed(encoder, crops).numpy()
-        return out
+            return embed(encoder, crops)
 
-    return cached(folder / f"{name}.faces.{fingerprint(encoder, table)}.npy", make)
+    kind = "faces" if spec == ENCODER_CROP else f"faces{spec.size}"
+    return cached(folder / f"{name}.{kind}.{fingerprint(encoder, table)}.npy", lambda: _read_faces(read, table, rows, spec))
 
 
 def clip_faces_of(tower: nn.Module, table: Table, rows: np.ndarray, folder: Path, name: str) -> np.ndarray:
     """CLIP's image features of the encoder's crops of faces of rows, n d float32; other rows are zero."""
+    path = folder / f"{name}.clip-faces.{fingerprint(tower, table)}.npy"
+    return cached(path, lambda: _read_faces(lambda crops: clip_features(tower, crops), table, rows, ENCODER_CROP))
 
-    def make() -> np.ndarray:
-        parts = np.array_split(rows, max(1, len(rows) // 256))
-        crops = (to_crops([np.asarray(table.images[i]) for i in part], [table.kps[i] for i in part], ENCODER_CROP) for part in parts)
-        seen = torch.cat([clip_features(tower, x) for x in crops]).numpy()
-        out = np.zeros((len(table), seen.shape[1]), np.float32)
-        out[rows] = seen
-        return out
 
-    return cached(folder / f"{name}.clip-faces.{fingerprint(tower, table)}.npy", make)
+def _read_faces(read: Callable[[Tensor], Tensor], table: Table, rows: np.ndarray, spec: CropSpec) -> np.ndarray:
+    """What is read of the first face of rows, n d float32; other rows are zero."""
+    parts = [part for part in np.array_split(rows, max(1, len(rows) // 256)) if len(part)]
+    seen = torch.cat([read(to_crops([np.asarray(table.images[i]) for i in part], [table.kps[i] for i in part], spec)) for part in parts]).numpy()
+    out = np.zeros((len(table), seen.shape[1]), np.float32)
+    out[rows] = seen
+    return out
 
 
 @torch.no_grad()

@@ -19,8 +19,9 @@ SHARES = {
     "clip": 0.04,
     "reader": 0.04,
     "base": 0.26,
-    "instantid": 0.15,
-    "mimicbrush": 0.13,
+    "words": 0.03,
+    "instantid": 0.14,
+    "mimicbrush": 0.11,
 }
 
 
@@ -50,6 +51,7 @@ def recipes() -> dict[str, Callable[[Options], Trained]]:
     from selfsame.recipes.faces import detector, encoder, judge
     from selfsame.recipes.instantid import instantid
     from selfsame.recipes.mimicbrush import mimicbrush
+    from selfsame.recipes.naming import naming
     from selfsame.recipes.parts import depth, face_vit, parser
     from selfsame.recipes.vae import decoder, vae
     from selfsame.recipes.words import clip, reader
@@ -66,6 +68,7 @@ def recipes() -> dict[str, Callable[[Options], Trained]]:
         "clip": clip,
         "reader": reader,
         "base": base,
+        "words": naming,
         "instantid": instantid,
         "mimicbrush": mimicbrush,
     }

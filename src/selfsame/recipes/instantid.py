@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsame.data.tables import Table, open_table
-from selfsame.diffusion.schedule import denoised_of, lognormal_timesteps, noised
+from selfsame.diffusion.schedule import lognormal_timesteps, noised
 from selfsame.images.files import InputError
 from selfsame.mannequins.world import lent_kps
 from selfsame.methods.instantid.method import InstantID, ResamplerSize
@@ -24,10 +24,10 @@ from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE, alphas_cumprod, loa
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import FaceEncoder
 from selfsame.recipes.base import FACE_WEIGHT, HELD_OUT_NOISE
-from selfsame.recipes.caches import as_tensor, clip_faces_of, drawings_of, face_shares_of, faces_of, fingerprint_of, latents_of, text_of
+from selfsame.recipes.caches import as_tensor, clip_faces_of, drawings_of, face_shares_of, faces_of, latents_of, text_of
 from selfsame.recipes.common import ON_GPU, Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
-from selfsame.recipes.likeness import STEPS, kept_reader, readable
+from selfsame.recipes.likeness import shared_reader, unlikeness
 from selfsame.recipes.resident import Resident
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
@@ -218,22 +218,13 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
         at = np.sort(side.photos.rows[epoch_rows(len(side.photos.rows), run.batch_size, run.seed, step)])
         return side.batch(at, generator_at(run.seed, step), how, 2 if step < small_steps else 1)
 
-    key = fingerprint_of([encoder, vae.encoder], side.table.digest)  # type: ignore[list-item]
-    reader_steps = 2 if options.smoke else STEPS
     reader = None
     if variant.likeness:
-        path = cache / f"latent_face.{key}.{reader_steps}.pt"
-        reader = kept_reader(path, side.latents[1].array, np.asarray(side.encoded), side.table.people, face_rows(side.table), run.seed, reader_steps)
+        reader = shared_reader(cache, side.table, vae, encoder, side.latents[1].array, np.asarray(side.encoded), smoke=options.smoke)
 
     def likeness(out: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """How unlike the person the denoised estimates are, where a face can be read in them."""
         assert reader is not None
-        lent = batch["embedding"].mean(1)
-        if out.shape[-1] != side.latents[1].shape[-1]:
-            return out.new_zeros(())
-        at = abar.to(out.device)[batch["t"]].view(-1, 1, 1, 1)
-        alike = F.cosine_similarity(reader(denoised_of(SCHEDULE["prediction_type"], out, batch["noisy"], at)), lent)
-        return variant.likeness * (readable(at.flatten()) * (lent.abs().sum(1) > 0) * (1 - alike)).mean()
+        return variant.likeness * unlikeness(reader, out, batch, batch["embedding"].mean(1), abar)
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         return Loss(*instantid_loss(model, batch, {"likeness": likeness} if variant.likeness else {}))

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from selfsame.recipes.caches import as_tensor
+from selfsame.data.tables import Table
+from selfsame.diffusion.schedule import denoised_of
+from selfsame.models.mannequin import SCHEDULE
+from selfsame.recipes.caches import as_tensor, fingerprint_of
 from selfsame.recipes.common import compute_device, torch_generator
+from selfsame.recipes.faces import face_rows
 
-STEPS, BATCH, RATE = 1500, 64, 2e-3  # three minutes on two cores
+STEPS, BATCH, RATE, SEED = 1500, 64, 2e-3, 51  # three minutes on two cores
 RANK, SAMPLED = 600, 4000  # directions of the estimate, and the latents that they are measured on
 NOISE_LOW, NOISE_HIGH = 0.05, 4.0  # sigma, log-uniform, behind the estimates that it learns from
 READABLE = 3.0  # sigma at which a formed face counts half
@@ -38,6 +44,8 @@ class _Block(nn.Module):
 
 class LatentFace(nn.Module):
     """Latents b c 16 16 -> what the face encoder would say of the face in them, b 512, not normalised."""
+
+    side = 16  # cells of a picture's latents
 
     def __init__(self, channels: int = 16, embedding_dim: int = 512) -> None:
         super().__init__()
@@ -121,6 +129,36 @@ def kept_reader(path: Path, latents: np.ndarray, embeddings: np.ndarray, people:
     net = LatentFace(latents.shape[1], embeddings.shape[1])
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return net.to(compute_device()).eval().requires_grad_(False)
+
+
+def shared_reader(
+    cache: Path, table: Table, vae: AutoencoderKL, encoder: nn.Module, latents: np.ndarray, faces: np.ndarray, *, smoke: bool = False
+) -> LatentFace:
+    """The reader of a dataset's train pictures, taught once for all runs on it.
+
+    Args:
+        faces: the encoder's embeddings n d of all rows.
+        smoke: two steps, to see that everything is in place.
+    """
+    steps = 2 if smoke else STEPS
+    path = cache / f"latent_face.{fingerprint_of([encoder, vae.encoder], table.digest)}.{steps}.pt"
+    return kept_reader(path, latents, faces, table.people, face_rows(table), SEED, steps)
+
+
+def unlikeness(reader: LatentFace, prediction: Tensor, batch: Mapping[str, Tensor], embedding: Tensor, abar: Tensor) -> Tensor:
+    """How unlike somebody the denoised estimates are, where a face can be read in them: one number, 0 when all say the embedding exactly.
+
+    Args:
+        prediction: b c h w, the U-Net's; of a size that the reader does not know it says 0.
+        batch: `noisy` and `t`.
+        embedding: b d of the face encoder; rows of zeros are nobody.
+        abar: the whole schedule.
+    """
+    if prediction.shape[-1] != reader.side:
+        return prediction.new_zeros(())
+    at = abar.to(prediction.device)[batch["t"]].view(-1, 1, 1, 1)
+    alike = F.cosine_similarity(reader(denoised_of(SCHEDULE["prediction_type"], prediction, batch["noisy"], at)), embedding)
+    return (readable(at.flatten()) * (embedding.abs().sum(1) > 0) * (1 - alike)).mean()
 
 
 def readable(abar: Tensor) -> Tensor:

@@ -91,6 +91,8 @@ def _write(name: str, trained: Trained, folder: Path, known: Mapping[str, Mappin
     if name in ("encoder", "judge", "face_vit"):
         assert isinstance(module.net, nn.Module)
         ship(module.net.state_dict(), f"{name}.safetensors", about, folder)
+    elif name == "words":
+        ship(module.words[0].state_dict(), "words.safetensors", about, folder)  # type: ignore[index]
     elif name in ("detector", "reader", "parser", "depth"):
         ship(module.state_dict(), f"{name}.safetensors", about, folder)
     elif name in ("vae", "decoder"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from selfsame.methods.stableidentity.modules import LANDINGS, WordProjection
 from selfsame.methods.stableidentity.objective import TwoPhaseLoss, two_phase_loss
 from selfsame.methods.stableidentity.samples import Draws, PhotoSamples, augmented, jittered, masks_of
 from selfsame.models.text import tokenize, tower_hash
-from selfsame.recipes.bases import LearnBase
+from selfsame.recipes.bases import Layers, LearnBase
 from selfsame.recipes.common import beside, generator_at, save_grid, to_pixels, torch_generator
 from selfsame.training.loop import train
 from selfsame.training.run import AnotherRun, Batch, Loss, Progress, Result, Run
@@ -34,12 +35,13 @@ FIXED = 8  # batches whose loss is watched
 class Learning:
     """How a person is learned. Official (arXiv:2401.15975): 451 steps of one sample at 5e-5 times the batch."""
 
-    steps: int = 450
+    steps: int = 450  # 0: the words that it starts with
     batch_size: int = 4
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     seed: int = 0
     method: Literal["stableidentity", "textual-inversion"] = "stableidentity"
+    start: Literal["taught", "fresh"] = "taught"  # with the base's projection, where it has one of these layers, or with a random one, as published
     encoder: Literal["face", "clip"] = "face"  # what reads the photo; clip, a general image tower, is the paper's ablation
     landing: LANDINGS = "joint"
     depth: int = 2
@@ -51,8 +53,18 @@ class Learning:
     patience: int = 0  # looks without a lower loss on fixed samples after which learning ends
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(f"{self.steps} steps of {self.batch_size} samples: give at least 1 of each")
+        if self.steps < 0 or self.batch_size < 1:
+            raise ValueError(f"{self.steps} steps of {self.batch_size} samples: give 0 steps or more, of at least 1 sample")
+
+    @property
+    def layers(self) -> Layers:
+        """Which projection this is, among those that a base may have been taught."""
+        return self.encoder, self.landing, self.depth
+
+
+def taught_start(base: LearnBase, how: Learning) -> Callable[[], Sequence[WordProjection]] | None:
+    """The projections that learning begins with, where the base has some of these layers and they are asked for."""
+    return base.taught.get(how.layers) if (how.method, how.start) == ("stableidentity", "taught") else None
 
 
 @dataclass(frozen=True)
@@ -136,7 +148,9 @@ class Samples:
 
 
 def words_modules(base: LearnBase, feature_dim: int, how: Learning) -> tuple[list[WordProjection | FreeWords], tuple[str, ...]]:
-    """The only parts that learn, fresh, one a text tower; and the celebrities whose names are not two tokens."""
+    """The only parts that learn, one a text tower; and the celebrities whose names are not two tokens."""
+    if (taught := taught_start(base, how)) is not None:
+        return [copy.deepcopy(module).train().requires_grad_(True) for module in taught()], ()
     made: list[WordProjection | FreeWords] = []
     skipped: tuple[str, ...] = ()
     torch.manual_seed(how.seed)
@@ -191,7 +205,7 @@ def learn(
     how_long = {"steps", "look_every", "log_every", "patience"}  # what may change while the rest stays the same
     said = repr(({k: v for k, v in asdict(how).items() if k not in how_long}, base.name, tower, sources))
     run = Run(
-        folder=folder, max_steps=how.steps, batch_size=how.batch_size, learning_rate=how.learning_rate, warmup_steps=1, decay="constant",
+        folder=folder, max_steps=max(1, how.steps), batch_size=how.batch_size, learning_rate=how.learning_rate, warmup_steps=1, decay="constant",
         weight_decay=how.weight_decay, betas=(0.9, 0.999), ema_decay=0.0, precision="no", seed=how.seed, log_every=how.log_every, save_every=50,
         look_every=how.look_every, watch="fixed_loss", patience=how.patience, data=f"{placeholder} {hashlib.sha256(said.encode()).hexdigest()[:12]}",
     )  # fmt: skip
@@ -208,7 +222,10 @@ def learn(
         assert isinstance(model, PersonTrainer)
         with torch.no_grad():
             vectors = model.vectors(samples.mean[:1].to(next(model.words.parameters()).device))
-        about: dict[str, str | int | float] = {"base": base.name, "method": how.method, "steps": step, "seed": how.seed, "sources": " ".join(sources)}
+        start = "fresh" if taught_start(base, how) is None else "taught"
+        about: dict[str, str | int | float] = {
+            "base": base.name, "method": how.method, "start": start, "steps": step, "seed": how.seed, "sources": " ".join(sources)
+        }  # fmt: skip
         return LearnedWords(tuple(v.float().cpu().numpy() for v in vectors), placeholder, tower, about)
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
@@ -220,6 +237,8 @@ def learn(
     module = PersonTrainer(words, [encoder for _, encoder in base.towers], base.unet)
 
     def trained() -> Result:
+        if not how.steps:
+            return Result(module, 0, 0, look(module, 0))
         return train(run, module, objective, samples.batch, on_progress=on_progress, look=look, device=next(base.unet.parameters()).device)
 
     try:

@@ -23,6 +23,7 @@ from selfsame.methods.mimicbrush.pictures import clip_pixels, depth_pixels
 from selfsame.models.latents import pictures_of
 from selfsame.studio.edits import Editor
 from selfsame.studio.painting import scheduler_of
+from selfsame.studio.request import Limits
 from selfsame.weights.official import read_official
 
 BRUSH, VAE, TOWER, DEPTH = "mimicbrush/mimicbrush.bin", "sd-vae-ft-mse", "image_encoder", "depth_model/depth_anything_vitb14.pth"
@@ -72,6 +73,7 @@ class BrushStudio:
 class BrushEditor(Editor):
     """Repainting by the official weights: things and textures; people belong to InstantID."""
 
+    limits = Limits(512, 8, 512, 50, 5.0)  # the official demo's steps and guidance
     together, kept_steps = 2, 1  # 30 MB a step and 50 steps: features are not kept for another edit
 
     def __init__(self, folder: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:

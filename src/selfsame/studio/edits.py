@@ -22,8 +22,8 @@ from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.models.latents import encode, pixels_of
 from selfsame.models.mannequin import image_states, load_image_encoder
 from selfsame.perception.depth import DepthNet, depth_of
-from selfsame.studio.painting import generators_of, last_of, noise_of
-from selfsame.studio.request import EditRequest
+from selfsame.studio.painting import calls_of, generators_of, last_of, noise_of
+from selfsame.studio.request import MANNEQUIN, EditRequest
 from selfsame.values.conditioning import Conditioning, stacked
 from selfsame.weights import mannequin
 
@@ -60,6 +60,7 @@ class Editor:
     side = SIDE  # pixels of the square that is painted
     dtype = torch.float32
     together = 8  # pictures painted at a time
+    limits = MANNEQUIN
     kept_steps = 1000  # timesteps whose reference features stay
 
     def __init__(self, studio: Any, method: MimicBrush | None = None) -> None:
@@ -141,6 +142,7 @@ class Editor:
         self, squares: Sequence[Square], seeds: Sequence[int], request: EditRequest, *, on_step: Callable[[Step], None] | None = None
     ) -> list[np.ndarray]:
         """Paint rows with different sources, masks and references together. Returns s s 3 uint8 each."""
+        request = request.settled(self.limits)
         device = self.studio.device
         known: dict[int, int] = {}  # reference picture -> its number
         references: list[Reference] = []
@@ -179,6 +181,10 @@ class Editor:
             step = guided_together(both, request.guidance_scale) if request.guidance_scale > 1 else one
             latents = last_of(step, noise, self.studio.scheduler(request.solver), request.num_steps, generators, on_step)
         return self.studio.decode(latents)
+
+    def num_calls(self, request: EditRequest) -> int:
+        """How often the networks run for a region."""
+        return calls_of(self.studio.scheduler(request.solver), request.settled(self.limits).num_steps)
 
     def edit(
         self, source: np.ndarray, regions: Sequence[Region], request: EditRequest | None = None, *, on_step: Callable[[Step], None] | None = None

@@ -176,14 +176,14 @@ class Family(ABC):
 
     def num_calls(self, request: Request, *, has_start: bool = False) -> int:
         """How often the networks run for a request. Refuses a size before anything is loaded."""
-        request.sized(self.limits)
+        request = request.sized(self.limits)
         scheduler = self.scheduler(request.solver)
         if has_start:
             return run_steps(request.num_steps, request.start_strength) * scheduler.order
         return calls_of(scheduler, request.num_steps)
 
     def sized(self, request: Request, people: Sequence[Person]) -> Request:
-        """The request with a size."""
+        """The request with a size, steps and guidance."""
         return request.sized(self.limits)
 
     def jobs(self, request: Request | str, who: Who | Sequence[Who] | None = None, *, pose: Pose | None = None, start: np.ndarray | None = None) -> list[Job]:

@@ -140,7 +140,8 @@ class RealStudio(Family):
         Raises:
             InputError: no preset fits into what is free.
         """
-        height, width = request.sized(self.limits).size
+        request = request.sized(self.limits)
+        height, width = request.size
         rows = self.together * (2 if request.guidance_scale > 1 else 1)
         if height * width * rows > self._largest:
             if self._free < 0:  # before anything was loaded

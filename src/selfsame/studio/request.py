@@ -17,6 +17,8 @@ from selfsame.mannequins.captions import STYLE_PHRASES
 SPEEDS = ("exact", "fast")
 SOLVERS = ("dpmpp-2m", "dpmpp-2m-karras", "euler", "ddim", "unipc", "heun", "lcm")
 LCM_STEPS = 50  # its distillation's own schedule
+FEW_STEPS = 8  # of lcm, when nobody says how many; such weights need no guidance
+OWN = -1.0  # guidance: the model's own
 STYLES = ("none", *STYLE_PHRASES)
 
 
@@ -50,8 +52,8 @@ def window(start: float, end: float, who: str) -> None:
 def _counts(num_images: int, num_steps: int, seed: int) -> None:
     if not 1 <= num_images <= 64:
         raise InputError(f"{num_images} pictures: give 1 to 64")
-    if not 1 <= num_steps <= 200:
-        raise InputError(f"{num_steps} steps: give 1 to 200")
+    if not 0 <= num_steps <= 200:
+        raise InputError(f"{num_steps} steps: give 1 to 200, or 0 for the model's own number")
     if not 0 <= seed < 2**63:
         raise InputError(f"seed {seed}: give a number from 0 to 2^63 - 1")
 
@@ -61,16 +63,28 @@ def _steps_of(solver: str, num_steps: int) -> None:
         raise InputError(f"{num_steps} steps: solver lcm takes at most {LCM_STEPS}, and is meant for 4 to 8")
 
 
+def _guidance(scale: float) -> None:
+    if scale != OWN:
+        between(scale, 0, 30, "guidance")
+
+
 @dataclass(frozen=True)
 class Limits:
-    """What sizes a base paints."""
+    """What sizes a base paints, and how long and how strongly guided when nobody says."""
 
     side: int  # pixels of its own squares
     stride: int  # of which a side is a multiple
     longest: int
+    num_steps: int = 30  # InstantID's official demo's
+    guidance_scale: float = 5.0  # likewise
+
+    def settled(self, num_steps: int, guidance_scale: float, solver: str) -> dict[str, Any]:
+        """Steps and guidance in numbers; few steps and no guidance for weights distilled to that."""
+        steps, scale = (FEW_STEPS, 1.0) if solver == "lcm" else (self.num_steps, self.guidance_scale)
+        return {"num_steps": num_steps or steps, "guidance_scale": scale if guidance_scale == OWN else guidance_scale}
 
 
-MANNEQUIN = Limits(128, 32, 512)  # 8 pixels a latent, two halvings in the U-Net
+MANNEQUIN = Limits(128, 32, 512, 16, 3.0)  # 8 pixels a latent, two halvings in the U-Net
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +149,10 @@ class Request:
     """Picture i has seed + i."""
     num_images: int = 1
     """How many pictures."""
-    num_steps: int = 16
-    """Denoising steps."""
-    guidance_scale: float = 3.0
-    """How strongly the prompt and the face are followed; 1 and below: no guidance."""
+    num_steps: int = 0
+    """Denoising steps; 0: the model's own (the miniature 16, photographs 30, with solver lcm 8)."""
+    guidance_scale: float = OWN
+    """How strongly the prompt and the face are followed; 0 to 1: no guidance; -1: the model's own (the miniature 3, photographs 5, with solver lcm none)."""
     guidance_start: float = 0.0
     """Share of the run at which guidance starts."""
     guidance_end: float = 1.0
@@ -172,7 +186,7 @@ class Request:
         if self.photos not in ("mean", "joint"):
             raise InputError(f"photos {self.photos!r}: choose mean or joint")
         _counts(self.num_images, self.num_steps, self.seed)
-        between(self.guidance_scale, 0, 30, "guidance")
+        _guidance(self.guidance_scale)
         nearest(self.solver, SOLVERS, "solver")
         _steps_of(self.solver, self.num_steps)
         nearest(self.style, STYLES, "style")
@@ -183,7 +197,7 @@ class Request:
         return self.height, self.width
 
     def sized(self, limits: Limits) -> Request:
-        """This request with its size in numbers that a base can paint.
+        """This request with size, steps and guidance in numbers that a base can paint.
 
         Raises:
             InputError: a side is no multiple of the base's stride, or too large; the message names the nearest that is right.
@@ -193,7 +207,7 @@ class Request:
             if side % limits.stride or not limits.stride <= side <= limits.longest:
                 near = min(max(limits.stride, round(side / limits.stride) * limits.stride), limits.longest)
                 raise InputError(f"{name} {side}: give a multiple of {limits.stride} from {limits.stride} to {limits.longest}, such as {near}")
-        return replace(self, height=height, width=width)
+        return replace(self, height=height, width=width, **limits.settled(self.num_steps, self.guidance_scale, self.solver))
 
     @property
     def full_prompt(self) -> str:
@@ -253,10 +267,10 @@ class EditRequest:
     """Picture i has seed + i."""
     num_images: int = 1
     """How many pictures."""
-    num_steps: int = 16
-    """Denoising steps."""
-    guidance_scale: float = 3.0
-    """How strongly the reference is followed; 1 and below: no guidance."""
+    num_steps: int = 0
+    """Denoising steps; 0: the model's own (the miniature 16, photographs 30, mimicbrush 50, with solver lcm 8)."""
+    guidance_scale: float = OWN
+    """How strongly the reference is followed; 0 to 1: no guidance; -1: the model's own (the miniature 3, photographs 5, with solver lcm none)."""
     solver: str = "dpmpp-2m"
     """dpmpp-2m, dpmpp-2m-karras, euler, ddim, unipc or heun; lcm for weights distilled to few steps."""
     context: float = 1.8
@@ -267,10 +281,14 @@ class EditRequest:
     """Move the result's colours to the source's, measured around the mask."""
 
     def __post_init__(self) -> None:
-        between(self.guidance_scale, 0, 30, "guidance")
+        _guidance(self.guidance_scale)
         between(self.context, 1, 8, "context")
         nearest(self.solver, SOLVERS, "solver")
         _steps_of(self.solver, self.num_steps)
         if not 0 <= self.feather <= 100:
             raise InputError(f"feather {self.feather}: give 0 to 100 pixels")
         _counts(self.num_images, self.num_steps, self.seed)
+
+    def settled(self, limits: Limits) -> EditRequest:
+        """This request with steps and guidance in numbers."""
+        return replace(self, **limits.settled(self.num_steps, self.guidance_scale, self.solver))

@@ -78,6 +78,16 @@ def square(photo: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(photo).resize((size, size), Image.Resampling.BICUBIC))
 
 
+def framed(image: np.ndarray, box: np.ndarray, side: int = 128) -> np.ndarray:
+    """The face (box x0 y0 x1 y1, pixels) with its surroundings in a square inside the picture. h w 3 uint8 -> side side 3 uint8."""
+    h, w = image.shape[:2]
+    x0, y0, x1, y1 = box
+    edge = int(min(h, w, max(x1 - x0, y1 - y0) / 0.62))
+    x = int(np.clip(round((x0 + x1 - edge) / 2), 0, w - edge))
+    y = int(np.clip(round((y0 + y1 - edge) / 2), 0, h - edge))
+    return square(image[y : y + edge, x : x + edge], side)
+
+
 def encoder_pixels(photo: np.ndarray, size: int = 224) -> Tensor:
     """What the face encoder sees of a square photo (h w 3 uint8): the fixed crop, 3 size size in [-1, 1], bilinear."""
     side = len(photo)

@@ -5,26 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from selfsame.evaluation.metrics import bootstrap_interval, frechet_distance, mean, paired_interval
+from selfsame.evaluation.metrics import bootstrap_interval, frechet_distance, mean, paired_interval, ratio_interval
 from selfsame.evaluation.report import Report, Row, span, write_report
 from selfsame.mannequins.people import celebrities
+from selfsame.methods.stableidentity.modules import WordProjection
 from selfsame.methods.stableidentity.objective import TwoPhaseLoss
 from selfsame.perception.embedders import JUDGE_CROP, to_crops
 from selfsame.perception.reader import perceptual_distance, reader_features
 from selfsame.recipes.bases import LearnBase, mannequin_base
+from selfsame.recipes.caches import fingerprint_of
+from selfsame.recipes.common import Options
 from selfsame.recipes.measure.judging import Judges, Seen, measured_with, notes_on_weights, oracle_pictures, rows_by_style, worst_of
 from selfsame.recipes.measure.protocols import WORDS, Task, asked, checked_protocol, extent, reference_photo, tasks_of
+from selfsame.recipes.measure.trainings import Trainings
+from selfsame.recipes.naming import READ as NAMING_READS
+from selfsame.recipes.naming import Variant, naming
 from selfsame.recipes.stableidentity import Learning, learn
 from selfsame.studio.painting import Row as PaintRow
-from selfsame.studio.request import Request
+from selfsame.studio.request import Request, nearest
 from selfsame.studio.studio import Studio, load
 from selfsame.values.identity import Identity, LearnedWords
 from selfsame.weights import mannequin
@@ -32,31 +39,43 @@ from selfsame.weights import mannequin
 OURS = "StableIdentity"
 METHODS: dict[str, Learning] = {
     OURS: Learning(),
+    f"{OURS}, fresh start": Learning(start="fresh"),
     # Noise errors over the whole picture, as published.
     "Textual Inversion": Learning(method="textual-inversion", loss=TwoPhaseLoss(switch=0.0, has_mask=False)),
 }
 # One choice of the method changed at a time (the paper's Table 2, and its threshold from end to end).
 ABLATIONS: dict[str, Learning] = {
-    "no AdaIN": Learning(landing="none"),
     "no mask": Learning(loss=TwoPhaseLoss(has_mask=False)),
     "noise only": Learning(loss=TwoPhaseLoss(switch=0.0)),
     "reconstruction only": Learning(loss=TwoPhaseLoss(switch=1.0)),
-    "CLIP encoder": Learning(encoder="clip"),
     **{f"threshold {share}": Learning(loss=TwoPhaseLoss(switch=share)) for share in (0.2, 0.4, 0.8)},
+}
+# These begin elsewhere, so each is taught anew, in as many steps as `BRIEF`, beside which it stands.
+BRIEF = f"{OURS}, taught here"
+TAUGHT: dict[str, tuple[Learning, Variant]] = {
+    BRIEF: (Learning(), Variant()),
+    "no AdaIN": (Learning(landing="none"), Variant(landing="none")),
+    "CLIP encoder": (Learning(encoder="clip"), Variant(reads="clip")),
+    "taught names alone": (Learning(), Variant(paints=False)),
+    "taught without the forming face's loss": (Learning(), Variant(likeness=0.0)),
 }
 ABLATED = 12  # people, unless more are asked for
 SOMEBODY = "a person"
 BATCH = 4
 
 
-READ = ("base/", "encoder.", "detector.", "parser.", "face_vit.")  # shipped files that words depend on
+READ = ("base/", "encoder.", "detector.", "parser.", "face_vit.", "words.")  # shipped files that words depend on
 
 
-def kept_in(out: Path, name: str, how: Learning) -> Path:
-    """The folder of people learned in one way from these very weights: words of others are not taken for them."""
+def kept_in(out: Path, name: str, how: Learning, start: str = "") -> Path:
+    """The folder of people learned in one way from these very weights: words of others are not taken for them.
+
+    Args:
+        start: a mark of the projection that they begin with, when it is none that ships.
+    """
     read = (*READ, "clip_image.") if how.encoder == "clip" else READ
     weights = {file: digest for file, digest in mannequin.manifest()["files"].items() if file.startswith(read)}
-    key = hashlib.sha256(json.dumps([weights, asdict(how)], sort_keys=True, default=str).encode()).hexdigest()[:10]
+    key = hashlib.sha256(json.dumps([weights, asdict(how), start], sort_keys=True, default=str).encode()).hexdigest()[:10]
     return out / "learned" / f"{name.replace(' ', '-').lower()}-{key}"
 
 
@@ -99,12 +118,41 @@ def _painted(
     return images
 
 
+def ablated(out: Path, options: Options, *, people: int = 0, only: Sequence[str] = (), on_progress: Callable[[float, str], None] = lambda s, n: None) -> Report:
+    """StableIdentity with one choice changed at a time: of its loss, from the start that ships; of what comes before, each taught here in so many steps.
+
+    Args:
+        options: of every teaching; `runs/ablations` gets a folder for each.
+        people: of the protocol; 0: `ABLATED`.
+        only: only these of `ABLATIONS` and `TAUGHT`, beside what they are compared with.
+
+    Raises:
+        InputError: an unknown ablation.
+    """
+    for name in only:
+        nearest(name, (*ABLATIONS, *TAUGHT), "ablation")
+    loss = [name for name in ABLATIONS if not only or name in only]
+    start = [name for name in TAUGHT if not only or name in only]
+    rows = ([OURS, *loss] if loss else []) + [BRIEF] * bool(start) + [name for name in start if name != BRIEF]
+    trainings = Trainings("words", naming, {name: variant for name, (_, variant) in TAUGHT.items()}, options, NAMING_READS, on_progress)
+
+    def made(name: str) -> WordProjection:
+        projection = trainings.trained(name).module.words[0]  # type: ignore[index]
+        assert isinstance(projection, WordProjection)
+        return projection
+
+    taught = {name: partial(made, name) for name in rows if name in TAUGHT}
+    return words(out, people=people or ABLATED, only=rows, taught=taught, more=trainings.seen, on_progress=on_progress)
+
+
 def words(
     out: Path,
     *,
     people: int = 0,
     only: Sequence[str] = (),
     methods: dict[str, Learning] | None = None,
+    taught: Mapping[str, Callable[[], WordProjection]] | None = None,
+    more: Sequence[str] = (),
     on_progress: Callable[[float, str], None] = lambda share, note: None,
 ) -> Report:
     """Run the words protocol. People that were learned stay in `out/learned`, so a run that was stopped goes on.
@@ -114,14 +162,16 @@ def words(
         people: only the first so many of the protocol's people; 0: all. The gallery stays whole.
         only: only these rows, those of `ABLATIONS` too.
         methods: other ways to learn, by the names of their rows.
+        taught: other starts than the one that ships, for rows of `TAUGHT`.
+        more: what the report shall say besides.
 
     Raises:
         ValueError: an unknown row, or more people than the protocol has.
     """
     p = checked_protocol(WORDS)
     shown = METHODS if methods is None else methods
-    count, names = asked(p, people, only, ("base, nobody named", "celebrities by name", *shown, "oracle"), tuple(ABLATIONS))
-    methods = ABLATIONS | shown
+    count, names = asked(p, people, only, ("base, nobody named", "celebrities by name", *shown, "oracle"), (*ABLATIONS, *(taught or {})))
+    methods = ABLATIONS | {name: how for name, (how, _) in TAUGHT.items()} | shown
     studio = load()
     base, judges, tasks = mannequin_base(studio), Judges(studio, p, count), tasks_of(p, count)
     request = Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
@@ -144,11 +194,16 @@ def words(
         began, learning = time.monotonic(), 0.0
         vectors: dict[int, LearnedWords] = {}
         if name in methods:
-            folder = kept_in(out, name, methods[name])
+            how, mine = methods[name], base
+            mark = ""
+            if taught and name in taught:
+                projection = taught[name]()
+                mark, mine = fingerprint_of([projection], name), replace(base, taught={how.layers: lambda p=projection: (p,)})
+            folder = kept_in(out, name, how, mark)
             folder.mkdir(parents=True, exist_ok=True)
             for i in range(count):
                 on_progress(0, f"{name}: learning {i + 1} of {count}")
-                vectors[i] = learned(base, p["split"], i, methods[name], folder)
+                vectors[i] = learned(mine, p["split"], i, how, folder)
             learning = time.monotonic() - began
             images = _painted(studio, tasks, lambda t, v=vectors: v[t.person], request, tick(name))
         elif name == "oracle":
@@ -192,12 +247,19 @@ def words(
     table = studio.text[1].get_input_embeddings().weight.detach()
     ids = torch.tensor([studio.text[0](n, add_special_tokens=False)["input_ids"] for n in famous])
     notes.append(f"celebrities' own embeddings reach {float(table[ids].abs().max()):.4f}")
-    for name in (n for n in names if n in methods and n != OURS and OURS in measured):
+    for name in (n for n in names if n in methods):
+        whole = BRIEF if name in TAUGHT else OURS
+        if name == whole or whole not in measured:
+            continue
         for key, what in (("attributes", "attributes"), ("rank1", "rank-1"), ("cosine", "judge cosine"), ("trusted", "trusted diversity")):
-            middle, low, high = paired_interval(measured[OURS][key], measured[name][key], [t.person for t in tasks])
-            notes.append(f"{what}, {OURS} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
+            middle, low, high = paired_interval(measured[whole][key], measured[name][key], [t.person for t in tasks])
+            notes.append(f"{what}, {whole} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
+    if "oracle" in measured:
+        for name in (n for n in names if n in methods):
+            middle, low, high = ratio_interval(measured[name]["rank1"], measured["oracle"]["rank1"], [t.person for t in tasks])
+            notes.append(f"rank-1, {name}, over the oracle's: {middle:.3f} ({low:.3f} to {high:.3f})")
     notes.append("a picture without a face counts as cosine 0 and as missed")
-    notes += notes_on_weights()
+    notes += [*more, *notes_on_weights()]
     strips.insert(0, ("photos", photos[:1]))
     report = Report("People learned as words", {**p, **measured_with()}, rows, by_style, notes, strips, worst_of(answered, p["split"]))
     write_report(report, out)
