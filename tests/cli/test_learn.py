@@ -107,7 +107,7 @@ def test_bad_input_is_one_line(ada: Path, tmp_path: Path, capsys: pytest.Capture
         (["learn", "--face", ADA, "--out", "x.pt"], "end the name in .safetensors"),
         (["learn", "--face", ADA, "--out", str(tmp_path / "no/x.safetensors")], "no such folder"),
         (["learn", "--face", ADA, "--name", "ada fox", "--out", out], "give letters, digits"),
-        (["learn", "--face", ADA, "--out", out, "--steps", "-1"], "give 0 steps or more"),
+        (["learn", "--face", ADA, "--out", out, "--steps", "-2"], "give 0 steps or more"),
         (["learn", "--people", str(tmp_path / "none"), "--out", out], "no such folder"),
         (["learn", "--people", str(tmp_path), "--name", "ada", "--out", out], "about one person"),
         (["learn", "--face", ADA, "--names", ADA, "--out", out], "belong to --base"),

@@ -40,7 +40,8 @@ def test_one_person_is_learned_once_and_compared(tmp_path: Path, monkeypatch: py
     assert "People learned as words" in (tmp_path / "report.html").read_text()
     few = {words.OURS: Learning(steps=1, batch_size=1)}
     monkeypatch.setitem(words.ABLATIONS, "no mask", Learning(steps=1, batch_size=1, loss=TwoPhaseLoss(has_mask=False)))
-    report = words.words(tmp_path, people=1, only=(words.OURS, "no mask"), methods=few)
+    monkeypatch.setitem(words.ABLATIONS, words.REFINED, few[words.OURS])
+    report = words.words(tmp_path, people=1, only=(words.REFINED, "no mask"), methods=few)
     assert [n.split(" minus ")[1].split(":")[0] for n in report.notes if " minus " in n] == ["no mask"] * 4
     clip, face = (words.kept_in(tmp_path, "x", Learning(encoder=e)) for e in ("clip", "face"))
     files = words.mannequin.manifest()["files"] | {"clip_image.safetensors": "another"}
@@ -57,7 +58,7 @@ def test_one_person_is_learned_once_and_compared(tmp_path: Path, monkeypatch: py
 def test_a_start_that_was_taught_here_is_learned_from_and_compared_with_its_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Two trainings in the place of the recipe's: what the words become follows the projection, also where the photo is read by CLIP."""
     p, text, made = checked_protocol(WORDS), load().text, []
-    monkeypatch.setattr(words, "checked_protocol", lambda name: {**p, "gallery_people": 4, "prompts_per_person": 1, "num_steps": 1})
+    monkeypatch.setattr(words, "checked_protocol", lambda name: {**p, "gallery_people": 4, "prompts_per_person": 2, "num_steps": 1})
 
     def naming(options: Options, variant: Variant, name: str) -> Trained:
         made.append(name.split("/")[1].rsplit("-", 1)[0])

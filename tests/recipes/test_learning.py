@@ -26,7 +26,7 @@ from selfsame.perception.face_vit import FaceViT
 from selfsame.perception.parser import FaceParser
 from selfsame.recipes.bases import FACE_NAMES, LearnBase, mannequin_base, stable_diffusion_base
 from selfsame.recipes.naming import taught_projection
-from selfsame.recipes.stableidentity import Learning, Samples, learn, photo_of, taught_start, words_modules
+from selfsame.recipes.stableidentity import AS_TAUGHT, Learning, Samples, learn, photo_of, taught_start, usual, words_modules
 from selfsame.studio.studio import Studio
 from selfsame.training.run import Progress
 from selfsame.values.identity import LearnedWords
@@ -126,6 +126,22 @@ def test_a_taught_start_knows_the_face_before_any_step(studio: Studio, base: Lea
 def test_other_layers_and_features_cannot_be_taught(base: LearnBase, other: dict[str, Any]):
     assert taught_start(base, SHORT) is not None
     assert taught_start(base, replace(SHORT, **other)) is None
+
+
+def test_what_is_usual_follows_from_the_start(base: LearnBase):
+    assert usual(base, Learning()) is AS_TAUGHT
+    assert usual(base, Learning(start="fresh")) == Learning(start="fresh")
+    assert usual(base, Learning(method="textual-inversion")) == Learning(method="textual-inversion")
+    assert usual(replace(base, taught={}), Learning()) == Learning()
+
+
+def test_noise_is_drawn_where_it_is_asked_for(base: LearnBase):
+    """Most timesteps of a narrow log-normal (a few are always drawn evenly) lie close together; the published ones everywhere."""
+    photo, many = photo_of(base, read_image(ADA), SHORT, "ada"), replace(SHORT, batch_size=64)
+    narrow = Samples(base, [photo], replace(many, log_sigma=(1.8, 0.01)), "<ada>").batch(0)["t"]
+    even = Samples(base, [photo], many, "<ada>").batch(0)["t"]
+    assert ((narrow - narrow.median()).abs() < 10).float().mean() > 0.8
+    assert ((even - even.median()).abs() < 10).float().mean() < 0.2
 
 
 def test_learning_a_person_does_not_change_what_was_taught(base: LearnBase, tmp_path: Path):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from selfsame.cli.say import bar, warn
 
 PREVIEW = ".preview.png"
-OFFICIAL_RATE, MINIATURE_RATE = 5e-5, 1e-3  # the official one is a sample's
+OFFICIAL_RATE = 5e-5  # a sample's
 
 
 def preview_of(out: Path) -> Path:
@@ -20,7 +20,7 @@ def preview_of(out: Path) -> Path:
 
 @dataclass(frozen=True)
 class Learn:
-    """Learn a person as two words, from one photo or several, in minutes.
+    """Learn a person as two words, from one photo or several: at once on the miniature, whose start knows how faces are named, else in minutes.
 
     Examples:
       selfsame learn --face ada.png --out ada.safetensors
@@ -35,22 +35,22 @@ class Learn:
     """The identity file to write; with --people a folder."""
     name: str = ""
     """What stands for the person in prompts: ada for <ada>. Default: the name of --out."""
-    steps: int = 450
-    """Steps of learning; 0: the words that it starts with, at once."""
+    steps: int = -1
+    """Steps of learning; 0: the words that it starts with, at once; -1: none from a taught start, 450 from a fresh one."""
     start: Literal["taught", "fresh"] = "taught"
     """taught: with the miniature's knowledge of how faces are named. fresh, and for your own --base always: at random, as published."""
-    batch_size: int = 4
-    """Samples a step."""
+    batch_size: int = 0
+    """Samples a step; 0: 8 from a taught start, 4 from a fresh one."""
     learning_rate: float = 0.0
-    """Of AdamW, constant; 0: 1e-3 for the miniature, with --base the official 5e-5 times the batch size."""
+    """Of AdamW, constant; 0: 1e-4 from a taught start, 1e-3 from a fresh one, with --base the official 5e-5 times the batch size."""
     seed: int = 0
     """Of everything that is drawn."""
     method: Literal["stableidentity", "textual-inversion"] = "stableidentity"
     """textual-inversion trains the words freely: the baseline."""
     features: Literal["mean", "one"] = "mean"
     """Several photos: the mean of their features, or one photo's a sample."""
-    look_every: int = 150
-    """Steps between looks, each a row of pictures painted with the words so far and a loss on fixed samples."""
+    look_every: int = 0
+    """Steps between looks, each a row of pictures painted with the words so far and a loss on fixed samples; 0: 10 from a taught start, else 150."""
     patience: int = 0
     """End after so many looks without a lower loss on fixed samples; 0: never early."""
     show_batch: Path | None = None
@@ -73,9 +73,9 @@ class Learn:
 
         if bool(self.face) == bool(self.people):
             raise InputError("give --face with photos of one person, or --people with a folder of people")
-        if self.steps < 0 or self.batch_size < 1:
+        if self.steps < -1 or self.batch_size < 0:
             raise InputError(f"--steps {self.steps} --batch-size {self.batch_size}: give 0 steps or more, of at least 1 sample")
-        if self.look_every < 1 or self.patience < 0:
+        if self.look_every < 0 or self.patience < 0:
             raise InputError(f"--look-every {self.look_every} --patience {self.patience}: give at least 1 step, and 0 looks or more")
         if not self.learning_rate >= 0:
             raise InputError(f"--learning-rate {self.learning_rate}: give a number above 0, or 0 for the usual one")
@@ -157,22 +157,23 @@ class Learn:
 
         from selfsame.images.files import InputError, read_image, write_image
         from selfsame.methods.stableidentity.checkpoint import placeholder_of
-        from selfsame.recipes.stableidentity import Learning, learn
+        from selfsame.recipes.stableidentity import Learning, learn, usual
         from selfsame.studio.ready import pictures_in
 
         began = time.monotonic()
         placeholder = f"<{self.name.strip('<>').lower()}>" if self.name else placeholder_of(out.stem)
         if not re.fullmatch(r"<[a-z0-9][a-z0-9_-]*>", placeholder):
             raise InputError(f"--name {self.name or out.stem!r}: give letters, digits, - and _, such as ada")
-        how = Learning(
-            steps=self.steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate or (OFFICIAL_RATE * self.batch_size if self.base else MINIATURE_RATE),
+        how = usual(base, Learning(method=self.method, start=self.start))
+        batch_size = self.batch_size or how.batch_size
+        how = replace(
+            how,
+            steps=how.steps if self.steps < 0 else self.steps,
+            batch_size=batch_size,
+            learning_rate=self.learning_rate or (OFFICIAL_RATE * batch_size if self.base else how.learning_rate),
             seed=self.seed,
-            method=self.method,
-            start=self.start,
             features=self.features,
-            look_every=self.look_every,
+            look_every=self.look_every or how.look_every,
             patience=self.patience,
         )
         folder = out.with_name(f".{out.stem}.learning")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfsame.diffusion.schedule import noised
+from selfsame.diffusion.schedule import lognormal_timesteps, noised
 from selfsame.images.files import InputError, read_image, read_json, write_image
 from selfsame.methods.stableidentity.method import FreeWords, PersonTrainer, celebrity_space
 from selfsame.methods.stableidentity.modules import LANDINGS, WordProjection
@@ -23,6 +23,7 @@ from selfsame.methods.stableidentity.samples import Draws, PhotoSamples, augment
 from selfsame.models.text import tokenize, tower_hash
 from selfsame.recipes.bases import Layers, LearnBase
 from selfsame.recipes.common import beside, generator_at, save_grid, to_pixels, torch_generator
+from selfsame.recipes.naming import NOISE
 from selfsame.training.loop import train
 from selfsame.training.run import AnotherRun, Batch, Loss, Progress, Result, Run
 from selfsame.values.identity import Identity, LearnedWords
@@ -46,6 +47,7 @@ class Learning:
     landing: LANDINGS = "joint"
     depth: int = 2
     features: Literal["mean", "one"] = "mean"  # several photos: the mean of their features, or each sample its own photo's
+    log_sigma: tuple[float, float] | None = None  # mean and deviation of the noise, log-normal; None: all timesteps alike, as published
     loss: TwoPhaseLoss = field(default_factory=TwoPhaseLoss)
     samples: PhotoSamples = field(default_factory=PhotoSamples)
     look_every: int = 150
@@ -60,6 +62,21 @@ class Learning:
     def layers(self) -> Layers:
         """Which projection this is, among those that a base may have been taught."""
         return self.encoder, self.landing, self.depth
+
+
+# Steps upon a taught start, for those who want some: few and small, on the photo as it is, at the noise where words say who somebody is. On the miniature
+# they neither gain nor cost anything that 36 held-out people would show, and the published ones cost the likeness (docs/training.md).
+REFINING = Learning(
+    steps=20, batch_size=8, learning_rate=1e-4, log_sigma=(NOISE["mean"], NOISE["std"]), look_every=10,
+    loss=TwoPhaseLoss(switch=0.0, hair_weight=1.0, normalises_mask=True), samples=PhotoSamples(smallest=1.0, aspect=0.0, crop_margin=0.05),
+)  # fmt: skip
+
+AS_TAUGHT = replace(REFINING, steps=0)
+
+
+def usual(base: LearnBase, how: Learning) -> Learning:
+    """How a person is learned unless somebody says otherwise, with the method and start of `how`: a taught start is taken as it is, another as published."""
+    return AS_TAUGHT if taught_start(base, how) is not None else Learning(method=how.method, start=how.start)
 
 
 def taught_start(base: LearnBase, how: Learning) -> Callable[[], Sequence[WordProjection]] | None:
@@ -121,7 +138,10 @@ class Samples:
         posterior = vae.encode(pixels.to(vae.device)).latent_dist
         mean, std = posterior.mean.cpu(), posterior.std.cpu()
         clean = (mean + std * torch.randn(mean.shape, generator=g)) * vae.config.scaling_factor
-        t = torch.randint(0, len(abar), (len(items),), generator=g)
+        if self.how.log_sigma is None:
+            t = torch.randint(0, len(abar), (len(items),), generator=g)
+        else:
+            t = lognormal_timesteps(len(items), abar, g, mean=self.how.log_sigma[0], std=self.how.log_sigma[1])
         made = noised(clean, t, abar, self.base.prediction_type, g)
         captions = [i["caption"] for i in items]
         return {
@@ -168,7 +188,7 @@ def learn(
     photos: Sequence[str | Path | np.ndarray],
     placeholder: str,
     folder: Path,
-    how: Learning = Learning(),
+    how: Learning | None = None,
     *,
     on_progress: Callable[[Progress], None] | None = None,
     on_note: Callable[[str], None] = lambda note: None,
@@ -179,6 +199,7 @@ def learn(
     Args:
         placeholder: what stands for the person in prompts, such as `<ada>`.
         folder: checkpoints, the curve and previews; learning that was stopped goes on from here, of another photo or with other settings it begins anew.
+        how: by default what is `usual` for the base.
         on_note: hears what the user should know, such as names that were skipped.
         show_batch: a PNG of training pictures and masks to write first.
 
@@ -186,6 +207,7 @@ def learn(
         InputError: a photo cannot be read or shows no usable face, or the folder holds the learning of somebody else.
         KeyboardInterrupt: it was stopped; the same call goes on where it was.
     """
+    how = how or usual(base, Learning())
     images = [p if isinstance(p, np.ndarray) else read_image(p) for p in photos]
     names = ["the picture" if isinstance(p, np.ndarray) else str(p) for p in photos]
     if not images:
@@ -215,7 +237,7 @@ def learn(
         said = model(batch["noisy"], batch["t"], batch["features"], batch["ids"], batch["first"])
         return Loss(*two_phase_loss(said, batch, how.loss, alphas_cumprod=base.alphas_cumprod, prediction_type=base.prediction_type, scaling_factor=scale))
 
-    fixed = [samples.batch(10**9 + i) for i in range(FIXED)]
+    fixed = [samples.batch(10**9 + i) for i in range(FIXED)] if how.steps else []
 
     def learned(model: nn.Module, step: int) -> LearnedWords:
         """The words for the photos as they are, not mirrored."""
@@ -228,9 +250,12 @@ def learn(
         }  # fmt: skip
         return LearnedWords(tuple(v.float().cpu().numpy() for v in vectors), placeholder, tower, about)
 
+    def shown(now: LearnedWords, step: int) -> None:
+        save_grid(run, step, [[photo.image for photo in seen[:1]] + base.preview(now)])
+
     def look(model: nn.Module, step: int) -> dict[str, float]:
         now = learned(model, step)
-        save_grid(run, step, [[photo.image for photo in seen[:1]] + base.preview(now)])
+        shown(now, step)
         losses = [float(objective(model, beside(model, batch)).total) for batch in fixed]
         return {"fixed_loss": float(np.mean(losses)), "largest": max(float(np.abs(v).max()) for v in now.vectors)}
 
@@ -238,7 +263,8 @@ def learn(
 
     def trained() -> Result:
         if not how.steps:
-            return Result(module, 0, 0, look(module, 0))
+            shown(learned(module, 0), 0)
+            return Result(module, 0, 0, {})
         return train(run, module, objective, samples.batch, on_progress=on_progress, look=look, device=next(base.unet.parameters()).device)
 
     try:

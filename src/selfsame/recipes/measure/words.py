@@ -19,6 +19,7 @@ from selfsame.evaluation.report import Report, Row, span, write_report
 from selfsame.mannequins.people import celebrities
 from selfsame.methods.stableidentity.modules import WordProjection
 from selfsame.methods.stableidentity.objective import TwoPhaseLoss
+from selfsame.methods.stableidentity.samples import PhotoSamples
 from selfsame.perception.embedders import JUDGE_CROP, to_crops
 from selfsame.perception.reader import perceptual_distance, reader_features
 from selfsame.recipes.bases import LearnBase, mannequin_base
@@ -29,7 +30,7 @@ from selfsame.recipes.measure.protocols import WORDS, Task, asked, checked_proto
 from selfsame.recipes.measure.trainings import Trainings
 from selfsame.recipes.naming import READ as NAMING_READS
 from selfsame.recipes.naming import Variant, naming
-from selfsame.recipes.stableidentity import Learning, learn
+from selfsame.recipes.stableidentity import AS_TAUGHT, REFINING, Learning, learn
 from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import Request, nearest
 from selfsame.studio.studio import Studio, load
@@ -38,26 +39,31 @@ from selfsame.weights import mannequin
 
 OURS = "StableIdentity"
 METHODS: dict[str, Learning] = {
-    OURS: Learning(),
-    f"{OURS}, fresh start": Learning(start="fresh"),
-    # Noise errors over the whole picture, as published.
-    "Textual Inversion": Learning(method="textual-inversion", loss=TwoPhaseLoss(switch=0.0, has_mask=False)),
+    OURS: AS_TAUGHT,
+    # Noise errors over the whole picture, as published; as many samples as the method itself takes when it takes any.
+    "Textual Inversion": Learning(
+        method="textual-inversion", steps=REFINING.steps, batch_size=REFINING.batch_size, loss=TwoPhaseLoss(switch=0.0, has_mask=False)
+    ),
 }
-# One choice of the method changed at a time (the paper's Table 2, and its threshold from end to end).
+# One choice of the method changed at a time (the paper's Table 2, and its threshold from end to end; noise alone is what stands above).
+REFINED = f"{OURS}, {REFINING.steps} steps"
 ABLATIONS: dict[str, Learning] = {
-    "no mask": Learning(loss=TwoPhaseLoss(has_mask=False)),
-    "noise only": Learning(loss=TwoPhaseLoss(switch=0.0)),
-    "reconstruction only": Learning(loss=TwoPhaseLoss(switch=1.0)),
-    **{f"threshold {share}": Learning(loss=TwoPhaseLoss(switch=share)) for share in (0.2, 0.4, 0.8)},
+    REFINED: REFINING,
+    "no mask": replace(REFINING, loss=replace(REFINING.loss, has_mask=False)),
+    "reconstruction only": replace(REFINING, loss=replace(REFINING.loss, switch=1.0)),
+    **{f"threshold {share}": replace(REFINING, loss=replace(REFINING.loss, switch=share)) for share in (0.2, 0.4, 0.6, 0.8)},
+    "all timesteps alike": replace(REFINING, log_sigma=None),
+    "the paper's samples": replace(REFINING, samples=PhotoSamples()),
+    "as published": Learning(start="fresh"),
 }
 # These begin elsewhere, so each is taught anew, in as many steps as `BRIEF`, beside which it stands.
 BRIEF = f"{OURS}, taught here"
 TAUGHT: dict[str, tuple[Learning, Variant]] = {
-    BRIEF: (Learning(), Variant()),
-    "no AdaIN": (Learning(landing="none"), Variant(landing="none")),
-    "CLIP encoder": (Learning(encoder="clip"), Variant(reads="clip")),
-    "taught names alone": (Learning(), Variant(paints=False)),
-    "taught without the forming face's loss": (Learning(), Variant(likeness=0.0)),
+    BRIEF: (AS_TAUGHT, Variant()),
+    "no AdaIN": (replace(AS_TAUGHT, landing="none"), Variant(landing="none")),
+    "CLIP encoder": (replace(AS_TAUGHT, encoder="clip"), Variant(reads="clip")),
+    "taught names alone": (AS_TAUGHT, Variant(paints=False)),
+    "taught without the forming face's loss": (AS_TAUGHT, Variant(likeness=0.0)),
 }
 ABLATED = 12  # people, unless more are asked for
 SOMEBODY = "a person"
@@ -133,7 +139,7 @@ def ablated(out: Path, options: Options, *, people: int = 0, only: Sequence[str]
         nearest(name, (*ABLATIONS, *TAUGHT), "ablation")
     loss = [name for name in ABLATIONS if not only or name in only]
     start = [name for name in TAUGHT if not only or name in only]
-    rows = ([OURS, *loss] if loss else []) + [BRIEF] * bool(start) + [name for name in start if name != BRIEF]
+    rows = ([OURS, REFINED, *(name for name in loss if name != REFINED)] if loss else []) + [BRIEF] * bool(start) + [name for name in start if name != BRIEF]
     trainings = Trainings("words", naming, {name: variant for name, (_, variant) in TAUGHT.items()}, options, NAMING_READS, on_progress)
 
     def made(name: str) -> WordProjection:
@@ -248,7 +254,7 @@ def words(
     ids = torch.tensor([studio.text[0](n, add_special_tokens=False)["input_ids"] for n in famous])
     notes.append(f"celebrities' own embeddings reach {float(table[ids].abs().max()):.4f}")
     for name in (n for n in names if n in methods):
-        whole = BRIEF if name in TAUGHT else OURS
+        whole = BRIEF if name in TAUGHT else REFINED if name in ABLATIONS and name != REFINED else OURS
         if name == whole or whole not in measured:
             continue
         for key, what in (("attributes", "attributes"), ("rank1", "rank-1"), ("cosine", "judge cosine"), ("trusted", "trusted diversity")):
