@@ -69,7 +69,7 @@ def test_unlikeness_is_nothing_for_a_perfect_prediction_of_the_person():
     abar, g = alphas_cumprod(), torch.Generator().manual_seed(0)
     clean, noise, t = torch.randn(4, 16, 16, 16, generator=g), torch.randn(4, 16, 16, 16, generator=g), torch.tensor([0, 200, 400, 600])
     v, batch = target("v_prediction", clean, noise, t, abar), {"noisy": add_noise(clean, noise, t, abar), "t": t}
-    net = LatentFace()
+    net = LatentFace().requires_grad_(False)
     said = net(clean)
     assert float(unlikeness(net, v, batch, said, abar)) == pytest.approx(0, abs=1e-4)
     assert float(unlikeness(net, v, batch, -said, abar)) == pytest.approx(float((2 * readable(abar[t])).mean()), rel=1e-3)
