@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from selfsame.cli.main import main
@@ -19,7 +20,7 @@ from selfsame.methods.mimicbrush import pictures
 from selfsame.methods.mimicbrush.checkpoint import POSITION_IDS, mimicbrush_to_official
 from selfsame.methods.mimicbrush.method import Reference, inpaint_channels, predict
 from selfsame.models.latents import encode
-from selfsame.studio.brush import BRUSH, DEPTH, TOWER, VAE, BrushEditor
+from selfsame.studio.brush import BRUSH, DEPTH, PROJECTORS, TOWER, VAE, BrushEditor
 from selfsame.studio.edits import Region, Square
 from selfsame.studio.painting import generators_of, noise_of
 from selfsame.studio.request import EditRequest
@@ -136,3 +137,29 @@ def test_another_file_in_its_place_is_named(folder: Path, tmp_path: Path):
         _ = broken("cut").method
     with pytest.raises(InputError, match="depth_anything does not fit"):
         _ = broken("depth").depth_net
+
+
+def test_stock_folders_hold_the_same_networks(folder: Path, editor: BrushEditor, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Converted, the weights are safetensors that diffusers and transformers load, edits are the same bit for bit, and nothing half-written stays."""
+    out = tmp_path / "stock"
+    assert main(["convert", str(folder), "--out", str(out)]) == 0
+    assert not list(tmp_path.rglob("*.bin"))
+    for name, ours in (("unet", editor.method.unet), ("reference_unet", editor.method.reference_net.unet)):
+        theirs = UNet2DConditionModel.from_pretrained(out / name).state_dict()  # type: ignore[union-attr]
+        assert all(torch.equal(v, theirs[k]) for k, v in ours.state_dict().items())
+    p = pictures.prepared(recipe.image(128, 128, 1), recipe.mask(128, 128), recipe.image(100, 128, 4), size=128)
+    square, quick = Square(p.source, p.mask, p.reference, editor.depth(p.source)), EditRequest(num_steps=2, solver="ddim")
+    again = BrushEditor(out)
+    assert np.array_equal(again.depth(p.source), editor.depth(p.source))
+    assert np.array_equal(again.paint([square], [3], quick)[0], editor.paint([square], [3], quick)[0])
+    assert main(["convert", str(folder), "--out", str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    (out / PROJECTORS).write_bytes((out / PROJECTORS).read_bytes()[:100])
+    with pytest.raises(InputError, match=PROJECTORS):
+        _ = BrushEditor(out).method
+    shutil.rmtree(out / "depth")
+    with pytest.raises(InputError, match="lacks depth"):
+        BrushEditor(out)
+    assert main(["convert", str(tmp_path), "--out", str(tmp_path / "x")]) == 2
+    assert "lacks mimicbrush/mimicbrush.bin" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["stock"]

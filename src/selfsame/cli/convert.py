@@ -11,19 +11,20 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class Convert:
-    """Write a learned person as other programs read one, and InstantID's adapter in ComfyUI's form and back.
+    """Write a learned person as other programs read one, InstantID's adapter in ComfyUI's form and back, MimicBrush's official files as stock folders.
 
     Examples:
       selfsame convert me.safetensors --out me.pt                                an embedding for A1111 (prompt: me) and ComfyUI (prompt: embedding:me)
       selfsame convert me.safetensors --out me-words.safetensors                 what diffusers' load_textual_inversion takes; of SDXL clip_l and clip_g
       selfsame convert me.pt --form official --out me-bare.pt                    StableIdentity's bare tensor
       selfsame convert InstantID/ip-adapter.bin --out ip-adapter.safetensors     ComfyUI's flat file; a name in .bin leads back
+      selfsame convert MimicBrush --out MimicBrush-stock                         folders of safetensors for diffusers, transformers and `edit --weights`
     """
 
     source: Positional[Path]
-    """An identity with learned words, a textual inversion, StableIdentity's .pt, or InstantID's adapter."""
+    """An identity with learned words, a textual inversion, StableIdentity's .pt, InstantID's adapter, or a folder of MimicBrush's official layout."""
     out: Path
-    """The file to write."""
+    """The file to write; of a folder the folder."""
     form: Literal["auto", "diffusers", "a1111", "official"] = "auto"
     """Of learned words; auto: diffusers for .safetensors, a1111 for .pt."""
     overwrite: bool = False
@@ -37,6 +38,13 @@ class Convert:
         from selfsame.weights.official import read_official
 
         spare_inputs([self.out], [self.source])
+        if self.source.is_dir():
+            from selfsame.studio.brush import BrushEditor
+
+            if self.form != "auto" or self.overwrite:
+                raise InputError(f"{self.source}: is a folder, of MimicBrush; --form is of learned words, and --overwrite of single files")
+            print(BrushEditor(self.source).save(new_output(self.out)))
+            return 0
         new_output(self.out, self.overwrite)
         if self.source.suffix == ".safetensors" and self.source.is_file() and is_identity(self.source):
             words = read_words(self.source)

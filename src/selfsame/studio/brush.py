@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from accelerate import init_empty_weights
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
@@ -21,6 +24,7 @@ from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.methods.mimicbrush.modules import DepthProjector, ImageProjector, ReferenceNet
 from selfsame.methods.mimicbrush.pictures import clip_pixels, depth_pixels
 from selfsame.models.latents import pictures_of
+from selfsame.perception.stock import read_stock
 from selfsame.studio.edits import Editor
 from selfsame.studio.painting import scheduler_of
 from selfsame.studio.request import Limits
@@ -44,22 +48,34 @@ SCHEDULE = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon",
     "steps_offset": 1, "set_alpha_to_one": False, "timestep_spacing": "leading",
 }  # fmt: skip
+# The same laid out as diffusers and transformers save their models, by `BrushEditor.save`: all of it safetensors.
+STOCK_UNET, STOCK_REFERENCE, STOCK_DEPTH, STOCK_VAE, PROJECTORS = "unet", "reference_unet", "depth", "vae", "projectors.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"  # beside a file of another size: what its networks are made with
+
+
+def _stock(kind: Any, folder: Path) -> Any:
+    """A diffusers model from its own folder, in full precision.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    try:
+        model = kind.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:160]}); fetch it again") from None
+    return model.eval().requires_grad_(False)
 
 
 class BrushStudio:
     """VAE and schedule of the official weights, as the editor needs them."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self.folder, self.device, self.dtype = folder, device, dtype
+    def __init__(self, vae_folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.vae_folder, self.device, self.dtype = vae_folder, device, dtype
 
     @cached_property
     def vae(self) -> Any:
-        try:
-            vae = AutoencoderKL.from_pretrained(self.folder / VAE, torch_dtype=torch.float32, local_files_only=True)
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise InputError(f"{self.folder / VAE}: cannot be loaded ({' '.join(str(error).split())[:160]}); fetch it again") from None
-        return vae.to(self.device).eval().requires_grad_(False)  # type: ignore[union-attr]
+        return _stock(AutoencoderKL, self.vae_folder).to(self.device)
 
     def scheduler(self, solver: str) -> Any:
         """A fresh solver; officially ddim."""
@@ -79,19 +95,21 @@ class BrushEditor(Editor):
     def __init__(self, folder: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         """
         Args:
-            folder: of the official layout: `mimicbrush/mimicbrush.bin`, `sd-vae-ft-mse/`, `image_encoder/`, `depth_model/`.
+            folder: of the official layout: `mimicbrush/mimicbrush.bin`, `sd-vae-ft-mse/`, `image_encoder/`, `depth_model/`; or what `save` wrote.
             dtype: of both U-Nets and the image tower; by default half precision on a GPU. VAE and depth stay in full precision.
 
         Raises:
             InputError: a file is missing.
         """
         self.folder, where = Path(folder), torch.device(device)
-        absent = [name for name in (BRUSH, VAE, f"{TOWER}/{CONFIG}", DEPTH) if not (self.folder / name).exists()]
+        self.is_stock = (self.folder / STOCK_UNET).is_dir()
+        parts = (STOCK_UNET, STOCK_REFERENCE, STOCK_DEPTH, STOCK_VAE, TOWER, PROJECTORS) if self.is_stock else (BRUSH, VAE, f"{TOWER}/{CONFIG}", DEPTH)
+        absent = [name for name in parts if not (self.folder / name).exists()]
         if absent:
             raise InputError(f"{self.folder}: lacks {', '.join(absent)}; fetch it with `selfsame models fetch mimicbrush`")
         self.dtype = dtype or (torch.float32 if where.type == "cpu" else torch.float16)
-        super().__init__(BrushStudio(self.folder, where, self.dtype))
-        config = self._config(BRUSH, UNET)
+        super().__init__(BrushStudio(self.folder / (STOCK_VAE if self.is_stock else VAE), where, self.dtype))
+        config = read_json(self.folder / STOCK_UNET / CONFIG) if self.is_stock else self._config(BRUSH, UNET)
         self.side = 8 * int(config["sample_size"])
 
     def _config(self, file: str, usual: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +119,28 @@ class BrushEditor(Editor):
     @cached_property
     def _loaded(self) -> tuple[MimicBrush, Any]:
         """Both U-Nets, the projectors and the image tower."""
+        method, tower = self._from_stock() if self.is_stock else self._from_official()
+        device = self.studio.device
+        return method.to(device, self.dtype).eval().requires_grad_(False), tower.to(device, self.dtype).eval().requires_grad_(False)
+
+    def _from_stock(self) -> tuple[MimicBrush, Any]:
+        tower = read_stock(CLIPVisionModelWithProjection, self.folder / TOWER, "the image tower", ("clip_vision_model",))
+        imitative = _stock(UNet2DConditionModel, self.folder / STOCK_UNET)
+        config: dict[str, Any] = read_json(self.folder / STOCK_REFERENCE / CONFIG)
+        with init_empty_weights(include_buffers=False):
+            reference = UNet2DConditionModel(**{k: v for k, v in config.items() if not k.startswith("_")})
+            projector = ImageProjector(tower.config.hidden_size, imitative.config.cross_attention_dim)
+            method = MimicBrush(imitative, ReferenceNet(reference), projector, DepthProjector())
+        values = read_official(self.folder / PROJECTORS, "MimicBrush's projectors")
+        try:
+            load_strictly(method.reference_net.unet, read_official(self.folder / STOCK_REFERENCE / WEIGHTS, "the reference net"), STOCK_REFERENCE)
+            for name in ("image_projector", "depth_projector"):
+                load_strictly(getattr(method, name), {k.removeprefix(f"{name}."): v for k, v in values.items() if k.startswith(f"{name}.")}, name)
+        except ValueError as error:
+            raise InputError(f"{self.folder}: {error}") from None
+        return method, tower
+
+    def _from_official(self) -> tuple[MimicBrush, Any]:
         values = read_official(self.folder / BRUSH, "MimicBrush's checkpoint")
         config: dict[str, Any] = self._config(BRUSH, UNET)
         tower_config: Any = CLIPVisionConfig.from_pretrained(self.folder / TOWER, local_files_only=True)
@@ -112,8 +152,32 @@ class BrushEditor(Editor):
             mimicbrush_from_official(values, method, tower)
         except ValueError as error:
             raise InputError(f"{self.folder / BRUSH}: {error}") from None
-        device = self.studio.device
-        return method.to(device, self.dtype).eval().requires_grad_(False), tower.to(device, self.dtype).eval().requires_grad_(False)  # type: ignore[arg-type]
+        return method, tower
+
+    def save(self, folder: Path) -> Path:
+        """All parts as diffusers and transformers save them, in the precision that they were loaded in; the folder is whole or not there.
+
+        The reference net ends at its last norm that is read, so diffusers warns that its U-Net lacks the rest.
+
+        Raises:
+            InputError: something is there already.
+        """
+        if folder.exists():
+            raise InputError(f"{folder}: exists already; choose another folder")
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        try:
+            for model, name in (
+                (self.method.unet, STOCK_UNET), (self.method.reference_net.unet, STOCK_REFERENCE), (self.image_encoder, TOWER),
+                (self.studio.vae, STOCK_VAE), (self.depth_net, STOCK_DEPTH),
+            ):  # fmt: skip
+                model.save_pretrained(partial / name, max_shard_size="100GB")
+            parts = {name: getattr(self.method, name).state_dict() for name in ("image_projector", "depth_projector")}
+            values = {f"{name}.{k}": v.contiguous() for name, state in parts.items() for k, v in state.items()}
+            save_file(values, partial / PROJECTORS, metadata={"format": "pt"})
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder
 
     @property
     def method(self) -> MimicBrush:
@@ -125,6 +189,8 @@ class BrushEditor(Editor):
 
     @cached_property
     def depth_net(self) -> Any:
+        if self.is_stock:
+            return read_stock(DepthAnythingForDepthEstimation, self.folder / STOCK_DEPTH, "the depth network", ("depth_anything",)).to(self.studio.device)
         about = dict(self._config(DEPTH, DEPTH_ANYTHING))
         with init_empty_weights(include_buffers=False):
             net = DepthAnythingForDepthEstimation(DepthAnythingConfig(backbone_config=Dinov2Config(**about.pop("backbone")), **about))
