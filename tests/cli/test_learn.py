@@ -93,6 +93,15 @@ def test_a_folder_of_people_goes_on_past_a_bad_one(tmp_path: Path, capsys: pytes
     assert sorted(p.name for p in (tmp_path / "out").glob("*.safetensors")) == ["ada.safetensors", "bo.safetensors"]
 
 
+def test_what_a_real_base_needs_is_named_with_the_command_that_fetches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("SELFSAME_HOME", str(tmp_path / "home"))
+    args = ["learn", "--base", str(tmp_path), "--face", ADA, "--out", str(tmp_path / "x.safetensors")]
+    assert "selfsame models fetch face-vit" in fails(capsys, *args)
+    assert "selfsame models fetch face-parser" in fails(capsys, *args, "--face-vit", str(tmp_path))
+    assert "selfsame models fetch celebrity-names" in fails(capsys, *args, "--face-vit", str(tmp_path), "--parser", str(tmp_path))
+    assert "--face-models belong to --base" in fails(capsys, "learn", "--face", ADA, "--face-models", str(tmp_path), "--out", str(tmp_path / "x.safetensors"))
+
+
 def test_bad_input_is_one_line(ada: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = str(tmp_path / "x.safetensors")
     wall = tmp_path / "wall.png"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfsame.images.align import ARCFACE_112, crop_face, similarity, template
+from selfsame.images.align import ARCFACE_112, align_as_ffhq, crop_face, ffhq_matrix, similarity, template
 from selfsame.images.draw import KPS_COLOURS, draw_kps, draw_kps_small
 
 finite = st.floats(-50, 50)
@@ -57,3 +57,32 @@ def test_small_drawings_keep_the_colours_apart():
 def test_points_off_the_canvas_are_clipped():
     far = np.array([[-500.0, 10], [900, 10], [50, -300], [40, 900], [60, 900]])
     assert draw_kps(100, 100, far).shape == (100, 100, 3)
+
+
+def test_ffhq_alignment_is_its_published_square():
+    """The square's corners, by the published construction, land in the corners of the result; upright, the eyes lie at fixed places."""
+    kps = np.array([[210.0, 180], [290, 200], [250, 240], [215, 270], [275, 285]])
+    eyes, mouth = kps[:2].mean(0), kps[3:].mean(0)
+    across, down = kps[1] - kps[0], mouth - eyes
+    x = across - down[::-1] * [-1, 1]
+    x *= max(np.hypot(*across) * 2.0, np.hypot(*down) * 1.8) / np.hypot(*x)
+    y, centre = x[::-1] * [-1, 1], eyes + down * 0.1
+    corners = np.stack([centre - x - y, centre + x - y, centre + x + y, centre - x + y])
+    matrix = ffhq_matrix(kps, 256)
+    assert np.allclose(corners @ matrix[:, :2].T + matrix[:, 2], np.array([[0, 0], [256, 0], [256, 256], [0, 256]]) - 0.5)
+    with pytest.raises(ValueError, match="lie on one spot"):
+        ffhq_matrix(np.ones((5, 2)), 256)
+
+
+@given(angle=st.floats(-3, 3), zoom=st.floats(0.4, 3), dx=st.floats(-50, 50), dy=st.floats(-50, 50))
+def test_ffhq_alignment_does_not_care_where_and_how_large_the_face_is(angle: float, zoom: float, dx: float, dy: float):
+    turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    moved = ARCFACE_112 @ turn.T + [dx, dy]
+    here, there = ffhq_matrix(ARCFACE_112, 64), ffhq_matrix(moved, 64)
+    assert np.allclose(ARCFACE_112 @ here[:, :2].T + here[:, 2], moved @ there[:, :2].T + there[:, 2], atol=1e-6)
+
+
+def test_an_aligned_head_near_the_border_is_mirrored_and_not_black():
+    image = np.full((200, 200, 3), 200, np.uint8)
+    assert (align_as_ffhq(image, ARCFACE_112 * 1.5, 64) == 200).all()
+    assert (align_as_ffhq(image, ARCFACE_112 * 1.5 + 60, 16) == 200).all(), "also of a head that is made much smaller"

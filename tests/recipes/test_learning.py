@@ -24,6 +24,7 @@ from selfsame.methods.stableidentity.samples import framed, square
 from selfsame.models.text import tokenize, tower_hash
 from selfsame.perception.face_vit import FaceViT
 from selfsame.perception.parser import FaceParser
+from selfsame.recipes import bases
 from selfsame.recipes.bases import FACE_NAMES, LearnBase, mannequin_base, stable_diffusion_base
 from selfsame.recipes.naming import taught_projection
 from selfsame.recipes.stableidentity import AS_TAUGHT, Learning, Samples, learn, photo_of, taught_start, usual, words_modules
@@ -259,10 +260,32 @@ def test_a_person_is_learned_for_stable_diffusion_and_the_official_file_comes_ou
     who = learn(base, [ADA], "<ada>", tmp_path / "run", SHORT, on_note=heard.append)
     assert who.words is not None
     assert who.words.vectors[0].shape == (2, 32)
-    assert "2 of 12 celebrities' names are not 2 tokens" in heard[0]
+    assert "2 of 12 celebrities' names are not 2 tokens" in " ".join(heard)
     write_words(who.words, tmp_path / "ada.pt", "official")
     assert torch.load(tmp_path / "ada.pt", weights_only=True).shape == (1, 2, 32)
     assert (tmp_path / "run/samples/0000004.png").exists()
+
+
+def test_photos_for_stable_diffusion_are_aligned_where_face_models_find_the_face(
+    folders: dict[str, Path], studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Wherever in the picture the face is, the same square comes out; the miniature's detector stands for the real ones."""
+    monkeypatch.setattr(bases, "reader_of", lambda folder, providers=(): studio.faces)
+    base, plain = stable_diffusion_base(**folders, face_models=tmp_path, side=64), stable_diffusion_base(**folders, side=64)
+    image = np.repeat(np.repeat(read_image(ADA), 2, 0), 2, 1)
+    beside = np.concatenate([np.full_like(image, 90), image], 1)
+    assert np.abs(base.frame(beside, "me.jpg").astype(int) - base.frame(image, "me.jpg").astype(int)).mean() < 12
+    assert np.abs(plain.frame(beside, "me.jpg").astype(int) - base.frame(image, "me.jpg").astype(int)).mean() > 30
+    assert base.notes(image, "me.jpg") == ()
+    assert "--face-models" in plain.notes(image, "me.jpg")[0]
+    with pytest.raises(InputError, match=r"me.jpg: no face was found"):
+        base.frame(np.full_like(image, 90), "me.jpg")
+    small = replace(studio.faces(image)[0], box=np.array([20.0, 20, 60, 70]))
+    monkeypatch.setattr(bases, "reader_of", lambda folder, providers=(): lambda image: [small, small])
+    base = stable_diffusion_base(**folders, face_models=tmp_path, side=64)
+    assert base.notes(image, "me.jpg") == ("me.jpg: 2 faces, the largest is used",)
+    with pytest.raises(InputError, match=r"me.jpg: the face is 40 pixels wide"):
+        base.frame(image, "me.jpg")
 
 
 def test_a_person_is_learned_for_both_towers_of_sdxl_and_drives_its_stock_pipeline(folders: dict[str, Path], tmp_path: Path):

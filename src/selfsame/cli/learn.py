@@ -58,13 +58,15 @@ class Learn:
     overwrite: bool = False
     """Replace an output that exists; without it --people leaves out whoever is there already."""
     base: Path | None = None
-    """A Stable Diffusion 1, 2 or XL folder to learn for instead of the miniature; it needs the next three."""
+    """A Stable Diffusion 1, 2 or XL folder to learn for instead of the miniature."""
     face_vit: Path | None = None
-    """Folder of a face transformer, such as jayanta/vit-base-patch16-224-in21k-face-recognition."""
+    """With --base: folder of a face transformer (ViT) instead of the fetched face-vit."""
     parser: Path | None = None
-    """Folder of a SegFormer face parser, such as jonathandinu/face-parsing."""
+    """With --base: folder of a SegFormer face parser instead of the fetched face-parser."""
     names: Path | None = None
-    """Text file of celebrities, one two-word name a line."""
+    """With --base: text file of celebrities, one two-word name a line, instead of the fetched celebrity-names."""
+    face_models: Path | None = None
+    """With --base: folder of face models that find and align the face; without it photos should be aligned already, as FFHQ's are."""
     device: str = "cpu"
     """cpu, cuda or mps; for --base."""
 
@@ -105,14 +107,18 @@ class Learn:
         from selfsame.studio.studio import checked_device, load
 
         if self.base is None:
-            if self.face_vit or self.parser or self.names:
-                raise InputError("--face-vit, --parser and --names belong to --base; the miniature brings its own")
+            if self.face_vit or self.parser or self.names or self.face_models:
+                raise InputError("--face-vit, --parser, --names and --face-models belong to --base; the miniature brings its own")
             if self.device != "cpu":
                 raise InputError(f"--device {self.device}: the miniature learns on the CPU; --device is for --base")
             return mannequin_base(load())
-        if self.face_vit is None or self.parser is None or self.names is None:
-            raise InputError("--base needs --face-vit, --parser and --names beside it")
-        return stable_diffusion_base(self.base, self.face_vit, self.parser, self.names, device=str(checked_device(self.device)))
+        from selfsame.weights.catalogue import CATALOGUE, NAMES_FILE
+        from selfsame.weights.fetch import local
+
+        device = str(checked_device(self.device))
+        face_vit, parser = self.face_vit or local(CATALOGUE["face-vit"]), self.parser or local(CATALOGUE["face-parser"])
+        names = self.names or local(CATALOGUE["celebrity-names"]) / NAMES_FILE
+        return stable_diffusion_base(self.base, face_vit, parser, names, face_models=self.face_models, device=device)
 
     def _jobs(self) -> list[tuple[list[Path], Path]]:
         from selfsame.images.files import InputError, new_output

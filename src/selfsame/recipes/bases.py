@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsame.images.align import align_as_ffhq
 from selfsame.images.files import InputError
 from selfsame.images.resize import IMAGENET_STATISTICS, normalised
 from selfsame.mannequins import paint
@@ -24,15 +25,18 @@ from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, load_image_encod
 from selfsame.perception.embedders import embed, to_crops
 from selfsame.perception.face_vit import FACE_VIT_CROP, cls_feature
 from selfsame.perception.parser import parse
+from selfsame.perception.real_faces import gpu_providers, reader_of
 from selfsame.perception.stock import read_stock
 from selfsame.recipes.common import to_pixels
 from selfsame.recipes.naming import taught_projection
 from selfsame.studio.painting import Row
+from selfsame.studio.people import chosen_face
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Studio
 from selfsame.values.identity import Identity, LearnedWords
 
 SMALLEST_FACE = 48  # pixels of the miniature: less shows nobody
+SMALLEST_PHOTO = 64  # of a photograph
 FACE_NAMES = ("skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip", "l_lip")  # CelebAMask-HQ
 
 
@@ -126,12 +130,14 @@ def labels_called(id2label: Mapping[int, str], names: Sequence[str], folder: Pat
     return tuple(numbers[name] for name in names)
 
 
-def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Path, *, device: str = "cpu", side: int = 0) -> LearnBase:
+def stable_diffusion_base(
+    folder: Path, face_vit: Path, parser: Path, names: Path, *, face_models: Path | None = None, device: str = "cpu", side: int = 0
+) -> LearnBase:
     """A Stable Diffusion 1, 2 or XL folder, a face ViT (transformers), a SegFormer face parser (transformers), a list of two-word names.
 
-    Photos are taken as they are, squared: they should be aligned as FFHQ's are, the face upright and filling the middle.
-
     Args:
+        face_models: folder of a detector that finds the face, which is then aligned as FFHQ's are; None: photos are taken as they are, squared, and should be
+            aligned already.
         side: pixels of the training pictures; 0: what the U-Net was made for.
 
     Raises:
@@ -167,6 +173,23 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
     size = vit.config.image_size
     assert isinstance(size, int), "face transformers see squares"
 
+    faces = None if face_models is None else reader_of(face_models, gpu_providers() if device.startswith("cuda") else ())
+
+    def frame(image: np.ndarray, name: str) -> np.ndarray:
+        if faces is None:
+            return square(_middle(image), side)
+        face, _ = chosen_face(faces(image), None, name)
+        width = float(face.box[2] - face.box[0])
+        if width < SMALLEST_PHOTO:
+            raise InputError(f"{name}: the face is {width:.0f} pixels wide, too small to learn from; use a picture in which it has at least {SMALLEST_PHOTO}")
+        return align_as_ffhq(image, face.kps, side)
+
+    def notes(image: np.ndarray, name: str) -> tuple[str, ...]:
+        if faces is None:
+            return (f"{name}: taken as it is; the face should fill the middle, upright, as in FFHQ. --face-models FOLDER finds and aligns it",)
+        found = len(faces(image))
+        return (f"{name}: {found} faces, the largest is used",) if found > 1 else ()
+
     def read(image: np.ndarray) -> Tensor:
         pixels = encoder_pixels(image, size)
         return cls_feature(vit, torch.stack([pixels, pixels.flip(2)])).float().cpu()
@@ -196,8 +219,8 @@ def stable_diffusion_base(folder: Path, face_vit: Path, parser: Path, names: Pat
         side=side,
         captions=CAPTIONS,
         names=celebrities_of,
-        notes=lambda image, name: (),
-        frame=lambda image, name: square(_middle(image), side),
+        notes=notes,
+        frame=frame,
         readers={"face": read},
         parse=labels,
         face_labels=labels_called(named, FACE_NAMES, parser),

@@ -76,6 +76,8 @@ _R100_HASH = "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf"
 _R50_HASH = "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43"
 _AURA_HASH = "a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60"
 _YUNET_HASH = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+NAMES_FILE = "selected_celeb_names.txt"
+_NAMES_ADDRESS = f"https://raw.githubusercontent.com/qinghew/StableIdentity/7a9a67eb7f6649b8f0206f2c95806ff1bcf57b6c/datasets_face/{NAMES_FILE}"
 _NET = ("ControlNetModel/config.json", "ControlNetModel/diffusion_pytorch_model.safetensors")
 
 _ALL = (
@@ -132,6 +134,11 @@ _ALL = (
         "face-vit", "the face-recognition ViT-B/16 that StableIdentity reads a face with",
         (Part(("hf:jayanta/vit-base-patch16-224-in21k-face-recognition",), ("config.json", "pytorch_model.bin")),),
         "Apache-2.0", "Apache-2.0 as its card says; trained on faces of unknown terms", False, 343, "the miniature's, trained in the world",
+    ),
+    Model(
+        "celebrity-names", "StableIdentity's 326 names, each two tokens of Stable Diffusion's tokenizers",
+        (Part((_NAMES_ADDRESS,), (NAMES_FILE,), {NAMES_FILE: "dabda46e3444d3fcee99908af7523be4d82aa37b94a16df54cdaebfb8be8f409"}),),
+        "MIT", "MIT (a list of names)", True, 1,
     ),
     Model(
         "face-parser", "a SegFormer that names the parts of a face, for StableIdentity's masks",
