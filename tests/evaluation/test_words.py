@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +20,10 @@ from selfsame.methods.stableidentity.objective import TwoPhaseLoss
 from selfsame.perception.reader import AttributeReader, perceptual_distance, reader_features
 from selfsame.recipes.common import Options, Trained
 from selfsame.recipes.measure import words
-from selfsame.recipes.measure.protocols import WORDS, checked_protocol
+from selfsame.recipes.measure.protocols import WORDS, Task, checked_protocol
 from selfsame.recipes.naming import Variant, new_projection
 from selfsame.recipes.stableidentity import Learning
-from selfsame.studio.studio import load
+from selfsame.studio.studio import Studio, load
 from selfsame.values.identity import Identity
 
 
@@ -33,6 +35,7 @@ def test_one_person_is_learned_once_and_compared(tmp_path: Path, monkeypatch: py
     assert [r.name for r in report.rows] == ["base, nobody named", "StableIdentity", "oracle"]
     assert "range" in report.rows[1].columns
     assert len(report.cases) == 2  # its two pictures beside the photo, the worse first
+    assert not (tmp_path / words.PAINTED).exists()
     kept = words.kept_in(tmp_path, "StableIdentity", few["StableIdentity"]) / "0.safetensors"
     before = kept.stat().st_mtime_ns
     words.words(tmp_path, people=1, only=("StableIdentity",), methods=few)
@@ -80,6 +83,26 @@ def test_a_start_that_was_taught_here_is_learned_from_and_compared_with_its_like
     assert not any(np.allclose(a, b) for a, b in itertools.combinations(kept, 2))
     with pytest.raises(InputError, match="did you mean 'no AdaIN'"):
         words.ablated(tmp_path / "out", Options(), only=("no adain",))
+
+
+def test_a_run_that_was_stopped_paints_no_row_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    p, painted = checked_protocol(WORDS), []
+    monkeypatch.setattr(words, "checked_protocol", lambda name: {**p, "gallery_people": 4, "prompts_per_person": 2, "num_steps": 1})
+    paint, stopped = words._painted, [True]
+
+    def counted(studio: Studio, tasks: Sequence[Task], *rest: Any) -> list[np.ndarray]:
+        if len(painted) == 1 and stopped:
+            stopped.clear()
+            raise KeyboardInterrupt
+        painted.append(len(tasks))
+        return paint(studio, tasks, *rest)
+
+    monkeypatch.setattr(words, "_painted", counted)
+    with pytest.raises(KeyboardInterrupt):
+        words.words(tmp_path, people=1, only=("base, nobody named",))
+    words.words(tmp_path, people=1, only=("base, nobody named",))
+    assert painted == [2, 2], "the celebrities once, the row once"
+    assert not (tmp_path / words.PAINTED).exists()
 
 
 @given(st.integers(0, 1000), st.integers(1, 5), st.floats(0.1, 5))

@@ -160,6 +160,13 @@ def test_textual_inversion_starts_at_the_celebrities_mean(studio: Studio, base: 
     assert net.words.shape == space.mean.shape
 
 
+def test_textual_inversion_is_learned_to_its_end(base: LearnBase, tmp_path: Path):
+    words = learn(base, [ADA], "<ada>", tmp_path / "a", replace(SHORT, steps=2, method="textual-inversion")).words
+    assert words is not None
+    assert words.about["start"] == "fresh"
+    assert words.vectors[0].shape == (2, 128)
+
+
 def test_names_that_are_not_two_tokens_are_skipped_and_told(studio: Studio):
     ids, skipped = name_ids(studio.text[0], ["ada fox", "ada", "ada fox stone", "ben stone"])
     assert ids.shape == (2, 2)

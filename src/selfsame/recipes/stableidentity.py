@@ -248,7 +248,7 @@ def learn(
         about: dict[str, str | int | float] = {
             "base": base.name, "method": how.method, "start": start, "steps": step, "seed": how.seed, "sources": " ".join(sources)
         }  # fmt: skip
-        return LearnedWords(tuple(v.float().cpu().numpy() for v in vectors), placeholder, tower, about)
+        return LearnedWords(tuple(v.detach().float().cpu().numpy() for v in vectors), placeholder, tower, about)
 
     def shown(now: LearnedWords, step: int) -> None:
         save_grid(run, step, [[photo.image for photo in seen[:1]] + base.preview(now)])

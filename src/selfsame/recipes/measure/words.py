@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from selfsame.methods.stableidentity.samples import PhotoSamples
 from selfsame.perception.embedders import JUDGE_CROP, to_crops
 from selfsame.perception.reader import perceptual_distance, reader_features
 from selfsame.recipes.bases import LearnBase, mannequin_base
-from selfsame.recipes.caches import fingerprint_of
+from selfsame.recipes.caches import cached, fingerprint_of
 from selfsame.recipes.common import Options
 from selfsame.recipes.measure.judging import Judges, Seen, measured_with, notes_on_weights, oracle_pictures, rows_by_style, worst_of
 from selfsame.recipes.measure.protocols import WORDS, Task, asked, checked_protocol, extent, reference_photo, tasks_of
@@ -68,6 +69,7 @@ TAUGHT: dict[str, tuple[Learning, Variant]] = {
 ABLATED = 12  # people, unless more are asked for
 SOMEBODY = "a person"
 BATCH = 4
+PAINTED = "painted"
 
 
 READ = ("base/", "encoder.", "detector.", "parser.", "face_vit.", "words.")  # shipped files that words depend on
@@ -164,7 +166,7 @@ def words(
     """Run the words protocol. People that were learned stay in `out/learned`, so a run that was stopped goes on.
 
     Args:
-        out: folder for report.json and report.html.
+        out: folder for report.json and report.html; until they are written its `painted/` holds the pictures.
         people: only the first so many of the protocol's people; 0: all. The gallery stays whole.
         only: only these rows, those of `ABLATIONS` too.
         methods: other ways to learn, by the names of their rows.
@@ -192,8 +194,13 @@ def words(
     def tick(name: str) -> Callable[[int], None]:
         return lambda n: on_progress(n / total, name)
 
+    def kept(name: str, how: Learning | None, mark: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+        """A row's pictures, on the disk until the report is written: a run that was stopped does not paint them again."""
+        said = json.dumps([mannequin.manifest()["files"], p, count, name, how and asdict(how), mark], sort_keys=True, default=str)
+        return list(cached(out / PAINTED / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.npy", lambda: np.stack(make())))
+
     began = time.monotonic()
-    stars = _painted(studio, tasks, lambda t: famous[t.person], request, tick("celebrities"))
+    stars = kept("celebrities", None, "", lambda: _painted(studio, tasks, lambda t: famous[t.person], request, tick("celebrities")))
     stars_took = time.monotonic() - began
     cloud = reader_features(judges.reader, stars)
     for name in names:
@@ -211,14 +218,14 @@ def words(
                 on_progress(0, f"{name}: learning {i + 1} of {count}")
                 vectors[i] = learned(mine, p["split"], i, how, folder)
             learning = time.monotonic() - began
-            images = _painted(studio, tasks, lambda t, v=vectors: v[t.person], request, tick(name))
+            images = kept(name, how, mark, lambda n=name, v=vectors: _painted(studio, tasks, lambda t: v[t.person], request, tick(n)))
         elif name == "oracle":
-            images = oracle_pictures(studio, p["split"], tasks, tick(name))
+            images = kept(name, None, "", lambda n=name: oracle_pictures(studio, p["split"], tasks, tick(n)))
         elif name == "celebrities by name":
             images = stars
             tick(name)(len(stars))
         else:
-            images = _painted(studio, tasks, lambda t: SOMEBODY, request, tick(name))
+            images = kept(name, None, "", lambda n=name: _painted(studio, tasks, lambda t: SOMEBODY, request, tick(n)))
         seconds = (stars_took if images is stars else time.monotonic() - began - learning) / len(tasks)
         seen = judges.kps(images)
         results = judges.results(tasks, images, seen, asked_kps=False)
@@ -269,4 +276,5 @@ def words(
     strips.insert(0, ("photos", photos[:1]))
     report = Report("People learned as words", {**p, **measured_with()}, rows, by_style, notes, strips, worst_of(answered, p["split"]))
     write_report(report, out)
+    shutil.rmtree(out / PAINTED, ignore_errors=True)
     return report
