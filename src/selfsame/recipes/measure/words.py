@@ -153,6 +153,10 @@ def ablated(out: Path, options: Options, *, people: int = 0, only: Sequence[str]
     return words(out, people=people or ABLATED, only=rows, taught=taught, more=trainings.seen, on_progress=on_progress)
 
 
+def _words_of(vectors: Mapping[int, LearnedWords], task: Task) -> LearnedWords:
+    return vectors[task.person]
+
+
 def words(
     out: Path,
     *,
@@ -218,7 +222,7 @@ def words(
                 on_progress(0, f"{name}: learning {i + 1} of {count}")
                 vectors[i] = learned(mine, p["split"], i, how, folder)
             learning = time.monotonic() - began
-            images = kept(name, how, mark, lambda n=name, v=vectors: _painted(studio, tasks, lambda t: v[t.person], request, tick(n)))
+            images = kept(name, how, mark, partial(_painted, studio, tasks, partial(_words_of, vectors), request, tick(name)))
         elif name == "oracle":
             images = kept(name, None, "", lambda n=name: oracle_pictures(studio, p["split"], tasks, tick(n)))
         elif name == "celebrities by name":
