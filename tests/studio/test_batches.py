@@ -100,7 +100,7 @@ def test_bad_lines_are_numbered_and_the_rest_goes_on(studio: Studio, tmp_path: P
         ('"text"', "line 2: is no JSON object"),
         ({"id": "../up"}, "line 3: id '../up'"),
         ({"id": "d", "promt": "x"}, "line 4: field 'promt' is unknown; did you mean 'prompt'"),
-        ({"id": "e", "num_steps": 0}, "line 5: 0 steps"),
+        ({"id": "e", "num_steps": -1}, "line 5: -1 steps"),
         ({"id": "f", "face": "none.png"}, "none.png: no such file"),
         ({"id": "g", "num_steps": 1, "width": 100}, "line 7: width 100"),
         ({"id": "ok", "num_steps": 1}, ""),

@@ -226,7 +226,7 @@ def test_without_a_mask_a_person_takes_a_faces_place(tmp_path: Path, capsys: pyt
         ({"--solver": "eulr"}, "did you mean 'euler'"),
         ({"--feather": "-1"}, "feather"),
         ({"--context": "0.5"}, "context"),
-        ({"--num-steps": "0"}, "steps"),
+        ({"--num-steps": "201"}, "steps"),
         ({"--reference-mask": "mask mask"}, "reference masks"),
     ],
 )
