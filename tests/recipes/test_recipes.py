@@ -31,6 +31,7 @@ from selfsame.recipes.instantid import ABLATIONS, SIZE, first_people, instantid,
 from selfsame.recipes.measure import identity
 from selfsame.recipes.measure.edits import OURS, ablated
 from selfsame.recipes.measure.protocols import IDENTITY, checked_protocol
+from selfsame.recipes.measure.words import TAUGHT
 from selfsame.recipes.mimicbrush import pairs_folder
 from selfsame.studio.studio import Studio
 from selfsame.weights.mannequin import FOLDER, WeightsError, load_vae, manifest
@@ -199,6 +200,13 @@ def test_a_projection_lands_on_the_names_of_celebrities():
     with torch.no_grad():
         assert torch.cdist(projection(torch.from_numpy(features)).flatten(1), rows).argmin(1).tolist() == list(range(6))
     assert np.isnan(naming.land(projection, Table(nothing, nothing, nothing, [{"kind": "thing"}] * 6), features, *studio.text, seed=0, steps=1))
+
+
+@pytest.mark.parametrize(("name", "samples"), [("taught names alone", 0), ("CLIP encoder", 16)])
+def test_a_projection_is_taught_by_other_means(name: str, samples: int, options: Options):
+    trained = naming.naming(options, TAUGHT[name][1], f"taught-{samples}")
+    assert trained.samples == samples
+    assert all(np.isfinite(v) for v in trained.figures.values())
 
 
 def test_captions_speak_of_the_person_by_placeholder():

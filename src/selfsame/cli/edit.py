@@ -66,7 +66,7 @@ class Edit(EditRequest, ModelFlags):
     """mannequin; mimicbrush: the official weights, 512 pixels (the official demo's --solver is ddim); with --person
     instantid-sdxl or instantid-sd15."""
     weights: Path | None = None
-    """With --model mimicbrush: a folder of the official layout instead of the fetched one."""
+    """With --model mimicbrush: a folder of the official layout, or what `selfsame convert` made of one, instead of the fetched one."""
 
     def __post_init__(self) -> None:
         """Flags are checked when the command runs, so that errors read as ours and not as the parser's."""

@@ -225,7 +225,8 @@ def naming(options: Options, variant: Variant = Variant(), name: str = "words") 
         return projection
 
     projection = options.start(fresh, lambda: taught_projection(tokenizer, text_encoder))
+    trainer = PersonTrainer([projection], [text_encoder], unet)
     if not variant.paints:
-        projection.eval()
-        return Trained(PersonTrainer([projection], [text_encoder], unet), look(PersonTrainer([projection], [text_encoder], unet), 0), run.folder, 0)
-    return finish(run, PersonTrainer([projection], [text_encoder], unet), objective, batch_at, options, look)
+        with torch.no_grad():
+            return Trained(trainer.eval(), look(trainer, 0), run.folder, 0)
+    return finish(run, trainer, objective, batch_at, options, look)

@@ -23,12 +23,11 @@ from selfsame.methods.stableidentity.samples import Draws, PhotoSamples, augment
 from selfsame.models.text import tokenize, tower_hash
 from selfsame.recipes.bases import Layers, LearnBase
 from selfsame.recipes.common import beside, generator_at, save_grid, to_pixels, torch_generator
-from selfsame.recipes.naming import NOISE
+from selfsame.recipes.naming import NOISE, NUM_WORDS
 from selfsame.training.loop import train
 from selfsame.training.run import AnotherRun, Batch, Loss, Progress, Result, Run
 from selfsame.values.identity import Identity, LearnedWords
 
-NUM_WORDS = 2
 FIXED = 8  # batches whose loss is watched
 
 

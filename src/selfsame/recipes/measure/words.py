@@ -30,7 +30,7 @@ from selfsame.recipes.measure.judging import Judges, Seen, measured_with, notes_
 from selfsame.recipes.measure.protocols import WORDS, Task, asked, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.recipes.measure.trainings import Trainings
 from selfsame.recipes.naming import READ as NAMING_READS
-from selfsame.recipes.naming import Variant, naming
+from selfsame.recipes.naming import SOMEBODY, Variant, naming
 from selfsame.recipes.stableidentity import AS_TAUGHT, REFINING, Learning, learn
 from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import Request, nearest
@@ -67,7 +67,6 @@ TAUGHT: dict[str, tuple[Learning, Variant]] = {
     "taught without the forming face's loss": (AS_TAUGHT, Variant(likeness=0.0)),
 }
 ABLATED = 12  # people, unless more are asked for
-SOMEBODY = "a person"
 BATCH = 4
 PAINTED = "painted"
 
@@ -211,25 +210,24 @@ def words(
         began, learning = time.monotonic(), 0.0
         vectors: dict[int, LearnedWords] = {}
         if name in methods:
-            how, mine = methods[name], base
-            mark = ""
+            how, learning_from, mark = methods[name], base, ""
             if taught and name in taught:
                 projection = taught[name]()
-                mark, mine = fingerprint_of([projection], name), replace(base, taught={how.layers: lambda p=projection: (p,)})
+                mark, learning_from = fingerprint_of([projection], name), replace(base, taught={how.layers: lambda p=projection: (p,)})
             folder = kept_in(out, name, how, mark)
             folder.mkdir(parents=True, exist_ok=True)
             for i in range(count):
                 on_progress(0, f"{name}: learning {i + 1} of {count}")
-                vectors[i] = learned(mine, p["split"], i, how, folder)
+                vectors[i] = learned(learning_from, p["split"], i, how, folder)
             learning = time.monotonic() - began
             images = kept(name, how, mark, partial(_painted, studio, tasks, partial(_words_of, vectors), request, tick(name)))
         elif name == "oracle":
-            images = kept(name, None, "", lambda n=name: oracle_pictures(studio, p["split"], tasks, tick(n)))
+            images = kept(name, None, "", partial(oracle_pictures, studio, p["split"], tasks, tick(name)))
         elif name == "celebrities by name":
             images = stars
             tick(name)(len(stars))
         else:
-            images = kept(name, None, "", lambda n=name: _painted(studio, tasks, lambda t: SOMEBODY, request, tick(n)))
+            images = kept(name, None, "", partial(_painted, studio, tasks, lambda t: SOMEBODY, request, tick(name)))
         seconds = (stars_took if images is stars else time.monotonic() - began - learning) / len(tasks)
         seen = judges.kps(images)
         results = judges.results(tasks, images, seen, asked_kps=False)
