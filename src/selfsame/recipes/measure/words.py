@@ -200,11 +200,14 @@ def words(
     def kept(name: str, how: Learning | None, mark: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
         """A row's pictures, on the disk until the report is written: a run that was stopped does not paint them again."""
         said = json.dumps([mannequin.manifest()["files"], p, count, name, how and asdict(how), mark], sort_keys=True, default=str)
-        return list(cached(out / PAINTED / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.npy", lambda: np.stack(make())))
+        path, began = out / PAINTED / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.npy", time.monotonic()
+        was_there = path.exists()
+        images = list(cached(path, lambda: np.stack(make())))
+        took[name] = float("nan") if was_there else time.monotonic() - began
+        return images
 
-    began = time.monotonic()
-    stars = kept("celebrities", None, "", lambda: _painted(studio, tasks, lambda t: famous[t.person], request, tick("celebrities")))
-    stars_took = time.monotonic() - began
+    took: dict[str, float] = {}  # seconds; nan for rows that an earlier run painted
+    stars = kept("celebrities by name", None, "", partial(_painted, studio, tasks, lambda t: famous[t.person], request, tick("celebrities")))
     cloud = reader_features(judges.reader, stars)
     for name in names:
         began, learning = time.monotonic(), 0.0
@@ -228,7 +231,6 @@ def words(
             tick(name)(len(stars))
         else:
             images = kept(name, None, "", partial(_painted, studio, tasks, lambda t: SOMEBODY, request, tick(name)))
-        seconds = (stars_took if images is stars else time.monotonic() - began - learning) / len(tasks)
         seen = judges.kps(images)
         results = judges.results(tasks, images, seen, asked_kps=False)
         if name == OURS:
@@ -249,7 +251,7 @@ def words(
             "trusted": mean(measured[name]["trusted"]),
             "frechet": frechet_distance(reader_features(judges.reader, images), cloud),
             "no face": mean([r["no_face"] for r in results]),
-            "s": seconds,
+            "s": took[name] / len(tasks),
         }
         if images is stars:  # other people than the protocol's: how alike they are to those says nothing, nor how far from themselves
             columns |= dict.fromkeys(("rank-1 of 100", "of 20 matched", "cosine", "face diversity", "trusted", "frechet"), float("nan")) | {"95 %": "-"}
