@@ -52,6 +52,9 @@ class Train:
     """Peak learning rate; 0: the recipe's own."""
     warm: bool = False
     """Start a new run from the installed weights. A stopped run goes on where it was, whatever this says."""
+    rehearse: bool = False
+    """For base (by the celebrities' names), words and instantid, once they are trained: also paint at every step, from noise alone, and learn from how alike
+    the face is that the encoder sees in the forming picture. Begins with the installed weights, in runs/NAME-rehearsed."""
     smoke: bool = False
     """Two steps, to see that everything is in place."""
     ship: bool = False
@@ -59,12 +62,14 @@ class Train:
 
     def run(self) -> int:
         from selfsame.images.files import InputError
-        from selfsame.recipes.catalogue import SHARES
+        from selfsame.recipes.catalogue import REHEARSING, SHARES
         from selfsame.studio.request import nearest
 
         nearest(self.name, (*SHARES, "all"), "recipe")
         if (self.base or self.start) and self.name != "instantid":
             raise InputError(f"--base and --start belong to instantid, not to {self.name}")
+        if self.rehearse and (self.name not in REHEARSING or self.base):
+            raise InputError(f"--rehearse belongs to {', '.join(REHEARSING)} of the miniature, not to {self.base or self.name}")
         if self.fit and not self.minutes:
             raise InputError("--fit needs --minutes: how long the run may take")
         if self.start and not self.base:
@@ -126,7 +131,8 @@ class Train:
                 gradient_checkpointing=self.gradient_checkpointing,
                 minutes=minutes,
                 fit=self.fit,
-                warm=self.warm,
+                warm=self.warm or self.rehearse,
+                rehearse=self.rehearse,
                 smoke=self.smoke,
                 on_progress=show,
             )

@@ -25,6 +25,8 @@ SHARES = {
 }
 
 
+REHEARSING = ("base", "words", "instantid")  # recipes that know `Options.rehearse`
+
 # Held-out figures that a recipe's result should reach before others learn from it or are measured by it.
 GATES: dict[str, dict[str, float]] = {
     "encoder": {"rank1_of_100": 0.98},

@@ -49,6 +49,7 @@ class Options:
     minutes: float = 0.0  # stop after this long; the run can be resumed
     fit: bool = False  # the rate falls to its end within those minutes
     warm: bool = False  # a new run starts from the installed weights
+    rehearse: bool = False  # also paint at every step and hear of the likeness (`recipes.rehearsal`); a run of its own, from the installed weights
     smoke: bool = False  # two steps, to see that everything is in place
     on_progress: Callable[[Progress], None] | None = None
 
@@ -85,7 +86,7 @@ class Options:
 
     def folder(self, name: str) -> Path:
         """Where a run of this name lies."""
-        return self.runs / (f"{name}-smoke" if self.smoke else name)
+        return self.runs / (name + "-rehearsed" * self.rehearse + "-smoke" * self.smoke)
 
     def start(self, fresh: Callable[[], M], installed: Callable[[], nn.Module]) -> M:
         """What a new run begins with: a fresh module, or with `warm` the one that ships."""

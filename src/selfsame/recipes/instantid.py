@@ -28,6 +28,7 @@ from selfsame.recipes.caches import as_tensor, clip_faces_of, drawings_of, face_
 from selfsame.recipes.common import ON_GPU, Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
 from selfsame.recipes.likeness import shared_reader, unlikeness
+from selfsame.recipes.rehearsal import REHEARSED, Rehearsing, between, rehearsing_run
 from selfsame.recipes.resident import Resident
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
@@ -156,6 +157,9 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
         after=("base/vae", "base/text_encoder", "base/tokenizer", "encoder.safetensors"),
         batch_size=256, learning_rate=1e-3, max_steps=16000, **ON_GPU,
     )  # fmt: skip
+    if options.rehearse:
+        rehearsing_of = rehearsing_run(options.folder(name), learning_rate=3e-4, seed=52)
+        run = options.run(rehearsing_of, after=("base", "encoder.safetensors"), graphs=False)
     vae, (tokenizer, text_encoder), unet = load_vae(), load_text(), load_unet()
     encoder = load_into(FaceEncoder(), "encoder.safetensors")
     tower = load_image_encoder() if variant.reads == "clip" else None
@@ -187,10 +191,12 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
         def batch(self, at: np.ndarray, rng: np.random.Generator, how: InstantIDSamples, shrink: int = 1) -> Batch:
             clean = self.latents[shrink][at]
             g = torch_generator(rng, clean.device)
-            drawn = self.drawings[at]
+            drawn, points = self.drawings[at], np.stack([self.table.kps[i] for i in at])
             if how.lend_pose:
                 lent = np.flatnonzero(rng.random(len(at)) < how.lend_pose)
                 drawn[torch.from_numpy(lent).to(drawn.device)] = self.lent[at[lent]]
+                if options.rehearse:
+                    points[lent] = np.stack([lent_kps("train", self.table.records[i]["index"]) for i in at[lent]])
             drawn = drawn.permute(0, 3, 1, 2) / 255
             made = {
                 **noised(clean, lognormal_timesteps(len(at), abar, g, mean=how.log_sigma_mean, std=how.log_sigma_std), abar, SCHEDULE["prediction_type"], g),
@@ -199,6 +205,8 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
                 "kps_image": F.avg_pool2d(drawn, shrink),
                 "weight": face_weights(self.shares[at], (clean.shape[2], clean.shape[3]), how.face_weight),
             }
+            if options.rehearse:
+                made |= {"own": as_tensor(self.encoded[at]), "kps": as_tensor(points), "start": torch.randn(clean.shape, generator=g, device=g.device)}
             return drop(made, empty.to(clean), how, g)
 
     small_steps = 0 if run.warm else math.ceil(SMALL_SHARE * run.max_steps)
@@ -222,12 +230,28 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
     if variant.likeness:
         reader = shared_reader(cache, side.table, vae, encoder, side.latents[1].array, np.asarray(side.encoded), smoke=options.smoke)
 
+    rehearsing = Rehearsing(vae, encoder) if options.rehearse else None
+
     def likeness(out: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         assert reader is not None
         return variant.likeness * unlikeness(reader, out, batch, batch["embedding"].mean(1), abar)
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
-        return Loss(*instantid_loss(model, batch, {"likeness": likeness} if variant.likeness else {}))
+        also = {"likeness": likeness} if variant.likeness else {}
+        if rehearsing is None:
+            return Loss(*instantid_loss(model, batch, also))
+
+        def painted(out: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+            text, lent, drawn = (batch[k] for k in ("text", "embedding", "kps_image"))
+            nothing, nobody = empty.to(text).expand_as(text), torch.zeros_like(lent)
+            wanted = between(batch["own"], lent.mean(1)) * (lent.abs().amax((1, 2)) > 0)[:, None]
+            assert rehearsing is not None
+            return REHEARSED * rehearsing.unlikeness(
+                lambda noisy, t: model(noisy, t, text, lent, drawn), lambda noisy, t: model(noisy, t, nothing, nobody, drawn),
+                batch["start"], wanted, list(batch["kps"].double().cpu().numpy()),
+            )  # fmt: skip
+
+        return Loss(*instantid_loss(model, batch, also | {"painted": painted}))
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, InstantIDTrainer)
