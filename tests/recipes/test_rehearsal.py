@@ -78,8 +78,8 @@ def test_nobody_costs_nothing_and_changes_nothing(rehearsing: Rehearsing):
     first = rehearsing.unlikeness(Net(), Net(), noise(), wanted * torch.tensor([[1.0], [0.0]]), KPS)
     torch.set_rng_state(state)
     second = rehearsing.unlikeness(Net(), Net(), noise(), wanted * torch.tensor([[0.0], [1.0]]), KPS)
-    assert float(both) == pytest.approx((float(first) + float(second)) / 2, rel=1e-4)
-    assert float(rehearsing.unlikeness(Net(), Net(), noise(), torch.zeros(2, 512), KPS)) == 0
+    assert both.item() == pytest.approx((first.item() + second.item()) / 2, rel=1e-4)
+    assert rehearsing.unlikeness(Net(), Net(), noise(), torch.zeros(2, 512), KPS).item() == 0
 
 
 def test_pictures_without_a_face_do_not_count(rehearsing: Rehearsing, monkeypatch: pytest.MonkeyPatch):
@@ -87,7 +87,7 @@ def test_pictures_without_a_face_do_not_count(rehearsing: Rehearsing, monkeypatc
     monkeypatch.setattr("selfsame.recipes.rehearsal.detect", lambda net, image: [])
     told = Net()
     loss = rehearsing.unlikeness(told, Net(), noise(), torch.randn(2, 512))
-    assert float(loss) == 0
+    assert loss.item() == 0
     loss.backward()  # several processes wait for a gradient from everybody
 
 
