@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +29,12 @@ from selfsame.recipes.catalogue import GATES, REHEARSING, SHARES, below_gate, re
 from selfsame.recipes.common import Options, generator_at, spread
 from selfsame.recipes.faces import moved
 from selfsame.recipes.instantid import ABLATIONS, SIZE, first_people, instantid, land
-from selfsame.recipes.measure import identity
+from selfsame.recipes.measure import identity, restyled
 from selfsame.recipes.measure.edits import OURS, ablated
 from selfsame.recipes.measure.protocols import IDENTITY, checked_protocol
 from selfsame.recipes.measure.words import TAUGHT
 from selfsame.recipes.mimicbrush import pairs_folder
+from selfsame.recipes.restyle import said_as_photo
 from selfsame.studio.studio import Studio
 from selfsame.weights.mannequin import FOLDER, WeightsError, load_vae, manifest
 
@@ -127,6 +129,38 @@ def test_instantid_trained_anew_with_one_choice_changed_stands_beside_the_whole(
         identity.ablated(tmp_path / "report", options, people=1, only=("500 people",))
     with pytest.raises(InputError, match="did you mean '500 people'"):
         identity.ablated(tmp_path / "report", options, only=("50 people",))
+
+
+def test_instantid_stands_unchanged_upon_a_restyled_base(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    p = checked_protocol(IDENTITY)
+    monkeypatch.setattr(restyled, "checked_protocol", lambda name: {**p, "people": 2, "num_steps": 1})
+    shown = restyled.restyling(tmp_path / "report", options, style="clay", people=1)
+    assert [row.name for row in shown.rows] == [
+        "base as it ships",
+        "base as it ships, asked for clay",
+        "restyled base",
+        "restyled base without a face",
+        "oracle",
+    ]
+    assert sum("restyled base minus" in note for note in shown.notes) == 6
+    assert any("restyled base: trained here" in note for note in shown.notes)
+    with pytest.raises(InputError, match="did you mean 'clay'"):
+        restyled.restyling(tmp_path / "report", options, style="clays")
+
+
+def test_a_restyled_bases_captions_speak_of_photos():
+    rng = np.random.default_rng(0)
+    person = {"kind": "celebrity", "names": ["ada fox"], "attributes": {"style": "clay", "scene": "beach"}}
+    thing = {
+        "kind": "thing",
+        "names": [],
+        "attributes": {"style": "neon", "scene": "city", "texture": "plain", "colour": "red", "second": "blue", "kind": "mug"},
+    }
+    for _ in range(20):
+        said = [said_as_photo(person, rng), said_as_photo(thing, rng)]
+        assert "ada fox" in said[0]
+        assert "red mug" in said[1]
+        assert all(re.search("photo|picture", s) and not re.search("clay|neon", s) for s in said)
 
 
 @pytest.mark.parametrize(("name", "silent"), [("Image Adapter, trained alone", "identity_net"), ("IdentityNet, trained alone", "adapter")])

@@ -180,9 +180,10 @@ class Evaluate:
       selfsame evaluate folder --pictures made --references photos --judges judge ~/.cache/selfsame/buffalo_l
     """
 
-    what: Positional[Literal["identity", "people", "views", "mix", "words", "edits", "models", "folder"]]
+    what: Positional[Literal["identity", "people", "views", "mix", "words", "edits", "restyled", "models", "folder"]]
     """identity: InstantID on held-out people. people: two and three in a picture. views: one from several sides. mix: from one to another. words: people
-    learned as words. edits: MimicBrush on held-out things. models: each small model's figure. folder: image files, whoever made them."""
+    learned as words. edits: MimicBrush on held-out things. restyled: InstantID, unchanged, upon a fine-tune of the base in one --style, which is made first.
+    models: each small model's figure. folder: image files, whoever made them."""
     pictures: Path | None = None
     """For `folder`: the pictures to judge; ada-1.png, ada_beach.png and ada/7.png are of ada."""
     references: Path | None = None
@@ -209,9 +210,11 @@ class Evaluate:
     other masks (the paper's Tables 3 and 4); `words`: StableIdentity by another loss, mask or threshold, or taught here with another landing, encoder or
     teacher, 12 people each. --steps each."""
     steps: int = ABLATION_STEPS
-    """For --ablations: steps of each training. A run that was stopped goes on."""
+    """For --ablations and `restyled`: steps of each training. A run that was stopped goes on."""
     runs: Path = Path("runs")
-    """For --ablations: folder for those trainings."""
+    """For --ablations and `restyled`: folder for those trainings."""
+    style: str = "watercolour"
+    """For `restyled`: the style of the fine-tune."""
     data: Path = Path("data/world2")
     """Folder with the packed dataset, for `models`, and for --ablations to train on (`edits` from its pairs/)."""
     device: str = "cpu"
@@ -226,13 +229,14 @@ class Evaluate:
         owners: dict[str, tuple[object, str]] = {  # flags of one kind of measurement: what was given, whose they are
             "--pictures": (self.pictures, "folder"), "--references": (self.references, "folder"), "--judges": (self.judges != ("judge",), "folder"),
             "--conditioner": (self.conditioner, "folder"), "--edit-set": (self.edit_set, "edits"), "--clip": (self.clip, "edits"),
-            "--dino": (self.dino, "edits"),
+            "--dino": (self.dino, "edits"), "--style": (self.style != "watercolour", "restyled"),
         }  # fmt: skip
         for flag, (given, owner) in owners.items():
             if given and self.what != owner:
                 raise InputError(f"{flag} belongs to `evaluate {owner}`, not to `evaluate {self.what}`")
-        if not self.ablations and (self.steps != ABLATION_STEPS or self.runs != Path("runs")):
-            raise InputError("--steps and --runs belong to --ablations")
+        trains = self.ablations or self.what == "restyled"
+        if not trains and (self.steps != ABLATION_STEPS or self.runs != Path("runs")):
+            raise InputError("--steps and --runs belong to --ablations and to `evaluate restyled`")
         if self.ablations and self.what not in ("identity", "words", "edits"):
             raise InputError(f"--ablations belongs to `evaluate identity`, `words` and `edits`, not to `evaluate {self.what}`")
         self.out.mkdir(parents=True, exist_ok=True)
@@ -250,6 +254,7 @@ class Evaluate:
         from selfsame.recipes.measure.edits import edits
         from selfsame.recipes.measure.folder import folder
         from selfsame.recipes.measure.identity import ablated, identity
+        from selfsame.recipes.measure.restyled import restyling
         from selfsame.recipes.measure.words import ablated as words_ablated
         from selfsame.recipes.measure.words import words
 
@@ -271,4 +276,6 @@ class Evaluate:
         if self.what == "mix":
             return uses.mixes(self.out, pairs=self.people, device=self.device, **rows)
         rows |= {"people": self.people, "device": self.device}
+        if self.what == "restyled":
+            return restyling(self.out, options, style=self.style, **rows)
         return ablated(self.out, options, **rows) if self.ablations else identity(self.out, **rows)

@@ -46,17 +46,18 @@ ABOUT_ABLATIONS = (
 
 @dataclass(frozen=True)
 class Rival:
-    """Another training of InstantID, as a row of its own."""
+    """Another training of InstantID or of its base, as a row of its own."""
 
     method: InstantID
     variant: Variant
+    unet: Any = None  # a base of its own; None: the one that ships
 
     def studio(self, beside: Studio) -> Studio:
         """A studio that paints with it."""
-        return Studio(str(beside.device)).with_parts(unet=beside.unet, vae=beside.vae, instantid=self.method)
+        return Studio(str(beside.device)).with_parts(unet=self.unet or beside.unet, vae=beside.vae, instantid=self.method)
 
 
-def _paint_row(
+def paint_row(
     studio: Studio, name: str, tasks: Sequence[Task], split: str, request: Request, tick: Callable[[int], None], rival: Rival | None = None
 ) -> list[np.ndarray]:
     """All pictures of one row of the table."""
@@ -78,7 +79,7 @@ def _paint_row(
         rows = []
         for t in chunk:
             faces: tuple[Shown, ...] = ()
-            if name != "base without a face":
+            if not name.endswith("without a face"):
                 if t.person not in embeddings:
                     photos = [reference_photo(split, t.person, k) for k in range(int(photos_of[1]) if photos_of else 1)]
                     crops = to_crops([p.image for p in photos], [_seen_kps(studio, p) for p in photos], ENCODER_CROP)
@@ -110,7 +111,7 @@ def _of_oracle(tasks: Sequence[Task], judged: Mapping[str, list[dict[str, float]
 def _swapped(studio: Studio, tasks: Sequence[Task], split: str, request: Request, tick: Callable[[int], None]) -> list[np.ndarray]:
     """Pictures of the base, each with the photo's face laid over it."""
     images = []
-    for image, task in zip(_paint_row(studio, "base without a face", tasks, split, request, tick), tasks, strict=True):
+    for image, task in zip(paint_row(studio, "base without a face", tasks, split, request, tick), tasks, strict=True):
         photo, found = reference_photo(split, task.person, 0), studio.faces(image)
         images.append(face_swapped(image, found[0].kps if found else None, photo.image, _seen_kps(studio, photo)))
     return images
@@ -190,7 +191,7 @@ def identity(
     seen: list[Seen] = []
     for name in names:
         began = time.monotonic()
-        images = _paint_row(studio, name, tasks, split, request, lambda n, name=name: on_progress(n / total, name), trained.get(name))
+        images = paint_row(studio, name, tasks, split, request, lambda n, name=name: on_progress(n / total, name), trained.get(name))
         seconds = (time.monotonic() - began) / len(tasks)
         strips.append((name, images[:8]))
         results = judges.results(tasks, images, judges.kps(images), asked_kps=name not in UNPOSED and (name not in trained or trained[name].variant.use_net))
