@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from selfsame.evaluation.metrics import bootstrap_interval, paired_interval
 from selfsame.mannequins.world import CANONICAL_VIEWS
 from selfsame.recipes.measure import identity, protocols
+from selfsame.recipes.measure.person_lora import CALLED, PersonLora, with_lora
 from selfsame.recipes.measure.protocols import reference_photo
 from selfsame.recipes.measure.swap import face_swapped
-from selfsame.studio.studio import load
+from selfsame.studio.painting import Row
+from selfsame.studio.request import Request
+from selfsame.studio.studio import Studio, load
 
 
 def test_one_person_two_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -85,3 +89,18 @@ def test_a_swapped_face_is_the_photos_and_the_rest_stays():
     assert vectors[0] @ vectors[1] > vectors[2] @ vectors[1] + 0.1
     assert np.array_equal(made[:, :4], ben.image[:, :4])
     assert face_swapped(ben.image, None, ada.image, ada.kps[0]) is ben.image
+
+
+def test_a_lora_of_a_person_is_anothers_unet():
+    """It learns the photo; the studio's own U-Net stays bit for bit what it was."""
+    studio = load()
+    before = {k: v.clone() for k, v in studio.unet.state_dict().items()}
+    photo = reference_photo("test", 0, 0).image
+    learned = with_lora(studio, [photo], PersonLora(steps=2, batch_size=2))
+    assert all(torch.equal(v, before[k]) for k, v in studio.unet.state_dict().items())
+    request = Request(num_steps=2)
+    ours, theirs = (
+        Studio().with_parts(unet=unet).paint([Row(f"a photo of {CALLED}")], request, [0])[0][0].astype(int) for unet in (learned, studio.unet)
+    )  # fmt: skip
+    assert np.abs(ours - theirs).max() > 0
+    assert any("lora_B" in name and float(p.abs().sum()) > 0 for name, p in learned.named_parameters())

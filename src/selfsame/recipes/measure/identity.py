@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,21 @@ from selfsame.recipes.caches import clip_features
 from selfsame.recipes.common import Options
 from selfsame.recipes.instantid import ABLATIONS, READ, WHOLE, Variant, instantid, people_in
 from selfsame.recipes.measure.judging import Judges, Seen, columns_of, measured_with, notes_on_weights, oracle_pictures, rows_by_style, worst_of
+from selfsame.recipes.measure.person_lora import CALLED, with_lora
 from selfsame.recipes.measure.protocols import IDENTITY, Task, asked, canonical_kps, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.recipes.measure.swap import face_swapped
 from selfsame.recipes.measure.trainings import Trainings, chosen
+from selfsame.recipes.naming import SOMEBODY
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import Request, Strengths
 from selfsame.studio.studio import Studio, load
 
 ROW_NAMES = ("base without a face", "Image Adapter alone", "IdentityNet alone", "both", "both, 4 photos", "oracle")
-# Asked for by name (--rows): what more photos bring, what speed costs, and a baseline that pastes.
-EXTRA = ("both, 2 photos", "both, 8 photos", "both, fast", "face swap")
-UNPOSED = ("base without a face", "Image Adapter alone", "face swap")  # rows whose model sees no key points
+# Asked for by name (--rows): what more photos bring, what speed costs, a baseline that pastes, and one that learns each person for a minute.
+LORA = "LoRA of the person"
+EXTRA = ("both, 2 photos", "both, 8 photos", "both, fast", "face swap", LORA)
+UNPOSED = ("base without a face", "Image Adapter alone", "face swap", LORA)  # rows whose model sees no key points
 BATCH = 4
 ABLATED = 25  # people, unless more are asked for
 ABOUT_ABLATIONS = (
@@ -65,6 +69,8 @@ def paint_row(
         return oracle_pictures(studio, split, tasks, tick)
     if name == "face swap":
         return _swapped(studio, tasks, split, request, tick)
+    if name == LORA:
+        return _by_lora(studio, tasks, split, request, tick)
     if name == "both, fast":
         request = replace(request, speed="fast")
     photos_of = re.search(r"(\d+) photos", name)
@@ -114,6 +120,17 @@ def _swapped(studio: Studio, tasks: Sequence[Task], split: str, request: Request
     for image, task in zip(paint_row(studio, "base without a face", tasks, split, request, tick), tasks, strict=True):
         photo, found = reference_photo(split, task.person, 0), studio.faces(image)
         images.append(face_swapped(image, found[0].kps if found else None, photo.image, _seen_kps(studio, photo)))
+    return images
+
+
+def _by_lora(studio: Studio, tasks: Sequence[Task], split: str, request: Request, tick: Callable[[int], None]) -> list[np.ndarray]:
+    """Pictures of the base after it has learned each person's photo."""
+    images = []
+    for person, mine in groupby(tasks, key=lambda t: t.person):
+        painting = Studio(str(studio.device)).with_parts(vae=studio.vae, unet=with_lora(studio, [reference_photo(split, person, 0).image]))
+        chunk = list(mine)
+        images += painting.paint([PaintRow(t.prompt.replace(SOMEBODY, CALLED, 1)) for t in chunk], request, [t.seed for t in chunk])[0]
+        tick(len(chunk))
     return images
 
 
@@ -208,6 +225,7 @@ def identity(
         ("both", "Image Adapter alone"),
         ("both", "IdentityNet alone"),
         ("both", "face swap"),
+        ("both", LORA),
         *((name, "both") for name in names if name.startswith("both, ")),
         *(("both", name) for name in trained if name != "both"),
     ]
