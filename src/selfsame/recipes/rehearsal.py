@@ -27,7 +27,7 @@ from selfsame.recipes.common import to_images
 from selfsame.studio.painting import scheduler_of
 from selfsame.training.run import Run
 
-REHEARSED = 3.0  # weight of what is painted beside the losses on noised photos
+REHEARSED = 1.0  # weight of what is painted beside the losses on noised photos: at 3 the base forgot how pictures look (docs/training.md)
 Networks = Callable[[Tensor, Tensor], Tensor]  # noisy b c h w and timesteps b -> raw prediction
 
 
@@ -60,7 +60,7 @@ def aligned(pixels: Tensor, kps: Sequence[np.ndarray], spec: CropSpec = ENCODER_
 def rehearsing_run(folder: Path, learning_rate: float, seed: int) -> Run:
     """The numbers of a rehearsal: few slow steps, upon weights that can paint already."""
     return Run(
-        folder=folder, max_steps=1000, batch_size=16, learning_rate=learning_rate, warmup_steps=10, ema_decay=0.97, log_every=5, look_every=150, seed=seed
+        folder=folder, max_steps=1000, batch_size=16, learning_rate=learning_rate, warmup_steps=10, ema_decay=0.97, log_every=5, look_every=100, seed=seed
     )  # fmt: skip
 
 
