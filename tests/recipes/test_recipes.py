@@ -212,6 +212,8 @@ def test_a_rehearsal_begins_with_the_installed_weights_in_a_folder_of_its_own(na
     head, first = (line.split(",") for line in (trained.folder / "log.csv").read_text().splitlines()[:2])
     row = dict(zip(head, first, strict=True))
     assert 0 < float(row["painted"]) < float(row["loss"])
+    if name == "base":
+        assert {n.rpartition("attn2.")[2] for n, p in trained.module.named_parameters() if p.requires_grad} == {"to_k.weight", "to_v.weight"}
 
 
 def test_a_resampler_lands_on_the_names_of_celebrities():
