@@ -89,13 +89,13 @@ class Stars:
 
 def base(options: Options) -> Trained:
     """UNet2DConditionModel 96/96/128 from cached latents and text states."""
+    after = ("base/vae", "base/text_encoder", "base/tokenizer")
     run = options.run(
         Run(folder=options.folder("base"), max_steps=62500, batch_size=32, learning_rate=8e-4, ema_decay=0.9995, weight_decay=0.01, look_every=1000, seed=41),
-        after=("base/vae", "base/text_encoder", "base/tokenizer"), batch_size=512, learning_rate=1.5e-3, max_steps=16000, **ON_GPU,
+        after=after, batch_size=512, learning_rate=1.5e-3, max_steps=16000, **ON_GPU,
     )  # fmt: skip
     if options.rehearse:
-        after = ("base/vae", "base/text_encoder", "base/tokenizer", "encoder.safetensors")
-        run = options.run(rehearsing_run(options.folder("base"), learning_rate=2e-4, seed=42), after=after, graphs=False)
+        run = options.run(rehearsing_run(options.folder("base"), learning_rate=2e-4, seed=42), after=(*after, "encoder.safetensors"), graphs=False)
     vae, (tokenizer, text_encoder) = load_vae(), load_text()
     cache = options.runs / "cache"
 
@@ -124,13 +124,11 @@ def base(options: Options) -> Trained:
         weight = face_weights(rows.shares[at], (clean.shape[2], clean.shape[3]), FACE_WEIGHT)
         return {**made, "text": text, "weight": weight}
 
-    stars = None
+    stars = rehearsing = None
     if options.rehearse:
         encoder = load_into(FaceEncoder(), "encoder.safetensors")
-        stars, rehearsing = (
-            Stars.of(open_table(options.data, "train"), encoder, cache),
-            Rehearsing(vae, encoder, load_into(FaceDetector(), "detector.safetensors")),
-        )
+        stars = Stars.of(open_table(options.data, "train"), encoder, cache)
+        rehearsing = Rehearsing(vae, encoder, load_into(FaceDetector(), "detector.safetensors"))
 
     def batch_at(step: int) -> Batch:
         rng = generator_at(run.seed, step)
@@ -150,7 +148,7 @@ def base(options: Options) -> Trained:
         face = batch["weight"] > 1
         parts = {"plain": square.mean(), "face": (square * face).sum() / face.sum().clamp_min(1)}
         weighted = (square * batch["weight"]).mean()
-        if stars is None or "called" not in batch:
+        if rehearsing is None or "called" not in batch:  # held-out batches call nobody
             return Loss(weighted, parts)
 
         def told(noisy: Tensor, t: Tensor) -> Tensor:

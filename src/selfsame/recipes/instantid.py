@@ -158,8 +158,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
         batch_size=256, learning_rate=1e-3, max_steps=16000, **ON_GPU,
     )  # fmt: skip
     if options.rehearse:
-        rehearsing_of = rehearsing_run(options.folder(name), learning_rate=3e-4, seed=52)
-        run = options.run(rehearsing_of, after=("base", "encoder.safetensors"), graphs=False)
+        run = options.run(rehearsing_run(options.folder(name), learning_rate=3e-4, seed=52), after=("base", "encoder.safetensors"), graphs=False)
     vae, (tokenizer, text_encoder), unet = load_vae(), load_text(), load_unet()
     encoder = load_into(FaceEncoder(), "encoder.safetensors")
     tower = load_image_encoder() if variant.reads == "clip" else None

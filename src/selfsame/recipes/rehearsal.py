@@ -89,7 +89,7 @@ class Rehearsing:
         for part in (self.vae, self.encoder):
             part.to(noise.device)
         scheduler = scheduler_of(SCHEDULE, "dpmpp-2m", timestep_spacing="trailing")
-        looked_at = self._steps(scheduler_of(SCHEDULE, "dpmpp-2m", timestep_spacing="trailing"))
+        looked_at = self._steps(scheduler)
         somebody = wanted.abs().sum(1) > 0
 
         def predict(latents: Tensor, t: Tensor, index: int) -> Tensor:
@@ -112,8 +112,8 @@ class Rehearsing:
         set_steps(scheduler, self.how.num_steps)
         abar = self.abar[scheduler.timesteps.long()]
         sigmas = ((1 - abar) / abar).sqrt()
-        between = ((sigmas > self.how.sigma_low) & (sigmas < self.how.sigma_high)).nonzero().flatten()
-        return set(between[torch.randperm(len(between))[: self.how.looks]].tolist())
+        readable = ((sigmas > self.how.sigma_low) & (sigmas < self.how.sigma_high)).nonzero().flatten()
+        return set(readable[torch.randperm(len(readable))[: self.how.looks]].tolist())
 
     def _read(self, denoised: Tensor, wanted: Tensor, somebody: Tensor, kps: Sequence[np.ndarray] | None) -> Tensor:
         pixels = self.vae.decode(denoised / self.vae.config.scaling_factor).sample.float()
