@@ -190,12 +190,10 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
         def batch(self, at: np.ndarray, rng: np.random.Generator, how: InstantIDSamples, shrink: int = 1) -> Batch:
             clean = self.latents[shrink][at]
             g = torch_generator(rng, clean.device)
-            drawn, points = self.drawings[at], np.stack([self.table.kps[i] for i in at])
+            drawn, lent = self.drawings[at], np.zeros(0, np.int64)
             if how.lend_pose:
                 lent = np.flatnonzero(rng.random(len(at)) < how.lend_pose)
                 drawn[torch.from_numpy(lent).to(drawn.device)] = self.lent[at[lent]]
-                if options.rehearse:
-                    points[lent] = np.stack([lent_kps("train", self.table.records[i]["index"]) for i in at[lent]])
             drawn = drawn.permute(0, 3, 1, 2) / 255
             made = {
                 **noised(clean, lognormal_timesteps(len(at), abar, g, mean=how.log_sigma_mean, std=how.log_sigma_std), abar, SCHEDULE["prediction_type"], g),
@@ -205,6 +203,8 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
                 "weight": face_weights(self.shares[at], (clean.shape[2], clean.shape[3]), how.face_weight),
             }
             if options.rehearse:
+                strange = set(lent.tolist())
+                points = np.stack([lent_kps("train", self.table.records[i]["index"]) if k in strange else self.table.kps[i] for k, i in enumerate(at)])
                 made |= {"own": as_tensor(self.encoded[at]), "kps": as_tensor(points), "start": torch.randn(clean.shape, generator=g, device=g.device)}
             return drop(made, empty.to(clean), how, g)
 

@@ -36,7 +36,7 @@ from selfsame.studio.request import Request, Strengths
 from selfsame.studio.studio import Studio, load
 
 ROW_NAMES = ("base without a face", "Image Adapter alone", "IdentityNet alone", "both", "both, 4 photos", "oracle")
-# Asked for by name (--rows): what more photos bring, what speed costs, a baseline that pastes, and one that learns each person for a minute.
+# Asked for by name (--rows): what more photos bring, what speed costs, a baseline that pastes, and one that learns each person.
 LORA = "LoRA of the person"
 EXTRA = ("both, 2 photos", "both, 8 photos", "both, fast", "face swap", LORA)
 UNPOSED = ("base without a face", "Image Adapter alone", "face swap", LORA)  # rows whose model sees no key points

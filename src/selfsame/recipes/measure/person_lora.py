@@ -30,7 +30,7 @@ SAMPLES = PhotoSamples(smallest=0.8, aspect=0.0, crop_margin=0.1)
 
 @dataclass(frozen=True)
 class PersonLora:
-    """How a person is learned: about a minute on two cores."""
+    """How a person is learned."""
 
     rank: int = 8
     steps: int = 120
