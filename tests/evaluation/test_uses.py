@@ -55,7 +55,10 @@ def test_views_and_mixes_run(small: None, tmp_path: Path):
     assert any("minus frontal" in n for n in views.notes)
     assert len(views.cases) == 2
     mixes = uses.mixes(tmp_path, pairs=1, only=("linear",))
-    assert set(mixes.rows[0].columns) == {"monotonic to both ends", "95 %", "cosine from end to end", "a step without a face", "s"}
+    assert set(mixes.rows[0].columns) == {
+        "monotonic to both ends", "95 %", "single strips", "cosine from end to end", "strips with a step without a face", "s",
+    }  # fmt: skip
+    assert any(note.startswith("linear, mean cosine to the first and to the second at each share: 0: ") for note in mixes.notes)
     assert any("only 1 of the protocol's 6" in n for n in mixes.notes)
     with pytest.raises(ValueError, match="row 'cubic' is unknown"):
         uses.mixes(tmp_path, only=("cubic",))
@@ -82,6 +85,8 @@ def test_monotonic_is_never_turning_back():
     assert is_monotonic([0, 1, 1, 2], rising=True)
     assert not is_monotonic([0, 2, 1], rising=True)
     assert is_monotonic([3, 1, 0], rising=False)
+    assert uses.turns(np.array([[3, 1, 0], [0, 1, 1]]))
+    assert not uses.turns(np.array([[3, 1, 0], [0, 2, 1]]))
 
 
 # ---------------------------------------------------------------------------------------------- a folder of pictures

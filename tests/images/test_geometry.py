@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from selfsame.images.align import ARCFACE_112, align_as_ffhq, crop_face, ffhq_matrix, similarity, template
 from selfsame.images.draw import KPS_COLOURS, draw_kps, draw_kps_small
+from selfsame.mannequins.attributes import View
+from selfsame.mannequins.render import landmarks_of
+from selfsame.mannequins.world import average_scene
 
 finite = st.floats(-50, 50)
 
@@ -52,6 +55,16 @@ def test_small_drawings_keep_the_colours_apart():
     for colour, (x, y) in zip(KPS_COLOURS, kps.astype(int), strict=True):
         assert np.abs(image[y, x].astype(int) - colour).max() < 30
     assert image.shape == (128, 128, 3)
+
+
+def test_dense_points_are_drawn_as_lines_of_their_parts():
+    points = landmarks_of(average_scene(View()))[0]
+    image = draw_kps_small(128, 128, points)
+    for k, colour in ((39, (255, 0, 0)), (42, (0, 255, 0)), (50, (255, 0, 255)), (28, (0, 0, 255))):
+        x, y = points[k].round().astype(int)
+        near = image[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).astype(int)
+        assert np.abs(near - colour).sum(1).min() < 250, f"point {k}"
+    assert not draw_kps_small(128, 128, points + 500).any()
 
 
 def test_points_off_the_canvas_are_clipped():

@@ -15,7 +15,7 @@ from selfsame.mannequins import paint
 from selfsame.mannequins.attributes import EXPRESSIONS, SCENES, STYLES, Look, View
 from selfsame.mannequins.clips import clip
 from selfsame.mannequins.people import FIRST_NAMES, LAST_NAMES, SPLITS, celebrities, person_named, person_of, split_person
-from selfsame.mannequins.render import PersonIn, Scene, ThingIn, draw, faces_of, signature
+from selfsame.mannequins.render import PersonIn, Scene, ThingIn, draw, faces_of, landmarks_of, signature
 from selfsame.mannequins.scenes import BACKDROPS
 from selfsame.mannequins.solids import rotation
 from selfsame.mannequins.styles import STYLE_PAINTERS
@@ -102,6 +102,32 @@ def test_mirrored_pose_mirrors_key_points():
     back, _ = faces_of(Scene((PersonIn(person_of(5), Look(), View(yaw_deg=-20)),)))
     flipped = back[0][[1, 0, 2, 4, 3]] * [-1, 1] + [127, 0]
     assert np.allclose(kps[0], flipped, atol=0.05)
+
+
+def test_dense_points_agree_with_the_five_and_lie_on_their_parts():
+    """Lips on the mouth, brows on brows, and the five points among the sixty-eight."""
+    on = {name: [] for name in ("mouth", "brows")}
+    for i in (k for k in range(96) if sample("train", k).kind == "person"):
+        scene = sample("train", i).scene
+        points, kps = landmarks_of(scene)[0], faces_of(scene)[0][0]
+        assert np.allclose(points[[30, 48, 54]], kps[2:], atol=1e-3), "nose and corners of the mouth"
+        width = np.linalg.norm(kps[1] - kps[0])
+        assert np.abs([points[36:42].mean(0) - kps[0], points[42:48].mean(0) - kps[1]]).max() < 0.12 * width
+        labels = draw([scene])[0].labels
+        for name, rows in (("mouth", range(49, 54)), ("brows", (18, 19, 20, 23, 24, 25))):
+            x, y = points[list(rows)].round().astype(int).clip(1, 126).T
+            near = np.stack([labels[y + dy, x + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
+            on[name].append(np.any(near == paint.LABELS.index(name), axis=0).mean())
+    assert np.median(on["mouth"]) == 1
+    assert np.mean(on["brows"]) > 0.8  # some are hidden by hats, hair and glasses
+
+
+def test_dense_points_tell_the_expression():
+    def opening(expression: str) -> float:
+        points = landmarks_of(Scene((PersonIn(person_of(5), Look(expression=expression), View()),)))[0]
+        return float(points[66, 1] - points[62, 1])
+
+    assert opening("laughing") > opening("neutral") + 3
 
 
 def test_lent_key_points_are_somebody_elses_in_the_same_view():

@@ -118,11 +118,11 @@ def test_mimicbrush_trained_anew_with_one_choice_changed_stands_beside_the_whole
 def test_instantid_trained_anew_with_one_choice_changed_stands_beside_the_whole(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     p = checked_protocol(IDENTITY)
     monkeypatch.setattr(identity, "checked_protocol", lambda name: {**p, "people": 2, "num_steps": 1})
-    asked = ("Image Adapter, trained alone", "CLIP's embedding of the face", "IdentityNet reads the text")
+    asked = ("Image Adapter, trained alone", "CLIP's embedding of the face", "IdentityNet reads the text", "68 points")
     shown = identity.ablated(tmp_path / "report", options, people=1, only=asked)
     assert [row.name for row in shown.rows] == ["base without a face", "both", *asked, "oracle"]
-    assert sum("both minus" in note and "judge cosine" in note for note in shown.notes) == 3
-    assert sum("trained here, 16 samples" in note for note in shown.notes) == 4
+    assert sum("both minus" in note and "judge cosine" in note for note in shown.notes) == 4
+    assert sum("trained here, 16 samples" in note for note in shown.notes) == 5
     unposed = next(row for row in shown.rows if row.name == asked[0])
     assert np.isnan(unposed.columns["kps error"]), "it never sees key points"
     with pytest.raises(InputError, match=r"500 people.* shows 12"):

@@ -18,6 +18,8 @@ from torch import Tensor
 from selfsame.mannequins import paint
 from selfsame.mannequins.anatomy import Body, face_box, face_plan, head_frame, key_points, mannequin
 from selfsame.mannequins.attributes import Light, Look, View
+from selfsame.mannequins.landmarks import COUNT as LANDMARKS
+from selfsame.mannequins.landmarks import landmarks
 from selfsame.mannequins.people import Person
 from selfsame.mannequins.scenes import backdrop
 from selfsame.mannequins.solids import FAR, Grid, Slot, Window, melt, slots_of
@@ -430,3 +432,10 @@ def faces_of(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         np.asarray(kps, dtype=np.float32).reshape(-1, 5, 2),
         np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
     )
+
+
+def landmarks_of(scene: Scene) -> np.ndarray:
+    """Dense points, people 68 2 float32 in pixels."""
+    plans = [(face_plan(s.person, s.look), head_frame(s.view)) for s in scene.subjects if isinstance(s, PersonIn)]
+    points = [_to_pixels(landmarks(plan, frame), scene) for plan, frame in plans]
+    return np.asarray(points, dtype=np.float32).reshape(-1, LANDMARKS, 2)

@@ -176,13 +176,18 @@ def _group(rng: np.random.Generator, style: str, place: str, seed: int, light) -
     return Sample(scene, caption_group(attributes, names, rng), attributes, tuple(names), tuple(seeds), "group")
 
 
-def lent_kps(split: str, i: int) -> np.ndarray:
-    """Key points (5 2 pixels) of somebody else of the split in the view, and with the expression, of the one person in sample `i`."""
+def with_another(split: str, i: int) -> Scene:
+    """The scene of the one person in sample `i` with somebody else of the split in it: the same view and expression."""
     scene = sample(split, i).scene
     subject = scene.subjects[0]
     assert isinstance(subject, PersonIn)
     other = split_person(split, int(np.random.default_rng([int(WORLD_VERSION), _SPLIT_KEYS[split], i, 1]).integers(SPLITS[split][1])))
-    return faces_of(replace(scene, subjects=(replace(subject, person=other),)))[0][0]
+    return replace(scene, subjects=(replace(subject, person=other),))
+
+
+def lent_kps(split: str, i: int) -> np.ndarray:
+    """Key points (5 2 pixels) of somebody else of the split in the view, and with the expression, of the one person in sample `i`."""
+    return faces_of(with_another(split, i))[0][0]
 
 
 def neutral_scene(person: Person, *, style: str = "photo") -> Scene:
@@ -206,7 +211,12 @@ def average_person() -> Person:
     return Person(first, last)
 
 
+def average_scene(view: View) -> Scene:
+    """The average face in a view, calm."""
+    return Scene((PersonIn(average_person(), Look(), view),))
+
+
 def average_kps(view: View) -> tuple[np.ndarray, float]:
     """Key points (5 2 pixels at 128) and face width of the average face in a view."""
-    kps, boxes = faces_of(Scene((PersonIn(average_person(), Look(), view),)))
+    kps, boxes = faces_of(average_scene(view))
     return kps[0].astype(np.float64), float(boxes[0][2] - boxes[0][0])

@@ -185,7 +185,7 @@ def as_tensor(rows: np.ndarray) -> Tensor:
 
 
 def drawings_of(table: Table, rows: np.ndarray, kps: Callable[[int], np.ndarray], folder: Path, name: str) -> np.ndarray:
-    """Drawings of each row's key points (5 2), n h w 3 uint8; other rows are black."""
+    """Drawings of each row's key points (5 2, or 68 2), n h w 3 uint8; other rows are black."""
 
     def make() -> np.ndarray:
         out = np.zeros((len(table), 128, 128, 3), np.uint8)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from selfsame.data.tables import Table, open_table
 from selfsame.diffusion.schedule import lognormal_timesteps, noised
 from selfsame.images.files import InputError
-from selfsame.mannequins.world import lent_kps
+from selfsame.mannequins.render import landmarks_of
+from selfsame.mannequins.world import lent_kps, sample, with_another
 from selfsame.methods.instantid.method import InstantID, ResamplerSize
 from selfsame.methods.instantid.objective import InstantIDTrainer, instantid_loss
 from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, drop, face_weights, lend_faces
@@ -60,6 +61,7 @@ class Variant:
     use_net: bool = True
     reads: Literal["face", "clip"] = "face"  # what the Resampler is given: the face encoder's embedding, or CLIP's image features of the same crop
     net_reads: Literal["face", "text"] = "face"  # what IdentityNet's cross-attention sees
+    points: Literal["five", "dense"] = "five"  # what IdentityNet is shown: key points, or 68 that tell expression and shape of the face as well
     people: int = 0  # learn from only so many seeded people, beside the celebrities; 0: all of the data's
 
     def __post_init__(self) -> None:
@@ -82,6 +84,7 @@ ABLATIONS: dict[str, Variant] = {
     "IdentityNet reads the text": replace(WHOLE, net_reads="text"),
     "with the forming face's loss": replace(WHOLE, likeness=LIKENESS),
     "own key points only": replace(WHOLE, how=replace(HOW, lend_pose=0.0)),
+    "68 points": replace(WHOLE, points="dense"),
     **{f"{n} people": replace(WHOLE, people=n) for n in (500, 2000, 8000, 20000)},
 }
 
@@ -166,12 +169,13 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
     cache = options.runs / "cache"
     abar = alphas_cumprod()
     empty = encode_prompts(tokenizer, text_encoder, [""]).encoder_hidden_states[0]
+    dense = "-dense" if variant.points == "dense" else ""
 
     class Side:
         """One split with everything that stays the same computed once."""
 
         def __init__(self, split: str, sizes: Sequence[int] = (1,), lends: bool = False) -> None:
-            self.table = open_table(options.data, split)
+            self.split, self.table = split, open_table(options.data, split)
             rows = face_rows(self.table)
 
             def resident(array: np.ndarray) -> Resident:
@@ -182,10 +186,19 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
             self.encoded = faces_of(encoder, self.table, rows, cache, split)  # what the loss on the forming face compares with
             self.faces = resident(self.encoded if tower is None else clip_faces_of(tower, self.table, rows, cache, split))
             self.shares = resident(face_shares_of(self.table, cache, split))
-            self.drawings = resident(drawings_of(self.table, rows, self.table.kps.__getitem__, cache, split))
+            self.drawings = resident(drawings_of(self.table, rows, self.points, cache, f"{split}{dense}"))
             if lends:
-                self.lent = resident(drawings_of(self.table, rows, lambda i: lent_kps(split, self.table.records[i]["index"]), cache, f"{split}-lent"))
+                self.lent = resident(drawings_of(self.table, rows, self.lent_points, cache, f"{split}{dense}-lent"))
             self.photos = PhotosOf(self.table.people, rows if split != "train" else first_people(self.table.people, rows, variant.people))
+
+        def points(self, i: int) -> np.ndarray:
+            """Of the face in a row."""
+            return landmarks_of(sample(self.split, self.table.records[i]["index"]).scene)[0] if dense else self.table.kps[i]
+
+        def lent_points(self, i: int) -> np.ndarray:
+            """Of somebody else's instead."""
+            index = self.table.records[i]["index"]
+            return landmarks_of(with_another(self.split, index))[0] if dense else lent_kps(self.split, index)
 
         def batch(self, at: np.ndarray, rng: np.random.Generator, how: InstantIDSamples, shrink: int = 1) -> Batch:
             clean = self.latents[shrink][at]
@@ -204,7 +217,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
             }
             if options.rehearse:
                 strange = set(lent.tolist())
-                points = np.stack([lent_kps("train", self.table.records[i]["index"]) if k in strange else self.table.kps[i] for k, i in enumerate(at)])
+                points = np.stack([lent_kps(self.split, self.table.records[i]["index"]) if k in strange else self.table.kps[i] for k, i in enumerate(at)])
                 made |= {"own": as_tensor(self.encoded[at]), "kps": as_tensor(points), "start": torch.randn(clean.shape, generator=g, device=g.device)}
             return drop(made, empty.to(clean), how, g)
 
@@ -256,7 +269,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
         assert isinstance(model, InstantIDTrainer)
         studio = Studio(str(model.unet.device)).with_parts(unet=model.unet, instantid=model.method)
         request = Request(num_steps=12)
-        faces = [Shown(as_tensor(held.faces.array[i])[None, None], held.table.kps[j].astype(np.float64), strengths=variant.strengths) for i, j in shown]
+        faces = [Shown(as_tensor(held.faces.array[i])[None, None], held.points(j).astype(np.float64), strengths=variant.strengths) for i, j in shown]
         rows = [Row(prompt, faces=(face,)) for prompt, face in zip(PROMPTS, faces, strict=False)]
         painted, _ = studio.paint(rows, request, list(range(len(rows))))
         save_grid(run, step, [[held.table.images[i] for i, _ in shown], painted])

@@ -13,7 +13,7 @@ from selfsame.methods.instantid.method import InstantID
 from selfsame.studio.request import Strengths
 from selfsame.values.conditioning import Conditioning, FaceCondition, SpatialCondition
 
-DrawKps = Callable[[int, int, np.ndarray], np.ndarray]  # height, width, key points 5 2 -> h w 3 uint8
+DrawKps = Callable[[int, int, np.ndarray], np.ndarray]  # height, width, key points 5 2, or as many as the method draws -> h w 3 uint8
 Act = tuple[tuple[int, ...], tuple[int, ...]]  # the faces that act in a step: in the Image Adapter, in IdentityNet
 
 
@@ -22,7 +22,7 @@ class Shown:
     """A face in a picture to be."""
 
     embedding: Tensor  # 1 k 512
-    kps: np.ndarray  # 5 2 pixels
+    kps: np.ndarray  # 5 2 pixels; 68 2 for an IdentityNet that learned from dense points
     region: np.ndarray | None = None  # h w in [0, 1], the picture's size: where the face may act; None: everywhere
     strengths: Strengths = field(default_factory=Strengths)
 

@@ -26,7 +26,7 @@ from selfsame.recipes.common import Options
 from selfsame.recipes.instantid import ABLATIONS, READ, WHOLE, Variant, instantid, people_in
 from selfsame.recipes.measure.judging import Judges, Seen, columns_of, measured_with, notes_on_weights, oracle_pictures, rows_by_style, worst_of
 from selfsame.recipes.measure.person_lora import CALLED, with_lora
-from selfsame.recipes.measure.protocols import IDENTITY, Task, asked, canonical_kps, checked_protocol, extent, reference_photo, tasks_of
+from selfsame.recipes.measure.protocols import IDENTITY, Task, asked, canonical_kps, canonical_landmarks, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.recipes.measure.swap import face_swapped
 from selfsame.recipes.measure.trainings import Trainings, chosen
 from selfsame.recipes.naming import SOMEBODY
@@ -78,6 +78,7 @@ def paint_row(
     strengths = Strengths(adapter_scale=scales[0], controlnet_scale=scales[1]) if rival is None else rival.variant.strengths
     painting = studio if rival is None else rival.studio(studio)
     tower = load_image_encoder() if rival is not None and rival.variant.reads == "clip" else None
+    dense = rival is not None and rival.variant.points == "dense"
     images: list[np.ndarray] = []
     embeddings: dict[int, torch.Tensor] = {}
     for start in range(0, len(tasks), BATCH):
@@ -91,7 +92,8 @@ def paint_row(
                     crops = to_crops([p.image for p in photos], [_seen_kps(studio, p) for p in photos], ENCODER_CROP)
                     seen = embed(studio.encoder, crops) if tower is None else clip_features(tower, crops)
                     embeddings[t.person] = seen.mean(0, keepdim=True)[None]
-                faces = (Shown(embeddings[t.person], canonical_kps(t.view)[0], strengths=strengths),)
+                points = canonical_landmarks(t.view) if dense else canonical_kps(t.view)[0]
+                faces = (Shown(embeddings[t.person], points, strengths=strengths),)
             rows.append(PaintRow(t.prompt, faces=faces))
         images += painting.paint(rows, request, [t.seed for t in chunk])[0]
         tick(len(chunk))

@@ -14,9 +14,9 @@ import numpy as np
 from selfsame.mannequins.attributes import CLOTHES, COLOUR_NAMES, EXPRESSIONS, SCENES, STYLES, Look
 from selfsame.mannequins.captions import caption_person
 from selfsame.mannequins.people import SPLITS, split_person
-from selfsame.mannequins.render import PersonIn, Picture, Scene, draw
+from selfsame.mannequins.render import PersonIn, Picture, Scene, draw, landmarks_of
 from selfsame.mannequins.scenes import draw_light
-from selfsame.mannequins.world import CANONICAL_VIEWS, WORLD_VERSION, average_kps, draw_look, draw_view
+from selfsame.mannequins.world import CANONICAL_VIEWS, WORLD_VERSION, average_kps, average_scene, draw_look, draw_view
 from selfsame.perception.embedders import JUDGE_CROP
 
 IDENTITY, WORDS = "identity-3", "words-2"
@@ -36,6 +36,11 @@ class Task:
 def canonical_kps(view: int) -> tuple[np.ndarray, float]:
     """Key points (5 2 pixels at 128) and face width of the average face in a canonical view."""
     return average_kps(CANONICAL_VIEWS[view])
+
+
+def canonical_landmarks(view: int) -> np.ndarray:
+    """The 68 points there of the same calm face."""
+    return landmarks_of(average_scene(CANONICAL_VIEWS[view]))[0].astype(np.float64)
 
 
 def protocol(name: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from selfsame.studio.request import Request, Strengths
 from selfsame.studio.studio import ENCODER_NAME, load
 from selfsame.values.identity import Identity, mixed
 
-PEOPLE, VIEWS, MIX = "people-1", "views-1", "mix-1"
+PEOPLE, VIEWS, MIX = "people-1", "views-1", "mix-2"
 GROUP_SCALE = 0.56  # of heads in a group's canonical picture: as large as the world draws them
 Tick = Callable[[float, str], None]
 
@@ -272,18 +272,24 @@ def views(out: Path, *, people: int = 0, only: Sequence[str] = (), device: str =
 # ---------------------------------------------------------------------------------------------- mixes
 
 
-def pairs_of(p: Mapping[str, Any], count: int) -> list[tuple[int, int, str, int]]:
-    """Two people, a prompt and a seed each."""
+def pairs_of(p: Mapping[str, Any], count: int) -> list[tuple[int, int, str, tuple[int, ...]]]:
+    """Two people, a prompt and the seeds of each."""
     made = []
     for i in range(count):
         rng = np.random.default_rng([p["seed"], i])
         a, b = (int(v) for v in rng.choice(p["gallery_people"], 2, replace=False))
-        made.append((a, b, f"a photo of a person {SCENE_PHRASES[SCENES[int(rng.integers(len(SCENES)))]][0]}", int(rng.integers(2**31))))
+        prompt = f"a photo of a person {SCENE_PHRASES[SCENES[int(rng.integers(len(SCENES)))]][0]}"
+        made.append((a, b, prompt, tuple(int(v) for v in rng.integers(2**31, size=p["seeds"]))))
     return made
 
 
 def mix_digest(p: Mapping[str, Any]) -> str:
     return _hashed([pairs_of(p, p["people"]), p["shares"]])
+
+
+def turns(towards: np.ndarray) -> bool:
+    """Whether likeness to the first end only falls and to the second only rises; 2 steps cosines."""
+    return is_monotonic(towards[0].tolist(), rising=False) and is_monotonic(towards[1].tolist(), rising=True)
 
 
 def mixes(out: Path, *, pairs: int = 0, only: Sequence[str] = (), device: str = "cpu", on_progress: Tick = lambda share, note: None) -> Report:
@@ -296,27 +302,36 @@ def mixes(out: Path, *, pairs: int = 0, only: Sequence[str] = (), device: str = 
     count, names = asked(p, pairs, only, ("linear", "spherical"))
     bench = Bench(p, device)
     kps = average_kps(CANONICAL_VIEWS[0])[0]
-    rows, strips = [], []
+    rows, strips, curves = [], [], []
     seen: list[Seen] = []
     for how in names:
-        turns, spans, missing, pictures, began = [], [], [], [], time.monotonic()
-        for a, b, prompt, seed in pairs_of(p, count):
+        on_average, single, missing, pictures, all_towards, began = [], [], [], [], [], time.monotonic()
+        for a, b, prompt, seeds in pairs_of(p, count):
             ends = [bench.identity(a), bench.identity(b)]
             between = [mixed(ends, [1 - s, s], how) for s in p["shares"]]
-            faces = [(Shown(torch.from_numpy(who.embeddings)[None], kps),) for who in between]
-            images = bench.studio.paint([PaintRow(prompt, faces=f) for f in faces], bench.request, [seed] * len(faces))[0]
-            vectors = [bench.vector(image)[0] for image in images]
-            missing.append(float(any(v is None for v in vectors)))
-            towards = [[0.0 if v is None else float(bench.gallery[who] @ v) for v in vectors] for who in (a, b)]
-            turns.append(float(not missing[-1] and is_monotonic(towards[0], rising=False) and is_monotonic(towards[1], rising=True)))
-            spans += [towards[0][0] - towards[0][-1], towards[1][-1] - towards[1][0]]
-            pictures.append(images)
-            strip = np.concatenate(images, 1)
-            seen.append(Seen(turns[-1] + spans[-1] + spans[-2], f"{how}: cosine to the ends {spans[-2]:+.2f} and {spans[-1]:+.2f}", strip, (a, b)))
+            row = [PaintRow(prompt, faces=(Shown(torch.from_numpy(who.embeddings)[None], kps),)) for who in between]
+            strip = [bench.studio.paint(row, bench.request, [seed] * len(row))[0] for seed in seeds]
+            vectors = [[bench.vector(image)[0] for image in images] for images in strip]
+            towards = np.array([[[0.0 if v is None else float(bench.gallery[who] @ v) for v in line] for who in (a, b)] for line in vectors])  # seeds 2 steps
+            faceless = [any(v is None for v in line) for line in vectors]
+            missing.append(mean(faceless))
+            single += [float(turns(line) and not gone) for line, gone in zip(towards, faceless, strict=True)]
+            middle = towards.mean(0)
+            on_average.append(float(turns(middle)))
+            all_towards.append(middle)
+            pictures.append(strip[0])
+            spans = middle[0, 0] - middle[0, -1], middle[1, -1] - middle[1, 0]
+            said = f"{how}: cosine to the ends {spans[0]:+.2f} and {spans[1]:+.2f}"
+            seen.append(Seen(on_average[-1] + sum(spans), said, np.concatenate(strip[0], 1), (a, b)))
             on_progress(1 / count / len(names), how)
-        low, high = bootstrap_interval(turns, num_draws=p["bootstrap"])
-        columns: dict[str, float | str] = {"monotonic to both ends": mean(turns), "95 %": span(low, high), "cosine from end to end": mean(spans)}
-        rows.append(Row(how, columns | {"a step without a face": mean(missing), "s": (time.monotonic() - began) / count}))
+        low, high = bootstrap_interval(on_average, num_draws=p["bootstrap"])
+        curve = np.mean(all_towards, 0)
+        columns: dict[str, float | str] = {"monotonic to both ends": mean(on_average), "95 %": span(low, high), "single strips": mean(single)}
+        columns["cosine from end to end"] = float(np.mean([curve[0, 0] - curve[0, -1], curve[1, -1] - curve[1, 0]]))
+        rows.append(Row(how, columns | {"strips with a step without a face": mean(missing), "s": (time.monotonic() - began) / count}))
         strips += [(how, images) for images in pictures[:3]]
-    notes = [*_extent(p, count, f"pairs, {len(p['shares'])} steps each"), "a pair with a step that shows no face is not monotonic"]
+        steps = ", ".join(f"{s:g}: {x:.3f} and {y:.3f}" for s, x, y in zip(p["shares"], *curve, strict=True))
+        curves.append(f"{how}, mean cosine to the first and to the second at each share: {steps}")
+    notes = [*_extent(p, count, f"pairs, {len(p['shares'])} steps of {p['seeds']} seeds each"), *curves]
+    notes.append("monotonic: the mean cosine over the seeds never turns back; a step without a face counts as 0, and its single strip as not monotonic")
     return bench.report("From one person to another", rows, notes, strips, seen, out)
