@@ -79,7 +79,7 @@ def test_a_recipe_runs_and_measures(name: str, options: Options):
     assert trained.figures
     assert all(np.isfinite(v) for v in trained.figures.values())
     assert (trained.folder / "log.csv").read_text().count("\n") >= 3
-    if name in ("depth", "vae", "decoder", "base", "words", "instantid", "mimicbrush"):
+    if name in ("depth", "vae", "decoder", "base", "words", "instantid", "turbo", "mimicbrush"):
         (picture,) = (trained.folder / "samples").iterdir()
         assert read_image(picture).shape[1] % 128 == 0
 

@@ -26,7 +26,7 @@ class Train:
     """
 
     name: Positional[str]
-    """encoder, judge, face_vit, detector, parser, depth, vae, decoder, clip, reader, base, words, instantid or mimicbrush; each needs those before it.
+    """encoder, judge, face_vit, detector, parser, depth, vae, decoder, clip, reader, base, words, instantid, turbo or mimicbrush; each needs those before it.
     `all` trains and installs every one in turn, --minutes shared out among them."""
     data: Path = Path("data/world2")
     """Folder with the packed dataset (selfsame render --dataset ... --pack)."""

@@ -183,7 +183,4 @@ def base(options: Options) -> Trained:
         return figures | {"wrong_words_cost": float(np.mean([float(b - a) for a, b in zip(knows, untold, strict=True)]))}
 
     denoiser = Denoiser(options.start(new_unet, load_unet))
-    if options.rehearse:  # only how words are read: when all of it learned from faces alone, a mug became one (docs/training.md)
-        for part, p in denoiser.named_parameters():
-            p.requires_grad_(part.endswith(("attn2.to_k.weight", "attn2.to_v.weight")))
     return finish(run, denoiser, objective, batch_at, options, look)

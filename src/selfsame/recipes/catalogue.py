@@ -20,8 +20,9 @@ SHARES = {
     "reader": 0.04,
     "base": 0.26,
     "words": 0.03,
-    "instantid": 0.14,
-    "mimicbrush": 0.11,
+    "instantid": 0.13,
+    "turbo": 0.02,
+    "mimicbrush": 0.10,
 }
 
 
@@ -55,6 +56,7 @@ def recipes() -> dict[str, Callable[[Options], Trained]]:
     from selfsame.recipes.mimicbrush import mimicbrush
     from selfsame.recipes.naming import naming
     from selfsame.recipes.parts import depth, face_vit, parser
+    from selfsame.recipes.turbo import turbo
     from selfsame.recipes.vae import decoder, vae
     from selfsame.recipes.words import clip, reader
 
@@ -72,5 +74,6 @@ def recipes() -> dict[str, Callable[[Options], Trained]]:
         "base": base,
         "words": naming,
         "instantid": instantid,
+        "turbo": turbo,
         "mimicbrush": mimicbrush,
     }

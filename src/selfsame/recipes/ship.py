@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from peft import get_peft_model_state_dict
 from torch import nn
 
 from selfsame.images.files import read_json
@@ -115,6 +116,9 @@ def _write(name: str, trained: Trained, folder: Path, known: Mapping[str, Mappin
         module.method.save_pretrained(folder / "instantid", half=True)  # type: ignore[union-attr, operator]
         _without_paths(folder / "instantid/ControlNetModel/config.json")
         note("instantid", about, folder)
+    elif name == "turbo":
+        values = get_peft_model_state_dict(module.unet)  # type: ignore[arg-type]
+        ship({f"unet.{k}": v for k, v in values.items()}, "turbo.safetensors", about, folder)
     elif name == "mimicbrush":
         module.method.save_pretrained(folder / "mimicbrush", half=True)  # type: ignore[union-attr, operator]
         _without_paths(folder / "mimicbrush/unet/config.json")

@@ -51,7 +51,7 @@ class Pace:
         return index % every == 0 or index in (0, num_steps - 1)
 
 
-PACES = {"exact": Pace(), "fast": Pace(net_every=3, deep_every=3, guidance_end=0.8)}
+PACES = {"exact": Pace(), "fast": Pace(net_every=3, deep_every=3, guidance_end=0.8), "turbo": Pace()}
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Painter:
     device: torch.device
     dtype: torch.dtype
     channels: int  # of the latents
-    unet: Callable[[], Any]  # loaded when the prompts have been read
+    unet: Callable[[str], Any]  # of a speed; loaded when the prompts have been read
     instantid: Callable[[], InstantID]  # loaded when a row has a face
     tell: Callable[[Sequence[str], Sequence[str], Request], tuple[Told, Told]]  # prompts and negative prompts, of equal length in tokens
     scheduler: Callable[[str], Any]
@@ -228,7 +228,7 @@ class Painter:
         told, against = self.tell([row.prompt for row in rows], [row.negative_prompt for row in rows], r)
         generators = generators_of(seeds)
         noise = noise_of(generators, (self.channels, r.height // 8, r.width // 8)).to(self.device, self.dtype)
-        unet = self.unet()
+        unet = self.unet(r.speed)
         method = self.instantid() if any(row.faces for row in rows) else None
         crowd = None if method is None else Crowd.of([row.faces for row in rows], r.size, method, self.draw_kps, self.dtype)
         scheduler, timesteps, first = self.scheduler(r.solver), None, noise

@@ -43,6 +43,7 @@ NO_INSTANTID = {  # by whether the base is SDXL
     True: "InstantID is not there: selfsame models fetch instantid, or give --instantid its folder",
     False: "no InstantID for Stable Diffusion 1.5 was ever released: give --instantid the folder of one that you trained",
 }
+NO_FEW_STEPS = {xl: f"add --lora {name} (selfsame models fetch {name})" for xl, name in ((True, "lcm-lora-sdxl"), (False, "lcm-lora-sd15"))}
 NEEDED = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
 
 
@@ -308,7 +309,7 @@ class RealStudio(Family):
     def painter(self, words: Sequence[LearnedWords] = ()) -> Painter:
         """The networks and rules that paint; `words` may stand in prompts."""
         channels = int(read_json(self.folders.base / "vae" / "config.json")["latent_channels"])
-        unet, instantid = (lambda: self.unet), (lambda: self.instantid)
+        unet, instantid = (lambda speed: self.unet), (lambda: self.instantid)
         tell = partial(self.tell, words=words)
         return Painter(self.device, self.dtype, channels, unet, instantid, tell, self.scheduler, draw_kps, self.decode)
 
@@ -357,5 +358,7 @@ class RealStudio(Family):
         if people and people[0].identity.num_photos and not request.height and not request.width:
             pose = people[0].pose or Pose.of(people[0].identity)
             request = replace(request, height=pose.height, width=pose.width)
+        if request.speed == "turbo" and not self.loras:
+            raise InputError(f"speed turbo paints with a LoRA distilled to few steps: {NO_FEW_STEPS[self.is_xl]}")
         self.planned(request)  # before anything is loaded
         return request.sized(self.limits)

@@ -14,7 +14,7 @@ from selfsame.diffusion.windows import in_window
 from selfsame.images.files import InputError
 from selfsame.mannequins.captions import STYLE_PHRASES
 
-SPEEDS = ("exact", "fast")
+SPEEDS = ("exact", "fast", "turbo")
 SOLVERS = ("dpmpp-2m", "dpmpp-2m-karras", "euler", "ddim", "unipc", "heun", "lcm")
 LCM_STEPS = 50  # its distillation's own schedule
 FEW_STEPS = 8  # of lcm, when nobody says how many; such weights need no guidance
@@ -69,6 +69,14 @@ def _guidance(scale: float) -> None:
 
 
 @dataclass(frozen=True)
+class FewSteps:
+    """How weights paint that were distilled to few unguided steps."""
+
+    solver: str
+    num_steps: int
+
+
+@dataclass(frozen=True)
 class Limits:
     """What sizes a base paints, and how long and how strongly guided when nobody says."""
 
@@ -77,14 +85,17 @@ class Limits:
     longest: int
     num_steps: int = 30  # InstantID's official demo's
     guidance_scale: float = 5.0  # likewise
+    turbo: FewSteps = FewSteps("lcm", FEW_STEPS)  # LCM-LoRA's
 
-    def settled(self, num_steps: int, guidance_scale: float, solver: str) -> dict[str, Any]:
-        """Steps and guidance in numbers; few steps and no guidance for weights distilled to that."""
+    def settled(self, num_steps: int, guidance_scale: float, solver: str, speed: str = "exact") -> dict[str, Any]:
+        """Steps, guidance and solver in full; few steps and no guidance for weights distilled to that."""
         steps, scale = (FEW_STEPS, 1.0) if solver == "lcm" else (self.num_steps, self.guidance_scale)
-        return {"num_steps": num_steps or steps, "guidance_scale": scale if guidance_scale == OWN else guidance_scale}
+        if speed == "turbo":
+            steps, scale, solver = self.turbo.num_steps, 1.0, self.turbo.solver
+        return {"num_steps": num_steps or steps, "guidance_scale": scale if guidance_scale == OWN else guidance_scale, "solver": solver}
 
 
-MANNEQUIN = Limits(128, 32, 512, 16, 3.0)  # 8 pixels a latent, two halvings in the U-Net
+MANNEQUIN = Limits(128, 32, 512, 16, 3.0, FewSteps("ddim", 4))  # 8 pixels a latent, two halvings in the U-Net
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +161,10 @@ class Request:
     num_images: int = 1
     """How many pictures."""
     num_steps: int = 0
-    """Denoising steps; 0: the model's own (the miniature 16, photographs 30, with solver lcm 8)."""
+    """Denoising steps; 0: the model's own (the miniature 16, photographs 30; with speed turbo 4 and 8, with solver lcm 8)."""
     guidance_scale: float = OWN
-    """How strongly the prompt and the face are followed; 0 to 1: no guidance; -1: the model's own (the miniature 3, photographs 5, with solver lcm none)."""
+    """How strongly the prompt and the face are followed; 0 to 1: no guidance; -1: the model's own (the miniature 3, photographs 5; none with speed turbo or
+    solver lcm)."""
     guidance_start: float = 0.0
     """Share of the run at which guidance starts."""
     guidance_end: float = 1.0
@@ -164,7 +176,8 @@ class Request:
     start_strength: float = 0.6
     """With a start picture: the share of the steps that are run; 0 leaves it almost as it is, 1 paints it anew."""
     speed: str = "exact"
-    """exact: nothing is left out; fast: IdentityNet and deep features are reused between steps, and the last steps are not guided."""
+    """exact: nothing is left out; fast: IdentityNet and deep features are reused between steps, and the last steps are not guided; turbo: a few unguided
+    steps by weights distilled to them, whose own solver takes the place of any other (photographs: with --lora lcm-lora-sdxl or lcm-lora-sd15)."""
 
     def __post_init__(self) -> None:
         self.check()
@@ -207,7 +220,7 @@ class Request:
             if side % limits.stride or not limits.stride <= side <= limits.longest:
                 near = min(max(limits.stride, round(side / limits.stride) * limits.stride), limits.longest)
                 raise InputError(f"{name} {side}: give a multiple of {limits.stride} from {limits.stride} to {limits.longest}, such as {near}")
-        return replace(self, height=height, width=width, **limits.settled(self.num_steps, self.guidance_scale, self.solver))
+        return replace(self, height=height, width=width, **limits.settled(self.num_steps, self.guidance_scale, self.solver, self.speed))
 
     @property
     def full_prompt(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -151,6 +152,15 @@ class Studio(Family):
         return _on(mannequin.load_unet(), self.device)
 
     @cached_property
+    def turbo_unet(self) -> Any:
+        """The base with the LoRA by which it paints in few steps."""
+        from selfsame.models.loras import Lora, fuse_unet
+
+        unet = copy.deepcopy(self.unet)
+        fuse_unet([Lora(mannequin.checked("turbo.safetensors"))], unet, is_xl=False)
+        return unet
+
+    @cached_property
     def text(self) -> tuple[Any, Any]:
         tokenizer, encoder = mannequin.load_text()
         return tokenizer, _on(encoder, self.device)
@@ -288,8 +298,11 @@ class Studio(Family):
             said, not_said = (self.text_states(p, vectors) for p in (prompts, against))
             return Told(said[0], notes=said[1]), Told(not_said[0], notes=not_said[1])
 
+        def unet(speed: str) -> Any:
+            return self.turbo_unet if speed == "turbo" else self.unet
+
         channels = int(self.unet.config.in_channels)
-        return Painter(self.device, torch.float32, channels, lambda: self.unet, lambda: self.instantid, tell, self.scheduler, draw_kps_small, self.decode)
+        return Painter(self.device, torch.float32, channels, unet, lambda: self.instantid, tell, self.scheduler, draw_kps_small, self.decode)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels 1 3 h w in [-1, 1] to latents."""

@@ -38,7 +38,7 @@ from selfsame.studio.studio import Studio, load
 ROW_NAMES = ("base without a face", "Image Adapter alone", "IdentityNet alone", "both", "both, 4 photos", "oracle")
 # Asked for by name (--rows): what more photos bring, what speed costs, a baseline that pastes, and one that learns each person.
 LORA = "LoRA of the person"
-EXTRA = ("both, 2 photos", "both, 8 photos", "both, fast", "face swap", LORA)
+EXTRA = ("both, 2 photos", "both, 8 photos", "both, fast", "both, turbo", "face swap", LORA)
 UNPOSED = ("base without a face", "Image Adapter alone", "face swap", LORA)  # rows whose model sees no key points
 BATCH = 4
 ABLATED = 25  # people, unless more are asked for
@@ -73,6 +73,8 @@ def paint_row(
         return _by_lora(studio, tasks, split, request, tick)
     if name == "both, fast":
         request = replace(request, speed="fast")
+    if name == "both, turbo":  # steps and guidance are its own
+        request = Request(speed="turbo")
     photos_of = re.search(r"(\d+) photos", name)
     scales = {"Image Adapter alone": (1.0, 0.0), "IdentityNet alone": (0.0, 1.0)}.get(name, (1.0, 1.0))
     strengths = Strengths(adapter_scale=scales[0], controlnet_scale=scales[1]) if rival is None else rival.variant.strengths
