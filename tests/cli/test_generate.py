@@ -180,7 +180,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.
 def test_training_and_datasets_refuse_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "did you mean 'encoder'" in fails(capsys, "train", "encodr")
     assert "holds no dataset" in fails(capsys, "train", "vae", "--data", str(tmp_path), "--smoke")
-    assert "--rehearse belongs to base, words, instantid" in fails(capsys, "train", "judge", "--rehearse")
+    assert "--rehearse belongs to instantid of the miniature, not to judge" in fails(capsys, "train", "judge", "--rehearse")
     assert "choose cpu, cuda" in fails(capsys, "render", "--dataset", str(tmp_path / "d"), "--device", "tpu9")
     assert list(tmp_path.iterdir()) == []
 

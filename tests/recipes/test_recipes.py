@@ -25,7 +25,7 @@ from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes import naming
 from selfsame.recipes.caches import cached_folder
-from selfsame.recipes.catalogue import GATES, REHEARSING, SHARES, below_gate, recipes
+from selfsame.recipes.catalogue import GATES, SHARES, below_gate, recipes
 from selfsame.recipes.common import Options, generator_at, spread
 from selfsame.recipes.faces import moved
 from selfsame.recipes.instantid import ABLATIONS, SIZE, first_people, instantid, land
@@ -204,16 +204,13 @@ def test_a_warm_run_starts_from_the_installed_weights(name: str, options: Option
                 assert torch.allclose(value, theirs[key], atol=2e-3), (path.name, key)
 
 
-@pytest.mark.parametrize("name", REHEARSING)
-def test_a_rehearsal_begins_with_the_installed_weights_in_a_folder_of_its_own(name: str, options: Options):
+def test_a_rehearsal_begins_with_the_installed_weights_in_a_folder_of_its_own(options: Options):
     """Its loss is that of noised photos and of what was painted, and the log tells both."""
-    trained = recipes()[name](replace(options, warm=True, rehearse=True, batch_size=4))
-    assert trained.folder.name == f"{name}-rehearsed-smoke"
+    trained = instantid(replace(options, warm=True, rehearse=True, batch_size=4))
+    assert trained.folder.name == "instantid-rehearsed-smoke"
     head, first = (line.split(",") for line in (trained.folder / "log.csv").read_text().splitlines()[:2])
     row = dict(zip(head, first, strict=True))
     assert 0 < float(row["painted"]) < float(row["loss"])
-    if name == "base":
-        assert {n.rpartition("attn2.")[2] for n, p in trained.module.named_parameters() if p.requires_grad} == {"to_k.weight", "to_v.weight"}
 
 
 def test_a_resampler_lands_on_the_names_of_celebrities():

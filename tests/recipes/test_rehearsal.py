@@ -82,15 +82,6 @@ def test_nobody_costs_nothing_and_changes_nothing(rehearsing: Rehearsing):
     assert rehearsing.unlikeness(Net(), Net(), noise(), torch.zeros(2, 512), KPS).item() == 0
 
 
-def test_pictures_without_a_face_do_not_count(rehearsing: Rehearsing, monkeypatch: pytest.MonkeyPatch):
-    rehearsing.detector = nn.Identity()
-    monkeypatch.setattr("selfsame.recipes.rehearsal.detect", lambda net, image: [])
-    told = Net()
-    loss = rehearsing.unlikeness(told, Net(), noise(), torch.randn(2, 512))
-    assert loss.item() == 0
-    loss.backward()  # several processes wait for a gradient from everybody
-
-
 def test_between_two_embeddings_lengths_do_not_count():
     a, b = torch.randn(3, 8), torch.randn(3, 8)
     assert torch.allclose(between(a, b), between(5 * a, 0.1 * b), atol=1e-5)

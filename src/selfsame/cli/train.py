@@ -53,8 +53,8 @@ class Train:
     warm: bool = False
     """Start a new run from the installed weights. A stopped run goes on where it was, whatever this says."""
     rehearse: bool = False
-    """For base (by the celebrities' names), words and instantid, once they are trained: also paint at every step, from noise alone, and learn from how alike
-    the face is that the encoder sees in the forming picture. Begins with the installed weights, in runs/NAME-rehearsed."""
+    """For the miniature's instantid, once it is trained: also paint at every step, from noise alone, and learn from how alike the face is that the encoder
+    sees in the forming picture. Begins with the installed weights, in runs/instantid-rehearsed."""
     smoke: bool = False
     """Two steps, to see that everything is in place."""
     ship: bool = False
@@ -62,14 +62,14 @@ class Train:
 
     def run(self) -> int:
         from selfsame.images.files import InputError
-        from selfsame.recipes.catalogue import REHEARSING, SHARES
+        from selfsame.recipes.catalogue import SHARES
         from selfsame.studio.request import nearest
 
         nearest(self.name, (*SHARES, "all"), "recipe")
         if (self.base or self.start) and self.name != "instantid":
             raise InputError(f"--base and --start belong to instantid, not to {self.name}")
-        if self.rehearse and (self.name not in REHEARSING or self.base):
-            raise InputError(f"--rehearse belongs to {', '.join(REHEARSING)} of the miniature, not to {self.base or self.name}")
+        if self.rehearse and (self.name != "instantid" or self.base):
+            raise InputError(f"--rehearse belongs to instantid of the miniature, not to {self.base or self.name}")
         if self.fit and not self.minutes:
             raise InputError("--fit needs --minutes: how long the run may take")
         if self.start and not self.base:

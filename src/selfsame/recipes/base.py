@@ -5,31 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from selfsame.data.tables import Table, has_table, open_table
+from selfsame.data.tables import has_table, open_table
 from selfsame.diffusion.schedule import lognormal_timesteps, noised
 from selfsame.methods.instantid.samples import face_weights
 from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, new_unet
 from selfsame.models.text import encode_prompts
-from selfsame.perception.detector import FaceDetector
-from selfsame.perception.embedders import FaceEncoder
-from selfsame.recipes.caches import as_tensor, face_shares_of, faces_of, latents_of, text_of
+from selfsame.recipes.caches import face_shares_of, latents_of, text_of
 from selfsame.recipes.common import ON_GPU, Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
-from selfsame.recipes.faces import face_rows
-from selfsame.recipes.rehearsal import REHEARSED, Rehearsing, rehearsing_run
 from selfsame.recipes.resident import Resident
 from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Studio
 from selfsame.training.run import Batch, Loss, Run
-from selfsame.weights.mannequin import load_into, load_text, load_unet, load_vae
+from selfsame.weights.mannequin import load_text, load_unet, load_vae
 
 TEXT_DROP = 0.10
 FACE_WEIGHT = 5.0  # loss weight on faces and hair, mean 1 over each picture: eyes are few cells, and what people look at
@@ -69,24 +63,6 @@ class Rows:
         return len(self.latents)
 
 
-@dataclass(frozen=True)
-class Stars:
-    """People whom captions call by name."""
-
-    rows: np.ndarray  # of the table
-    embeddings: Tensor  # n d, of all rows of the table: the mean direction of the person's photos; zeros for others
-
-    @classmethod
-    def of(cls, table: Table, encoder: nn.Module, cache: Path) -> Stars:
-        rows = table.rows(lambda r: r["kind"] == "celebrity")
-        seen = F.normalize(as_tensor(faces_of(encoder, table, face_rows(table), cache, "train")[rows]), dim=1)
-        who = torch.from_numpy(np.unique(table.people[rows], return_inverse=True)[1])
-        means = torch.zeros(int(who.max()) + 1, seen.shape[1]).index_add_(0, who, seen)
-        embeddings = torch.zeros(len(table), seen.shape[1])
-        embeddings[rows] = F.normalize(means, dim=1)[who]
-        return cls(rows, embeddings)
-
-
 def base(options: Options) -> Trained:
     """UNet2DConditionModel 96/96/128 from cached latents and text states."""
     after = ("base/vae", "base/text_encoder", "base/tokenizer")
@@ -94,8 +70,6 @@ def base(options: Options) -> Trained:
         Run(folder=options.folder("base"), max_steps=62500, batch_size=32, learning_rate=8e-4, ema_decay=0.9995, weight_decay=0.01, look_every=1000, seed=41),
         after=after, batch_size=512, learning_rate=1.5e-3, max_steps=16000, **ON_GPU,
     )  # fmt: skip
-    if options.rehearse:
-        run = options.run(rehearsing_run(options.folder("base"), learning_rate=2e-4, seed=42), after=(*after, "encoder.safetensors"), graphs=False)
     vae, (tokenizer, text_encoder) = load_vae(), load_text()
     cache = options.runs / "cache"
 
@@ -124,19 +98,8 @@ def base(options: Options) -> Trained:
         weight = face_weights(rows.shares[at], (clean.shape[2], clean.shape[3]), FACE_WEIGHT)
         return {**made, "text": text, "weight": weight}
 
-    stars = rehearsing = None
-    if options.rehearse:
-        encoder = load_into(FaceEncoder(), "encoder.safetensors")
-        stars = Stars.of(open_table(options.data, "train"), encoder, cache)
-        rehearsing = Rehearsing(vae, encoder, load_into(FaceDetector(), "detector.safetensors"))
-
     def batch_at(step: int) -> Batch:
         rng = generator_at(run.seed, step)
-        if stars is not None:
-            batch = batch_of(whole, np.sort(whole.epoch[epoch_rows(len(whole.epoch), run.batch_size, run.seed, step)]), rng)
-            named = np.sort(stars.rows[epoch_rows(len(stars.rows), run.batch_size, run.seed + 1, step)])
-            start = torch.randn(batch["noisy"].shape, generator=torch_generator(rng))
-            return batch | {"called": whole.text[named], "looks_like": stars.embeddings[named], "start": start.to(batch["noisy"])}
         if step >= small_steps and wide and rng.random() < wide_share:  # groups on wider canvases, a whole batch of one size
             rows = wide[int(rng.integers(len(wide)))]
             return batch_of(rows, np.sort(rng.integers(len(rows), size=run.batch_size)), rng)
@@ -147,18 +110,7 @@ def base(options: Options) -> Trained:
         square = (model(batch["noisy"], batch["t"], batch["text"]).float() - batch["target"]).square().mean(1, keepdim=True)
         face = batch["weight"] > 1
         parts = {"plain": square.mean(), "face": (square * face).sum() / face.sum().clamp_min(1)}
-        weighted = (square * batch["weight"]).mean()
-        if rehearsing is None or "called" not in batch:  # held-out batches call nobody
-            return Loss(weighted, parts)
-
-        def told(noisy: Tensor, t: Tensor) -> Tensor:
-            return model(noisy, t, batch["called"])
-
-        def against(noisy: Tensor, t: Tensor) -> Tensor:
-            return model(noisy, t, empty.to(noisy).expand_as(batch["called"]))
-
-        painted = REHEARSED * rehearsing.unlikeness(told, against, batch["start"], batch["looks_like"])
-        return Loss(weighted + painted, parts | {"painted": painted})
+        return Loss((square * batch["weight"]).mean(), parts)
 
     def held_batches(shrink: int, noise: Mapping[str, float] = HELD_OUT_NOISE) -> list[Batch]:
         rows = rows_of("validation", shrink=shrink)

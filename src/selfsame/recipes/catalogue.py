@@ -25,9 +25,6 @@ SHARES = {
     "mimicbrush": 0.10,
 }
 
-
-REHEARSING = ("base", "words", "instantid")  # recipes that know `Options.rehearse`
-
 # Held-out figures that a recipe's result should reach before others learn from it or are measured by it.
 GATES: dict[str, dict[str, float]] = {
     "encoder": {"rank1_of_100": 0.98},

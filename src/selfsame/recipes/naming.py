@@ -26,7 +26,6 @@ from selfsame.methods.stableidentity.modules import LANDINGS, WordProjection
 from selfsame.methods.stableidentity.samples import framed
 from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, load_image_encoder
 from selfsame.models.text import tokenize, tower_hash
-from selfsame.perception.detector import FaceDetector
 from selfsame.perception.embedders import FaceEncoder
 from selfsame.perception.face_vit import FACE_VIT_CROP, FEATURE_DIM, FaceViT
 from selfsame.recipes.base import FACE_WEIGHT
@@ -35,7 +34,6 @@ from selfsame.recipes.common import ON_GPU, Options, Trained, beside, epoch_rows
 from selfsame.recipes.faces import face_rows
 from selfsame.recipes.instantid import LIKENESS
 from selfsame.recipes.likeness import shared_reader, unlikeness
-from selfsame.recipes.rehearsal import REHEARSED, Rehearsing, between, rehearsing_run
 from selfsame.recipes.resident import Resident
 from selfsame.studio.painting import Row
 from selfsame.studio.request import Request
@@ -146,8 +144,6 @@ def naming(options: Options, variant: Variant = Variant(), name: str = "words") 
         Run(folder=options.folder(name), max_steps=4000, batch_size=32, learning_rate=2e-3, ema_decay=0.995, warmup_steps=30, look_every=400, seed=91),
         after=("base", "face_vit.safetensors"), batch_size=256, **UNRECORDED,
     )  # fmt: skip
-    if options.rehearse:
-        run = options.run(rehearsing_run(options.folder(name), learning_rate=1e-3, seed=92), after=("base", "face_vit.safetensors"), **UNRECORDED)
     vae, (tokenizer, text_encoder), unet = load_vae(), load_text(), load_unet()
     encoder, vit = load_into(FaceEncoder(), "encoder.safetensors"), load_into(FaceViT(), "face_vit.safetensors")
     cache, abar = options.runs / "cache", alphas_cumprod()
@@ -175,7 +171,7 @@ def naming(options: Options, variant: Variant = Variant(), name: str = "words") 
         def batch(self, at: np.ndarray, rng: np.random.Generator) -> Batch:
             clean, g = self.latents[at], torch_generator(rng, self.latents.device)
             place, lent = self.place[at], self.photos.others(at, 1, rng)[:, 0]
-            made = {
+            return {
                 **noised(clean, lognormal_timesteps(len(at), abar, g, **NOISE), abar, SCHEDULE["prediction_type"], g),
                 "features": self.features[lent],
                 "ids": self.ids[place].to(clean.device),
@@ -183,16 +179,11 @@ def naming(options: Options, variant: Variant = Variant(), name: str = "words") 
                 "embedding": self.encoded[at],
                 "weight": face_weights(self.shares[at], (clean.shape[2], clean.shape[3]), FACE_WEIGHT),
             }
-            if options.rehearse:
-                made |= {"lent": self.encoded[lent], "start": torch.randn(clean.shape, generator=g, device=g.device)}
-            return made
 
     side, held = Side("train"), Side("validation")
     reader = None
     if variant.likeness:
         reader = shared_reader(cache, side.table, vae, encoder, side.latents.array, np.asarray(side.encoded.array), smoke=options.smoke)
-    rehearsing = Rehearsing(vae, encoder, load_into(FaceDetector(), "detector.safetensors")) if options.rehearse else None
-    empty = tokenize(tokenizer, [""]).ids.to(side.latents.device)
     fixed = [held.batch(held.photos.rows[i : i + 64], generator_at(run.seed, 10**9 + i)) for i in range(0, min(256, len(held.photos.rows)), 64)]
     shown = [held.photos.of[who][0] for who in list(held.photos.of)[: len(PROMPTS)]]
 
@@ -210,18 +201,7 @@ def naming(options: Options, variant: Variant = Variant(), name: str = "words") 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         out, weighted, face = errors(model, batch)
         unlike = out.new_zeros(()) if reader is None else variant.likeness * unlikeness(reader, out, batch, batch["embedding"], abar)
-        if rehearsing is None:
-            return Loss(weighted + unlike, {"face": face, "likeness": unlike})
-        nothing = text_encoder(empty).last_hidden_state
-
-        def told(noisy: Tensor, t: Tensor) -> Tensor:
-            return model(noisy, t, batch["features"], batch["ids"], batch["first"])
-
-        def against(noisy: Tensor, t: Tensor) -> Tensor:
-            return unet(noisy, t, encoder_hidden_states=nothing.expand(len(noisy), -1, -1)).sample
-
-        painted = REHEARSED * rehearsing.unlikeness(told, against, batch["start"], between(batch["embedding"], batch["lent"]))
-        return Loss(weighted + unlike + painted, {"face": face, "likeness": unlike, "painted": painted})
+        return Loss(weighted + unlike, {"face": face, "likeness": unlike})
 
     def pictures(words: Sequence[Tensor], studio: Studio) -> list[np.ndarray]:
         people = [LearnedWords((v.cpu().numpy(),), f"<p{i}>", tower_hash(text_encoder), {"base": "mannequin"}) for i, v in enumerate(words)]

@@ -21,9 +21,7 @@ from selfsame.diffusion.sampling import sample, set_steps
 from selfsame.diffusion.schedule import denoised_of
 from selfsame.images.align import similarity, template
 from selfsame.models.mannequin import SCHEDULE, alphas_cumprod
-from selfsame.perception.detector import detect
 from selfsame.perception.embedders import ENCODER_CROP, CropSpec
-from selfsame.recipes.common import to_images
 from selfsame.studio.painting import scheduler_of
 from selfsame.training.run import Run
 
@@ -70,20 +68,20 @@ def between(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Rehearsing:
-    """Rehearsals with one base's decoder, the encoder, and the detector for pictures that no key points were asked of."""
+    """Rehearsals with one base's decoder and the encoder."""
 
-    def __init__(self, vae: Any, encoder: nn.Module, detector: nn.Module | None = None, how: Rehearsal = Rehearsal()) -> None:
-        self.vae, self.encoder, self.detector, self.how = vae.requires_grad_(False), encoder.eval().requires_grad_(False), detector, how
+    def __init__(self, vae: Any, encoder: nn.Module, how: Rehearsal = Rehearsal()) -> None:
+        self.vae, self.encoder, self.how = vae.requires_grad_(False), encoder.eval().requires_grad_(False), how
         self.abar = alphas_cumprod()
 
-    def unlikeness(self, told: Networks, against: Networks, noise: Tensor, wanted: Tensor, kps: Sequence[np.ndarray] | None = None) -> Tensor:
+    def unlikeness(self, told: Networks, against: Networks, noise: Tensor, wanted: Tensor, kps: Sequence[np.ndarray]) -> Tensor:
         """1 - cosine between what the encoder reads in the estimates and the embeddings wanted, the mean over steps and pictures.
 
         Args:
             told, against: the networks with the condition, which learn, and without, which do not.
             noise: b c h w standard normal.
             wanted: b d embeddings of the right person; rows of zeros are nobody and do not count.
-            kps: 5 2 pixels of each picture, as they were asked for; None: wherever the detector sees a face, and pictures without one do not count.
+            kps: 5 2 pixels of each picture, as they were asked for.
         """
         how, losses = self.how, []
         for part in (self.vae, self.encoder):
@@ -115,19 +113,11 @@ class Rehearsing:
         readable = ((sigmas > self.how.sigma_low) & (sigmas < self.how.sigma_high)).nonzero().flatten()
         return set(readable[torch.randperm(len(readable))[: self.how.looks]].tolist())
 
-    def _read(self, denoised: Tensor, wanted: Tensor, somebody: Tensor, kps: Sequence[np.ndarray] | None) -> Tensor:
-        pixels = self.vae.decode(denoised / self.vae.config.scaling_factor).sample.float()
-        seen: list[np.ndarray | None] = list(kps) if kps is not None else self._found(pixels)
-        rows = [i for i, points in enumerate(seen) if points is not None and bool(somebody[i])]
+    def _read(self, denoised: Tensor, wanted: Tensor, somebody: Tensor, kps: Sequence[np.ndarray]) -> Tensor:
+        rows = somebody.nonzero().flatten().tolist()
         if not rows:
             return (0 * denoised).sum()
+        pixels = self.vae.decode(denoised[rows] / self.vae.config.scaling_factor).sample.float()
         with torch.autocast(denoised.device.type, enabled=False):
-            said = self.encoder(aligned(pixels[rows], [points for i in rows if (points := seen[i]) is not None]))
+            said = self.encoder(aligned(pixels, [kps[i] for i in rows]))
         return (1 - F.cosine_similarity(said, wanted[rows])).mean()
-
-    @torch.no_grad()
-    def _found(self, pixels: Tensor) -> list[np.ndarray | None]:
-        assert self.detector is not None, "without key points a detector is needed"
-        with torch.autocast(pixels.device.type, enabled=False):
-            found = [detect(self.detector, image) for image in to_images(pixels)]
-        return [f[0].kps if f else None for f in found]
