@@ -34,6 +34,8 @@ def main() -> None:
         "base": lambda: studio.generate(Request(prompt=prompt)),
         "Image Adapter": lambda: studio.generate(Request(prompt=prompt, controlnet_scale=0), ada),
         "both": lambda: studio.generate(Request(prompt=prompt), ada),
+        "both, fast": lambda: studio.generate(Request(prompt=prompt, speed="fast"), ada),
+        "both, turbo": lambda: studio.generate(Request(prompt=prompt, speed="turbo"), ada),
     }
     for run in cases.values():
         run()

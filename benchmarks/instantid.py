@@ -145,8 +145,8 @@ def main() -> None:
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     noise = torch.randn(4, side // 8, side // 8, generator=torch.Generator().manual_seed(0))[None].to(dtype)
     painter = Painter(
-        torch.device("cpu"), dtype, 4, lambda: unet, lambda: method, lambda *_: (told, against), lambda solver: DDIMScheduler.from_config(scheduler.config),
-        draw_kps, lambda latents: [latents],  # type: ignore[list-item, return-value]
+        torch.device("cpu"), dtype, 4, lambda speed: unet, lambda: method, lambda *_: (told, against),
+        lambda solver: DDIMScheduler.from_config(scheduler.config), draw_kps, lambda latents: [latents],  # type: ignore[list-item, return-value]
     )  # fmt: skip
     whole = Request(height=side, width=side, num_steps=args.steps, guidance_scale=5, adapter_scale=0.8, controlnet_scale=0.8, solver="ddim")
     cases = {

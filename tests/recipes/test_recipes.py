@@ -35,8 +35,9 @@ from selfsame.recipes.measure.protocols import IDENTITY, checked_protocol
 from selfsame.recipes.measure.words import TAUGHT
 from selfsame.recipes.mimicbrush import pairs_folder
 from selfsame.recipes.restyle import said_as_photo
+from selfsame.recipes.stages import Groups
 from selfsame.studio.studio import Studio
-from selfsame.weights.mannequin import FOLDER, WeightsError, load_vae, manifest
+from selfsame.weights.mannequin import FOLDER, WeightsError, load_text, load_vae, manifest
 
 SHIPPED = {"clip": FOLDER / "clip_image.safetensors", **{n: FOLDER / "base" / m for n, m in (("vae", "vae"), ("decoder", "vae"), ("base", "unet"))}}
 SHIPPED |= {n: FOLDER / n for n in ("instantid", "mimicbrush")}
@@ -202,6 +203,34 @@ def test_a_warm_run_starts_from_the_installed_weights(name: str, options: Option
         for key, value in ours.items():
             if not any(part in key for part in ("running_", "num_batches", "quant_conv")):  # measured on the data at hand
                 assert torch.allclose(value, theirs[key], atol=2e-3), (path.name, key)
+
+
+def test_a_stage_of_groups_has_a_region_for_everyone_and_names_nobody(options: Options):
+    tokenizer, text_encoder = load_text()
+    groups, rng = Groups(options.data, "train", tokenizer, text_encoder), np.random.default_rng(0)
+    seen = set()
+    for _ in range(8):
+        records, size = groups.places(7, rng)
+        people = sum(len(r["kps"]) for r in records)
+        assert people <= 7
+        own, lent = torch.randn(people, 512), torch.randn(people, 2, 512)
+        lent[0] = 0
+        stage = groups.stage(records, size, 16, own, lent, rng)
+        seen.add(size)
+        assert stage.text.shape[0] == stage.start.shape[0] == len(records)
+        assert stage.start.shape[2:] == (size[0] // 8, size[1] // 8)
+        assert stage.rows is not None
+        assert stage.region is not None
+        for row in range(len(records)):
+            assert torch.equal(stage.region[stage.rows == row].sum(0), torch.ones(1, *size)), "regions share the picture out"
+        for mask, points in zip(stage.region, stage.kps, strict=True):
+            x, y = points.mean(0).round().astype(int).clip(0, [size[1] - 1, size[0] - 1])
+            assert mask[0, y, x] == 1, "everyone stands in the own region"
+        assert stage.wanted.any(dim=1).tolist() == [False] + [True] * (people - 1), "nobody is not asked for"
+    assert seen == {(128, 192), (128, 256)}
+    small = Groups(options.data, "validation", tokenizer, text_encoder)
+    with pytest.raises(ValueError, match="no group"):
+        small.places(7, rng)
 
 
 def test_a_rehearsal_begins_with_the_installed_weights_in_a_folder_of_its_own(options: Options):

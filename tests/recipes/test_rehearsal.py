@@ -82,6 +82,18 @@ def test_nobody_costs_nothing_and_changes_nothing(rehearsing: Rehearsing):
     assert rehearsing.unlikeness(Net(), Net(), noise(), torch.zeros(2, 512), KPS).item() == 0
 
 
+def test_several_faces_of_a_picture_count_alike(rehearsing: Rehearsing):
+    wanted = torch.randn(3, 512)
+
+    def cost(faces: list[int], rows: list[int] | None) -> float:
+        torch.manual_seed(4)
+        return rehearsing.unlikeness(Net(), Net(), noise(), wanted[faces], [KPS[0] + 5 * i for i in faces], rows).item()
+
+    assert cost([0, 1], [0, 1]) == cost([0, 1], None)
+    apart = [cost([0], [0]), cost([1], [0]), cost([2], [1])]
+    assert cost([0, 1, 2], [0, 0, 1]) == pytest.approx(np.mean(apart), rel=1e-4)
+
+
 def test_between_two_embeddings_lengths_do_not_count():
     a, b = torch.randn(3, 8), torch.randn(3, 8)
     assert torch.allclose(between(a, b), between(5 * a, 0.1 * b), atol=1e-5)

@@ -29,8 +29,9 @@ from selfsame.recipes.caches import as_tensor, clip_faces_of, drawings_of, face_
 from selfsame.recipes.common import ON_GPU, Options, Trained, beside, epoch_rows, finish, generator_at, save_grid, torch_generator
 from selfsame.recipes.faces import face_rows
 from selfsame.recipes.likeness import shared_reader, unlikeness
-from selfsame.recipes.rehearsal import REHEARSED, Rehearsing, between, rehearsing_run
+from selfsame.recipes.rehearsal import REHEARSED, Rehearsing, rehearsing_run
 from selfsame.recipes.resident import Resident
+from selfsame.recipes.stages import Groups, Stage, wanted_of
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
 from selfsame.studio.request import Request, Strengths
@@ -48,6 +49,7 @@ HOW = InstantIDSamples(face_weight=FACE_WEIGHT, lend_pose=0.5)
 LIKENESS = 0.3  # weight of the loss on the forming face; 0 is the paper (docs/training.md)
 SMALL_SHARE = 0.05  # of the steps, the first, see pictures of half the size, as the base's do
 LANDING_STEPS, LANDING_RATE = 500, 2e-3  # 40 seconds on two cores
+GATHERED = 0.4  # of the steps of a rehearsal paint several people in a picture
 LOUDNESS = 0.5  # of landed tokens: whole ones beside the text's would be as much again as the layers know
 
 
@@ -215,11 +217,14 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
                 "kps_image": F.avg_pool2d(drawn, shrink),
                 "weight": face_weights(self.shares[at], (clean.shape[2], clean.shape[3]), how.face_weight),
             }
-            if options.rehearse:
-                strange = set(lent.tolist())
-                points = np.stack([lent_kps(self.split, self.table.records[i]["index"]) if k in strange else self.table.kps[i] for k, i in enumerate(at)])
-                made |= {"own": as_tensor(self.encoded[at]), "kps": as_tensor(points), "start": torch.randn(clean.shape, generator=g, device=g.device)}
-            return drop(made, empty.to(clean), how, g)
+            made = drop(made, empty.to(clean), how, g)
+            return made | {"stage": self.stage(made, at, set(lent.tolist()), rng)} if options.rehearse else made
+
+        def stage(self, made: Batch, at: np.ndarray, strange: set[int], rng: np.random.Generator) -> Stage:
+            """The same pictures to be painted from noise; those in `strange` have somebody else's key points."""
+            points = np.stack([lent_kps(self.split, self.table.records[i]["index"]) if k in strange else self.table.kps[i] for k, i in enumerate(at)])
+            lent, start = made["embedding"], torch.randn(made["noisy"].shape, generator=torch_generator(rng))
+            return Stage(made["text"], start, lent, wanted_of(as_tensor(self.encoded[at]).to(lent), lent), points.astype(np.float64), made["kps_image"])
 
     small_steps = 0 if run.warm else math.ceil(SMALL_SHARE * run.max_steps)
     side, held = Side("train", (1, 2) if small_steps else (1,), how.lend_pose > 0), Side("validation")
@@ -236,13 +241,21 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
 
     def batch_at(step: int) -> Batch:
         at = np.sort(side.photos.rows[epoch_rows(len(side.photos.rows), run.batch_size, run.seed, step)])
-        return side.batch(at, generator_at(run.seed, step), how, 2 if step < small_steps else 1)
+        rng = generator_at(run.seed, step)
+        batch = side.batch(at, rng, how, 2 if step < small_steps else 1)
+        if groups is not None and groups.tables and rng.random() < GATHERED:
+            records, size = groups.places(run.batch_size, rng)
+            who = rng.choice(side.photos.rows, sum(len(r["kps"]) for r in records))
+            lent = lend_faces(side.faces, side.photos, who, how, rng)
+            batch["stage"] = groups.stage(records, size, batch["noisy"].shape[1], as_tensor(side.encoded[who]).to(lent), lent, rng)
+        return batch
 
     reader = None
     if variant.likeness:
         reader = shared_reader(cache, side.table, vae, encoder, side.latents[1].array, np.asarray(side.encoded), smoke=options.smoke)
 
     rehearsing = Rehearsing(vae, encoder) if options.rehearse else None
+    groups = Groups(options.data, "train", tokenizer, text_encoder) if options.rehearse else None
 
     def likeness(out: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         assert reader is not None
@@ -253,15 +266,9 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
         if rehearsing is None:
             return Loss(*instantid_loss(model, batch, also))
 
-        def painted(out: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-            text, lent, drawn = (batch[k] for k in ("text", "embedding", "kps_image"))
-            nothing, nobody = empty.to(text).expand_as(text), torch.zeros_like(lent)
-            wanted = between(batch["own"], lent.mean(1)) * (lent.abs().amax((1, 2)) > 0)[:, None]
+        def painted(out: Tensor, batch: Mapping[str, Any]) -> Tensor:
             assert rehearsing is not None
-            return REHEARSED * rehearsing.unlikeness(
-                lambda noisy, t: model(noisy, t, text, lent, drawn), lambda noisy, t: model(noisy, t, nothing, nobody, drawn),
-                batch["start"], wanted, list(batch["kps"].double().cpu().numpy()),
-            )  # fmt: skip
+            return REHEARSED * batch["stage"].unlikeness(rehearsing, model, empty)
 
         return Loss(*instantid_loss(model, batch, also | {"painted": painted}))
 

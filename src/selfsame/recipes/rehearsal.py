@@ -74,21 +74,24 @@ class Rehearsing:
         self.vae, self.encoder, self.how = vae.requires_grad_(False), encoder.eval().requires_grad_(False), how
         self.abar = alphas_cumprod()
 
-    def unlikeness(self, told: Networks, against: Networks, noise: Tensor, wanted: Tensor, kps: Sequence[np.ndarray]) -> Tensor:
-        """1 - cosine between what the encoder reads in the estimates and the embeddings wanted, the mean over steps and pictures.
+    def unlikeness(
+        self, told: Networks, against: Networks, noise: Tensor, wanted: Tensor, kps: Sequence[np.ndarray], rows: Sequence[int] | None = None
+    ) -> Tensor:
+        """1 - cosine between what the encoder reads in the estimates and the embeddings wanted, the mean over steps and faces.
 
         Args:
             told, against: the networks with the condition, which learn, and without, which do not.
             noise: b c h w standard normal.
-            wanted: b d embeddings of the right person; rows of zeros are nobody and do not count.
-            kps: 5 2 pixels of each picture, as they were asked for.
+            wanted: m d embeddings of the right people; rows of zeros are nobody and do not count.
+            kps: 5 2 pixels of each face, as they were asked for.
+            rows: the picture that each face is in; None: face i in picture i.
         """
         how, losses = self.how, []
         for part in (self.vae, self.encoder):
             part.to(noise.device)
         scheduler = scheduler_of(SCHEDULE, "dpmpp-2m", timestep_spacing="trailing")
         looked_at = self._steps(scheduler)
-        somebody = wanted.abs().sum(1) > 0
+        faces = [(row, i) for i, row in enumerate(range(len(wanted)) if rows is None else rows) if bool(wanted[i].any())]
 
         def predict(latents: Tensor, t: Tensor, index: int) -> Tensor:
             at = t.long().to(latents.device).expand(len(latents))
@@ -98,7 +101,7 @@ class Rehearsing:
             with torch.set_grad_enabled(is_due):
                 raw = without + how.guidance_scale * (told(latents, at).float() - without)
                 if is_due:
-                    losses.append(self._read(denoised_of(SCHEDULE["prediction_type"], raw, latents, abar), wanted, somebody, kps))
+                    losses.append(self._read(denoised_of(SCHEDULE["prediction_type"], raw, latents, abar), wanted, kps, faces))
             return raw.detach()
 
         for _ in sample(predict, noise, scheduler, how.num_steps):
@@ -113,11 +116,12 @@ class Rehearsing:
         readable = ((sigmas > self.how.sigma_low) & (sigmas < self.how.sigma_high)).nonzero().flatten()
         return set(readable[torch.randperm(len(readable))[: self.how.looks]].tolist())
 
-    def _read(self, denoised: Tensor, wanted: Tensor, somebody: Tensor, kps: Sequence[np.ndarray]) -> Tensor:
-        rows = somebody.nonzero().flatten().tolist()
-        if not rows:
+    def _read(self, denoised: Tensor, wanted: Tensor, kps: Sequence[np.ndarray], faces: Sequence[tuple[int, int]]) -> Tensor:
+        """`faces` are the picture and the number of each that counts."""
+        if not faces:
             return (0 * denoised).sum()
-        pixels = self.vae.decode(denoised[rows] / self.vae.config.scaling_factor).sample.float()
+        rows, which = (list(numbers) for numbers in zip(*faces, strict=True))
+        pixels = self.vae.decode(denoised / self.vae.config.scaling_factor).sample.float()
         with torch.autocast(denoised.device.type, enabled=False):
-            said = self.encoder(aligned(pixels, [kps[i] for i in rows]))
-        return (1 - F.cosine_similarity(said, wanted[rows])).mean()
+            said = self.encoder(aligned(pixels[rows], [kps[i] for i in which]))
+        return (1 - F.cosine_similarity(said, wanted[which])).mean()

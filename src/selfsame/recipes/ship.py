@@ -100,7 +100,8 @@ def _write(name: str, trained: Trained, folder: Path, known: Mapping[str, Mappin
         _save_stock(module.vae, "base/vae", about, folder)
     elif name == "clip":
         _save_stock(module.text, "base/text_encoder", about, folder)
-        shutil.copytree(trained.folder / "tokenizer", folder / "base/tokenizer", dirs_exist_ok=True)
+        # tokenizer.json says again what vocabulary and merges say, in as many bytes as a small model has.
+        shutil.copytree(trained.folder / "tokenizer", folder / "base/tokenizer", dirs_exist_ok=True, ignore=shutil.ignore_patterns("tokenizer.json"))
         note("base/tokenizer", {}, folder)
         assert isinstance(module.image, nn.Module)
         assert isinstance(module.text_projection, nn.Module)

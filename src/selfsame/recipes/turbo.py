@@ -40,8 +40,7 @@ from selfsame.values.conditioning import Conditioning, FaceCondition, SpatialCon
 from selfsame.weights.mannequin import checked, checked_folder, load_into, load_text, load_unet
 
 FILE = "turbo.safetensors"
-RANK = 2  # all that the package's limit leaves room for
-LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
+RANK, LAYERS = 2, ["to_q", "to_v", "to_out.0"]  # all that the package's limit leaves room for
 LEGS = MANNEQUIN.turbo.num_steps
 FACE_SHARE = 0.5  # of the steps learn with InstantID upon the base, the others without
 

@@ -96,9 +96,7 @@ class Places:
         if without and len(without) < len(people):
             raise InputError(f"{len(without)} of {len(people)} people have no region: give all of them one, or none for places from left to right")
         if without:
-            edges = [round(i * width / len(people)) for i in range(len(people) + 1)]
-            boxes = [(a, 0, b, height) for a, b in pairwise(edges)]
-            masks = [_mask_of(box, height, width) for box in boxes]
+            boxes, masks = columns(len(people), height, width)
         else:
             masks = [_checked(p.region, height, width, i + 1) for i, p in enumerate(people)]
             boxes = [_bounds(mask) for mask in masks]
@@ -106,6 +104,13 @@ class Places:
             if min(x1 - x0, y1 - y0) < LEAST:
                 raise InputError(f"region {i + 1} is {x1 - x0} x {y1 - y0}: a face needs at least {LEAST} x {LEAST} pixels; make it or the picture larger")
         return cls(tuple(masks), tuple(boxes), tuple(_overlaps(masks)))
+
+
+def columns(count: int, height: int, width: int) -> tuple[list[Box], list[np.ndarray]]:
+    """A picture shared out from left to right: boxes and masks (h w float32)."""
+    edges = [round(i * width / count) for i in range(count + 1)]
+    boxes = [(a, 0, b, height) for a, b in pairwise(edges)]
+    return boxes, [_mask_of(box, height, width) for box in boxes]
 
 
 def _mask_of(box: Box, height: int, width: int) -> np.ndarray:

@@ -28,7 +28,7 @@ class FaceCondition:
 
     def summed(self, shares: Tensor, like: Tensor) -> Tensor:
         """Shares of the faces (m ...) added up in their rows (b ...)."""
-        return shares if self.rows is None else torch.zeros_like(like).index_add(0, self.rows, shares)
+        return shares if self.rows is None else torch.zeros_like(like).index_add(0, self.rows, shares.to(like.dtype))
 
 
 @dataclass(frozen=True)

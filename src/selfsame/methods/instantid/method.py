@@ -235,7 +235,8 @@ def residuals_of(net: ControlNetModel, noisy: Tensor, timesteps: Tensor, c: Cond
     scale = s.scale.to(noisy).view(-1, 1, 1, 1)
 
     def summed(x: Tensor) -> Tensor:
-        return x * scale if s.rows is None else x.new_zeros(len(noisy), *x.shape[1:]).index_add(0, s.rows, x * scale)
+        weighed = x * scale
+        return weighed if s.rows is None else weighed.new_zeros(len(noisy), *x.shape[1:]).index_add(0, s.rows, weighed)
 
     return Residuals([summed(d) for d in down], summed(mid))
 

@@ -57,16 +57,18 @@ class InstantIDTrainer(nn.Module):
         pooled: Tensor | None = None,
         time_ids: Tensor | None = None,
         holds: Tensor | None = None,
+        region: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """noisy b c h w (VP), timesteps b, text b t c, embedding b k 512 (zeros: no face), kps_image b 3 H W in [0, 1]; SDXL's pooled b p, time_ids b 6;
-        holds b, 1 where the Resampler shall not learn."""
+        """noisy b c h w (VP), timesteps b, text b t c, embedding m k 512 (zeros: no face), kps_image m 3 H W in [0, 1]; SDXL's pooled b p, time_ids b 6;
+        holds m, 1 where the Resampler shall not learn; of several faces in a row region m 1 H W, and rows m, which each stands in."""
         tokens = self.method.tokens(embedding)
         if holds is not None:  # a gradient of zeros rather than none: several processes wait for one from every parameter
             tokens = torch.lerp(tokens, tokens.detach(), holds.to(tokens).view(-1, 1, 1))
-        rows = torch.ones(len(noisy), device=noisy.device)
-        face = FaceCondition(tokens, rows) if self.use_adapter else None
-        read = tokens if self.method.net_reads == "face" else text
-        spatial = SpatialCondition(kps_image, read, rows) if self.use_net else None
+        scale = torch.ones(len(tokens), device=noisy.device)
+        face = FaceCondition(tokens, scale, region, rows) if self.use_adapter else None
+        read = tokens if self.method.net_reads == "face" else text if rows is None else text[rows]
+        spatial = SpatialCondition(kps_image, read, scale, region, rows) if self.use_net else None
         c = Conditioning(text, pooled, time_ids, face=face, spatial=spatial)
         return predict(self.unet, self.method.identity_net, noisy, timesteps, c)
 
