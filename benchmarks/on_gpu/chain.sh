@@ -48,6 +48,7 @@ wait $base
 (need caches; train mimicbrush "${MIMICBRUSH:-2.3}" --warm) &
 mimicbrush=$!
 train instantid "${INSTANTID:-6.5}" --warm
+train turbo "${TURBO:-1.5}"
 wait $mimicbrush
 say "measuring"
 mkdir -p runs/measured

@@ -181,6 +181,7 @@ def test_training_and_datasets_refuse_what_is_not_there(tmp_path: Path, capsys: 
     assert "did you mean 'encoder'" in fails(capsys, "train", "encodr")
     assert "holds no dataset" in fails(capsys, "train", "vae", "--data", str(tmp_path), "--smoke")
     assert "--rehearse belongs to instantid of the miniature, not to judge" in fails(capsys, "train", "judge", "--rehearse")
+    assert "leave --accumulate out" in fails(capsys, "train", "instantid", "--rehearse", "--accumulate", "2")
     assert "choose cpu, cuda" in fails(capsys, "render", "--dataset", str(tmp_path / "d"), "--device", "tpu9")
     assert list(tmp_path.iterdir()) == []
 

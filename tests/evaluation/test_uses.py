@@ -85,8 +85,14 @@ def test_monotonic_is_never_turning_back():
     assert is_monotonic([0, 1, 1, 2], rising=True)
     assert not is_monotonic([0, 2, 1], rising=True)
     assert is_monotonic([3, 1, 0], rising=False)
-    assert uses.turns(np.array([[3, 1, 0], [0, 1, 1]]))
-    assert not uses.turns(np.array([[3, 1, 0], [0, 2, 1]]))
+    assert uses.never_turns_back(np.array([[3.0, 1, 0], [0, 1, 1]]))
+    assert not uses.never_turns_back(np.array([[3.0, 1, 0], [0, 2, 1]]))
+    assert not uses.never_turns_back(np.array([[3.0, np.nan, 0], [0, np.nan, 1]])), "a step without a face"
+
+
+def test_means_are_of_those_that_show_a_face():
+    values = np.array([[1.0, np.nan, np.nan], [3.0, 4.0, np.nan]])
+    assert np.array_equal(uses.mean_of_seen(values), [2, 4, np.nan], equal_nan=True)
 
 
 # ---------------------------------------------------------------------------------------------- a folder of pictures

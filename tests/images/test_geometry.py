@@ -65,6 +65,9 @@ def test_dense_points_are_drawn_as_lines_of_their_parts():
         near = image[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).astype(int)
         assert np.abs(near - colour).sum(1).min() < 250, f"point {k}"
     assert not draw_kps_small(128, 128, points + 500).any()
+    for wrong in (points[:67], points[:20], np.zeros((0, 2))):
+        with pytest.raises(ValueError, match="5 2 key points or 68 2 landmarks"):
+            draw_kps_small(128, 128, wrong)
 
 
 def test_points_off_the_canvas_are_clipped():

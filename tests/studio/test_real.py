@@ -198,6 +198,9 @@ def test_what_is_missing_is_said_with_its_remedy(
         RealStudio(Folders(folders.base)).identity(photo)
     with pytest.raises(InputError, match="multiple of 8"):
         studio.generate(Request(height=100, width=64))
+    for base, name in ((studio, "lcm-lora-sdxl"), (own_sd15, "lcm-lora-sd15")):
+        with pytest.raises(InputError, match=f"selfsame models fetch {name}.*--solver lcm"):
+            base.generate(Request(height=64, width=64, speed="turbo"))
     who = studio.identity(photo)
     monkeypatch.setattr(studio.reader, "name", "buffalo_l")
     with pytest.raises(InputError, match="make it anew"):
@@ -288,15 +291,19 @@ def test_a_lora_paints_along_and_like_repeats_it(folders: Folders, photo: Path, 
     save_file(values, tmp_path / "style.safetensors")
     where = ["--base", str(folders.base), "--instantid", str(folders.instantid), "--face-models", str(folders.face_models)]
     args = ["generate", "--model", "instantid-sdxl", *where, "--face", str(photo), "--prompt", "a photo", "--height", "64", "--width", "64"]
-    args += ["--num-steps", "2", "--solver", "lcm", "--guidance-scale", "1"]
+    args += ["--num-steps", "2"]
+    few = ["--solver", "lcm", "--guidance-scale", "1"]
     made = {}
     for name, more in (("plain", []), ("none", ["--lora", f"{tmp_path}/style.safetensors:0"]), ("style", ["--lora", f"{tmp_path}/style.safetensors:0.5"])):
-        assert main([*args, *more, "--out", str(tmp_path / f"{name}.png")]) == 0
+        assert main([*args, *few, *more, "--out", str(tmp_path / f"{name}.png")]) == 0
         made[name] = read_image(tmp_path / f"{name}.png")
     assert np.array_equal(made["plain"], made["none"])
     assert not np.array_equal(made["plain"], made["style"])
     assert main(["generate", "--like", str(tmp_path / "style.png"), "--out", str(tmp_path / "again.png")]) == 0
     assert np.array_equal(made["style"], read_image(tmp_path / "again.png"))
+    assert main([*args, "--speed", "turbo", "--lora", f"{tmp_path}/style.safetensors:0.5", "--out", str(tmp_path / "turbo.png")]) == 0
+    assert np.array_equal(made["style"], read_image(tmp_path / "turbo.png")), "turbo is the solver and the guidance of LCM-LoRA"
+    assert read_metadata(tmp_path / "turbo.png")["request"]["solver"] == "lcm"
     assert main(["generate", "--lora", f"{tmp_path}/style.safetensors", "--prompt", "a photo", "--out", str(tmp_path / "no.png")]) == 2
 
 

@@ -232,6 +232,7 @@ def test_rows_of_a_solver_that_draws_noise_on_the_way_do_not_depend_on_their_nei
         ({"solver": "lcm"}, SDXL, 8, 1.0),
         ({"solver": "lcm", "num_steps": 4, "guidance_scale": 1.5}, SDXL, 4, 1.5),
         ({"num_steps": 7, "guidance_scale": 0.0}, MANNEQUIN, 7, 0.0),
+        ({"solver": "lcm"}, MANNEQUIN, 8, 1.0),
     ],
 )
 def test_steps_and_guidance_are_the_models_own_unless_somebody_says(asked: dict[str, Any], limits: Limits, steps: int, guidance: float):

@@ -37,12 +37,7 @@ class Generate(ModelFlags, Order):
         from selfsame.images.files import InputError, read_metadata
         from selfsame.studio.request import Request
 
-        value = ""
-        for a, b in zip(args, [*args[1:], ""], strict=True):
-            if a == "--like":
-                value = b
-            elif a.startswith("--like="):
-                value = a.removeprefix("--like=")
+        value = _value_of(args, "--like")
         if not value or value.startswith("--"):
             raise InputError("--like needs the path of a PNG that selfsame wrote")
         content = read_metadata(value)
@@ -50,6 +45,9 @@ class Generate(ModelFlags, Order):
             raise InputError(f"{value}: was written before orders were kept in pictures, or by another command; give its flags again")
         order = Order.of(Request.from_json(content.get("request", {})).to_json() | content["order"])
         known: dict[str, Any] = dict(vars(order))
+        speed = _value_of(args, "--speed") or order.speed
+        if "turbo" in (speed, order.speed) and speed != order.speed:  # whose steps, guidance and solver are its own
+            known |= {name: getattr(Request(), name) for name in ("num_steps", "guidance_scale", "solver")}
         known |= {n: Path(p) for n, p in zip(FOLDERS, content.get("folders") or (), strict=False) if p}
         return Generate(
             like=Path(value),
@@ -101,6 +99,17 @@ class Generate(ModelFlags, Order):
             likeness = studio.likeness(made.pixels, photos[0], which=self.which)
             said.append("no face found in it" if likeness is None else f"identity {likeness:.2f} (the judge's cosine)")
         return said
+
+
+def _value_of(args: list[str], flag: str) -> str:
+    """What a flag is given on a command line that is not parsed yet; "" without it."""
+    value = ""
+    for a, b in zip(args, [*args[1:], ""], strict=True):
+        if a == flag:
+            value = b
+        elif a.startswith(f"{flag}="):
+            value = a.removeprefix(f"{flag}=")
+    return value
 
 
 def _warn_if_changed(like: Path, now: dict[str, Any]) -> None:

@@ -22,8 +22,7 @@ class ModelFlags:
     face_models: Path | None = None
     """For photographs: a folder of face models instead of antelopev2."""
     lora: tuple[str, ...] = ()
-    """For photographs: LoRAs of the base, each FILE or FILE:WEIGHT, as in style.safetensors:0.8. With a few-step one: --solver lcm --num-steps 8
-    --guidance-scale 1."""
+    """For photographs: LoRAs of the base, each FILE or FILE:WEIGHT, as in style.safetensors:0.8. With LCM-LoRA: --speed turbo."""
     device: str = "cpu"
     """cpu, cuda or mps."""
     memory: str = "auto"

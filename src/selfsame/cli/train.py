@@ -70,6 +70,8 @@ class Train:
             raise InputError(f"--base and --start belong to instantid, not to {self.name}")
         if self.rehearse and (self.name != "instantid" or self.base):
             raise InputError(f"--rehearse belongs to instantid of the miniature, not to {self.base or self.name}")
+        if self.rehearse and self.accumulate > 1:
+            raise InputError("--rehearse paints a step's pictures together: leave --accumulate out, or give a smaller --batch-size")
         if self.fit and not self.minutes:
             raise InputError("--fit needs --minutes: how long the run may take")
         if self.start and not self.base:
@@ -156,6 +158,8 @@ class Train:
         if ship and name == "base" and self.name != "all":
             remedy = f"delete {self.runs / 'mimicbrush'}, then selfsame train mimicbrush --warm --ship"
             warn(f"MimicBrush's reference net is the base with additions and refuses another one: {remedy}")
+        if ship and name in ("base", "instantid") and self.name != "all":
+            warn(f"speed turbo was distilled from what this replaces: delete {self.runs / 'turbo'}, then selfsame train turbo --warm --ship")
         if ship:
             from selfsame.recipes.ship import ship_trained
 

@@ -10,11 +10,11 @@ import numpy as np
 KPS_COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 LIMBS = (0, 1, 3, 4)  # each joined to the nose, point 2
 DIM = 0.6  # brightness of the limbs
-# Lines through dense points: from, to before, whether closed.
-LINES = {
-    (0, 17, False): (110, 110, 110), (17, 22, False): (255, 128, 0), (22, 27, False): (128, 255, 0), (27, 31, False): (0, 0, 255),
-    (31, 36, False): (0, 128, 255), (36, 42, True): (255, 0, 0), (42, 48, True): (0, 255, 0), (48, 60, True): (255, 0, 255), (60, 68, True): (255, 255, 0),
-}  # fmt: skip
+# Lines through dense points: from, to before, whether closed, colour.
+LINES = (
+    (0, 17, False, (110, 110, 110)), (17, 22, False, (255, 128, 0)), (22, 27, False, (128, 255, 0)), (27, 31, False, (0, 0, 255)),
+    (31, 36, False, (0, 128, 255)), (36, 42, True, (255, 0, 0)), (42, 48, True, (0, 255, 0)), (48, 60, True, (255, 0, 255)), (60, 68, True, (255, 255, 0)),
+)  # fmt: skip
 
 
 def draw_kps(height: int, width: int, kps: np.ndarray, *, radius: int = 10, stick: int = 4) -> np.ndarray:
@@ -50,9 +50,14 @@ def draw_landmarks(height: int, width: int, points: np.ndarray, *, stick: int = 
 
     Returns:
         h w 3 uint8, RGB.
+
+    Raises:
+        ValueError: other points than 68.
     """
+    if np.shape(points) != (LINES[-1][1], 2):
+        raise ValueError(f"points of shape {np.shape(points)}: give 5 2 key points or 68 2 landmarks")
     canvas = np.zeros((height, width, 3), np.uint8)
-    for (first, end, is_closed), colour in LINES.items():
+    for first, end, is_closed, colour in LINES:
         line = np.round(np.asarray(points)[first:end]).astype(np.int32)
         cv2.polylines(canvas, [line], is_closed, colour, 2 * stick, cv2.LINE_AA)
     return canvas
@@ -66,7 +71,7 @@ def draw_kps_small(height: int, width: int, kps: np.ndarray, *, zoom: int = 8) -
     """
     large = (np.asarray(kps, np.float64) + 0.5) * zoom - 0.5
     size = height * zoom, width * zoom
-    drawn = draw_kps(*size, large, radius=3 * zoom, stick=zoom) if len(large) == len(KPS_COLOURS) else draw_landmarks(*size, large, stick=zoom // 2)
+    drawn = draw_kps(*size, large, radius=3 * zoom, stick=zoom) if len(large) == len(KPS_COLOURS) else draw_landmarks(*size, large, stick=max(1, zoom // 2))
     return cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA)
 
 

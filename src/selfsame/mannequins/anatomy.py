@@ -13,6 +13,7 @@ from selfsame.mannequins.attributes import Look, View
 from selfsame.mannequins.people import HAIR_STYLES, Person
 from selfsame.mannequins.solids import Frame, Solid, rotation
 
+EYE_Z, CORNER_Z = 0.70, 0.60  # how far out eyes and the corners of the mouth lie
 PIVOT = np.array([0.0, -0.55, -0.15])  # the head turns about this point
 
 # expression -> smile, mouth open, mouth width factor, brow raise, inner brow raise, eye opening factor
@@ -298,14 +299,13 @@ def _hat(person: Person, look: Look, frame: Frame) -> Body:
 
 def key_points(plan: FacePlan, frame: Frame) -> np.ndarray:
     """Five points in camera space, InsightFace order: image-left eye, image-right eye, nose, mouth corners. 5 2."""
-    corner_z = 0.60
     corner_y = plan.mouth_y + plan.smile * 0.65
     local = [
-        (-plan.eye_x, plan.eye_y, 0.70),
-        (plan.eye_x, plan.eye_y, 0.70),
+        (-plan.eye_x, plan.eye_y, EYE_Z),
+        (plan.eye_x, plan.eye_y, EYE_Z),
         (0.0, plan.nose_y, plan.nose_z + 0.08),
-        (-plan.mouth_w, corner_y, corner_z),
-        (plan.mouth_w, corner_y, corner_z),
+        (-plan.mouth_w, corner_y, CORNER_Z),
+        (plan.mouth_w, corner_y, CORNER_Z),
     ]
     return frame.point(np.asarray(local))[:, :2]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from selfsame.mannequins.anatomy import FacePlan
+from selfsame.mannequins.anatomy import CORNER_Z, EYE_Z, FacePlan
 from selfsame.mannequins.solids import Frame
 
 COUNT = 68
@@ -40,7 +40,7 @@ def _jaw(plan: FacePlan) -> np.ndarray:
 
 def _brow(plan: FacePlan, side: int) -> np.ndarray:
     """From image-left to image-right, 5."""
-    out = np.linspace(-1, 1, 5) * side  # from nose to ear
+    out = np.linspace(-1, 1, 5) * side  # -1 at the nose, 1 at the ear
     y = plan.brow_y + plan.brow_tilt * out * plan.brow_w + plan.brow_arch * (1 - out**2) - plan.inner_brow * out
     return _on(plan, side * (plan.eye_x + out * plan.brow_w), y, 0.05)
 
@@ -60,7 +60,7 @@ def _eye(plan: FacePlan, side: int) -> np.ndarray:
     out = side * np.array([-1, -0.4, 0.4, 1, 0.4, -0.4])
     open_to = plan.eye_h * (1 - out**2) * np.array([0, 1, 1, 0, -0.78, -0.78])
     x, y = side * (plan.eye_x + out * plan.eye_w), plan.eye_y + plan.eye_tilt * out * plan.eye_w + open_to
-    return np.stack([x, y, np.full(6, 0.70)], 1)
+    return np.stack([x, y, np.full(6, EYE_Z)], 1)
 
 
 def _mouth(plan: FacePlan) -> np.ndarray:
@@ -70,10 +70,10 @@ def _mouth(plan: FacePlan) -> np.ndarray:
 
 def _lips(plan: FacePlan, count: int, upper: float, lower: float) -> np.ndarray:
     """`count` points from corner to corner above, and those between the corners back below."""
-    u = np.linspace(-1, 1, count)
+    u = np.linspace(-1, 1, count)  # -1 and 1 at the corners
     line, arch = plan.mouth_y + plan.smile * (u**2 - 0.35), np.sqrt(1 - u**2)
     above, below = line + (0.55 * plan.mouth_open + upper) * arch, line - (1.15 * plan.mouth_open + lower) * arch
     x = np.concatenate([u, u[-2:0:-1]]) * plan.mouth_w
     points = _on(plan, x, np.concatenate([above, below[-2:0:-1]]), 0.05)
-    points[[0, count - 1], 2] = 0.60
+    points[[0, count - 1], 2] = CORNER_Z
     return points

@@ -49,7 +49,7 @@ class Options:
     minutes: float = 0.0  # stop after this long; the run can be resumed
     fit: bool = False  # the rate falls to its end within those minutes
     warm: bool = False  # a new run starts from the installed weights
-    rehearse: bool = False  # also paint at every step and hear of the likeness (`recipes.rehearsal`); a run of its own, from the installed weights
+    rehearse: bool = False  # InstantID alone: also paint at every step and hear of the likeness (`recipes.rehearsal`); a run of its own
     smoke: bool = False  # two steps, to see that everything is in place
     on_progress: Callable[[Progress], None] | None = None
 

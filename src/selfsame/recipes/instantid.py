@@ -202,7 +202,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
             index = self.table.records[i]["index"]
             return landmarks_of(with_another(self.split, index))[0] if dense else lent_kps(self.split, index)
 
-        def batch(self, at: np.ndarray, rng: np.random.Generator, how: InstantIDSamples, shrink: int = 1) -> Batch:
+        def batch(self, at: np.ndarray, rng: np.random.Generator, how: InstantIDSamples, shrink: int = 1, *, stages: bool = False) -> Batch:
             clean = self.latents[shrink][at]
             g = torch_generator(rng, clean.device)
             drawn, lent = self.drawings[at], np.zeros(0, np.int64)
@@ -218,7 +218,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
                 "weight": face_weights(self.shares[at], (clean.shape[2], clean.shape[3]), how.face_weight),
             }
             made = drop(made, empty.to(clean), how, g)
-            return made | {"stage": self.stage(made, at, set(lent.tolist()), rng)} if options.rehearse else made
+            return made | {"stage": self.stage(made, at, set(lent.tolist()), rng)} if stages else made
 
         def stage(self, made: Batch, at: np.ndarray, strange: set[int], rng: np.random.Generator) -> Stage:
             """The same pictures to be painted from noise; those in `strange` have somebody else's key points."""
@@ -242,8 +242,11 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
     def batch_at(step: int) -> Batch:
         at = np.sort(side.photos.rows[epoch_rows(len(side.photos.rows), run.batch_size, run.seed, step)])
         rng = generator_at(run.seed, step)
-        batch = side.batch(at, rng, how, 2 if step < small_steps else 1)
-        if groups is not None and groups.tables and rng.random() < GATHERED:
+        if groups is None:
+            return side.batch(at, rng, how, 2 if step < small_steps else 1)
+        gathered = bool(groups.tables) and rng.random() < GATHERED
+        batch = side.batch(at, rng, how, stages=not gathered)
+        if gathered:
             records, size = groups.places(run.batch_size, rng)
             who = rng.choice(side.photos.rows, sum(len(r["kps"]) for r in records))
             lent = lend_faces(side.faces, side.photos, who, how, rng)

@@ -25,7 +25,7 @@ from selfsame.perception.embedders import ENCODER_CROP, CropSpec
 from selfsame.studio.painting import scheduler_of
 from selfsame.training.run import Run
 
-REHEARSED = 1.0  # weight of what is painted beside the losses on noised photos: at 3 the base forgot how pictures look (docs/training.md)
+REHEARSED = 1.0  # weight of what is painted beside the losses on noised photos; at 3 those rose by a sixth (docs/training.md)
 Networks = Callable[[Tensor, Tensor], Tensor]  # noisy b c h w and timesteps b -> raw prediction
 
 

@@ -61,7 +61,7 @@ class Groups:
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
 
     def places(self, people: int, rng: np.random.Generator) -> tuple[list[dict[str, Any]], tuple[int, int]]:
-        """Records of some groups of one size, at most so many people in all unless there is but one group, and height and width of their pictures.
+        """Records of some groups of one size, at most so many people in all but always one group, and height and width of their pictures.
 
         Raises:
             ValueError: the split shows no group.

@@ -8,8 +8,6 @@ that the student learns where it will be.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from selfsame.data.tables import open_table
 from selfsame.diffusion.sampling import sample
 from selfsame.diffusion.schedule import denoised_of
 from selfsame.methods.instantid.method import InstantID, predict
+from selfsame.methods.instantid.objective import InstantIDTrainer
 from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, lend_faces
 from selfsame.models.mannequin import SCHEDULE, alphas_cumprod
 from selfsame.models.text import encode_prompts
@@ -36,7 +35,7 @@ from selfsame.studio.painting import Row, scheduler_of
 from selfsame.studio.request import MANNEQUIN, Request
 from selfsame.studio.studio import Studio
 from selfsame.training.run import Batch, Loss, Run
-from selfsame.values.conditioning import Conditioning, FaceCondition, SpatialCondition
+from selfsame.values.conditioning import Conditioning
 from selfsame.weights.mannequin import checked, checked_folder, load_into, load_text, load_unet
 
 FILE = "turbo.safetensors"
@@ -50,18 +49,15 @@ class Hurried(nn.Module):
 
     def __init__(self, unet: nn.Module, method: InstantID) -> None:
         super().__init__()
-        self.unet, self.method = unet.requires_grad_(False), method.requires_grad_(False)
+        self.unet, self.with_faces = unet, InstantIDTrainer(method, unet)  # type: ignore[arg-type]
+        self.requires_grad_(False)
         self.unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights=True, target_modules=LAYERS))  # type: ignore[operator]
-        self._attachment = ExitStack()
-        self._attachment.enter_context(method.attached(unet))  # type: ignore[arg-type]
 
     def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, embedding: Tensor | None = None, kps_image: Tensor | None = None) -> Tensor:
         """noisy b c h w (VP), timesteps b, text b t c; embedding b k 512 and kps_image b 3 H W in [0, 1] of rows with faces."""
-        c = Conditioning(text)
-        if embedding is not None and kps_image is not None:
-            tokens, rows = self.method.tokens(embedding), torch.ones(len(noisy), device=noisy.device)
-            c = replace(c, face=FaceCondition(tokens, rows), spatial=SpatialCondition(kps_image, tokens, rows))
-        return predict(self.unet, self.method.identity_net, noisy, timesteps, c)  # type: ignore[arg-type]
+        if embedding is None or kps_image is None:
+            return predict(self.unet, None, noisy, timesteps, Conditioning(text))  # type: ignore[arg-type]
+        return self.with_faces(noisy, timesteps, text, embedding, kps_image)
 
 
 def leg_target(x: Tensor, later: Tensor, abar: Tensor, abar_later: Tensor) -> Tensor:
@@ -93,8 +89,8 @@ def turbo(options: Options) -> Trained:
     photos = PhotosOf(table.people, rows)
     empty = encode_prompts(tokenizer, text_encoder, [""]).encoder_hidden_states[0]
 
-    plain = load_unet()
-    hurried = Hurried(load_unet(), InstantID.from_pretrained(checked_folder("instantid"), plain))
+    unet = load_unet()
+    hurried = Hurried(unet, InstantID.from_pretrained(checked_folder("instantid"), unet))
     if run.warm:
         installed = {k.removeprefix("unet."): v.float() for k, v in load_file(checked(FILE)).items()}
         set_peft_model_state_dict(hurried.unet, installed)  # type: ignore[arg-type]
@@ -119,9 +115,9 @@ def turbo(options: Options) -> Trained:
     @torch.no_grad()
     def way(batch: Batch) -> Tensor:
         """Where the teacher is when the student steps, LEGS + 1 b c h w."""
-        told = {k: v for k, v in batch.items() if k not in ("text", "start")}
-        against = told | {"embedding": torch.zeros_like(told["embedding"])} if told else {}
-        both = {k: torch.cat([against[k], told[k]]) for k in told}
+        shown = {k: v for k, v in batch.items() if k not in ("text", "start")}
+        nobody = shown | {"embedding": torch.zeros_like(shown["embedding"])} if shown else {}
+        both = {k: torch.cat([nobody[k], shown[k]]) for k in shown}
         both["text"] = torch.cat([empty.to(batch["text"]).expand_as(batch["text"]), batch["text"]])
         scale = MANNEQUIN.guidance_scale
 
@@ -148,31 +144,26 @@ def turbo(options: Options) -> Trained:
         square = (denoised_of(SCHEDULE["prediction_type"], raw, x, a) - leg_target(x, later, a, b)).square().mean((1, 2, 3))
         return Loss(square.mean(), {f"leg_{k + 1}": part.mean() for k, part in enumerate(square.chunk(LEGS))})
 
-    shown = _two_photos(held.people, face_rows(held))[: len(PROMPTS)]
-    encoded = faces_of(encoder, held, face_rows(held), cache, "validation")
-    posed = [Row(p, faces=(Shown(as_tensor(encoded[i])[None, None], held.kps[j].astype(np.float64)),)) for p, (i, j) in zip(PROMPTS, shown, strict=False)]
-    halves = posed, [Row(p) for p in base_recipe.PROMPTS[: len(posed)]]  # with faces, then without
-    usual: list[list[np.ndarray]] = []
+    seen = face_rows(held)
+    encoded, mine = faces_of(encoder, held, seen, cache, "validation"), list(PhotosOf(held.people, seen).of.values())[: len(PROMPTS)]
+    posed = [Row(p, faces=(Shown(as_tensor(encoded[i])[None, None], held.kps[j].astype(np.float64)),)) for p, (i, j, *_) in zip(PROMPTS, mine, strict=False)]
+    asked = posed, [Row(p) for p in base_recipe.PROMPTS[: len(posed)]]  # with faces, then without
 
     def painted(request: Request, studio: Studio) -> list[list[np.ndarray]]:
-        return [studio.paint(half, request, list(range(len(half))))[0] for half in halves]
+        return [studio.paint(rows, request, list(range(len(rows))))[0] for rows in asked]
+
+    before: list[list[list[np.ndarray]]] = []  # the teacher's pictures, and the base's in as few steps
 
     def look(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, Hurried)
-        studio = Studio(str(next(model.parameters()).device)).with_parts(unet=plain, turbo_unet=model.unet, instantid=model.method)
-        if not usual:
-            usual.extend(painted(Request(), studio))
-        ours, untaught = painted(Request(speed="turbo"), studio), painted(Request(num_steps=LEGS, guidance_scale=1, solver=MANNEQUIN.turbo.solver), studio)
-        save_grid(run, step, [row[half] for half in (0, 1) for row in (usual, ours, untaught)])
+        studio = Studio(str(next(model.parameters()).device)).with_parts(turbo_unet=model.unet, instantid=model.with_faces.method)
+        if not before:
+            before.extend(painted(r, studio) for r in (Request(), Request(num_steps=LEGS, guidance_scale=1, solver=MANNEQUIN.turbo.solver)))
+        (usual, untaught), ours = before, painted(Request(speed="turbo"), studio)
+        save_grid(run, step, [pictures[k] for k in range(len(asked)) for pictures in (usual, ours, untaught)])
         return {"grey_levels_away": _apart(ours, usual), "untaught_away": _apart(untaught, usual)}
 
     return finish(run, hurried, objective, batch_at, options, look)
-
-
-def _two_photos(people: np.ndarray, rows: np.ndarray) -> list[tuple[int, int]]:
-    """Two rows of each person who has two."""
-    mine = PhotosOf(people, rows).of.values()
-    return [(int(some[0]), int(some[1])) for some in mine]
 
 
 def _apart(a: Sequence[Sequence[np.ndarray]], b: Sequence[Sequence[np.ndarray]]) -> float:

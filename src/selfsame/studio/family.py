@@ -22,7 +22,7 @@ from selfsame.images.masks import ellipse, laid_over, resized, window_around
 from selfsame.images.resize import resize_to_fill
 from selfsame.models.latents import pixels_of
 from selfsame.perception.detector import Found
-from selfsame.studio.painting import Painter, Row, calls_of, run_steps
+from selfsame.studio.painting import PACES, Painter, Row, calls_of, run_steps
 from selfsame.studio.people import Cast, Who, people_of
 from selfsame.studio.places import Match, Person, Places, Pose, matched, shown
 from selfsame.studio.request import Limits, Made, Request, Strengths
@@ -51,7 +51,7 @@ class Job:
         shared = tuple(v for k, v in self.request.to_json().items() if k not in OWN)
         said = tuple(sorted(w.digest for w in self.words))
         # Work that is reused between steps is made anew when somebody's window opens or closes: in one batch that must be at the same steps.
-        acts = tuple(face.strengths.windows for face in self.row.faces) if self.request.speed != "exact" else ()
+        acts = tuple(face.strengths.windows for face in self.row.faces) if PACES[self.request.speed].reuses else ()
         return shared, said, self.row.start is not None, acts
 
 
@@ -183,7 +183,7 @@ class Family(ABC):
         return calls_of(scheduler, request.num_steps)
 
     def sized(self, request: Request, people: Sequence[Person]) -> Request:
-        """The request with a size, steps and guidance."""
+        """The request with a size, steps, guidance and solver."""
         return request.sized(self.limits)
 
     def jobs(self, request: Request | str, who: Who | Sequence[Who] | None = None, *, pose: Pose | None = None, start: np.ndarray | None = None) -> list[Job]:

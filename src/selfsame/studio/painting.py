@@ -39,6 +39,11 @@ class Pace:
     deep_every: int = 1  # the same of the U-Net's deep features
     guidance_end: float = 1.0  # guidance ends no later
 
+    @property
+    def reuses(self) -> bool:
+        """Whether work of one step serves in others."""
+        return max(self.net_every, self.deep_every) > 1
+
     def in_steps(self, num_steps: int) -> Pace:
         """As it was measured in 16 steps or more; in fewer, which lie farther apart, less is left out between them."""
 

@@ -210,7 +210,7 @@ class Request:
         return self.height, self.width
 
     def sized(self, limits: Limits) -> Request:
-        """This request with size, steps and guidance in numbers that a base can paint.
+        """This request with size, steps, guidance and solver that a base can paint with.
 
         Raises:
             InputError: a side is no multiple of the base's stride, or too large; the message names the nearest that is right.
@@ -303,5 +303,5 @@ class EditRequest:
         _counts(self.num_images, self.num_steps, self.seed)
 
     def settled(self, limits: Limits) -> EditRequest:
-        """This request with steps and guidance in numbers."""
+        """This request with steps and guidance in numbers, and the solver."""
         return replace(self, **limits.settled(self.num_steps, self.guidance_scale, self.solver))

@@ -61,7 +61,7 @@ class InstantIDTrainer(nn.Module):
         rows: Tensor | None = None,
     ) -> Tensor:
         """noisy b c h w (VP), timesteps b, text b t c, embedding m k 512 (zeros: no face), kps_image m 3 H W in [0, 1]; SDXL's pooled b p, time_ids b 6;
-        holds m, 1 where the Resampler shall not learn; of several faces in a row region m 1 H W, and rows m, which each stands in."""
+        holds m, 1 where the Resampler shall not learn; several faces a picture: region m 1 H W, where each may act, rows m, the picture each stands in."""
         tokens = self.method.tokens(embedding)
         if holds is not None:  # a gradient of zeros rather than none: several processes wait for one from every parameter
             tokens = torch.lerp(tokens, tokens.detach(), holds.to(tokens).view(-1, 1, 1))

@@ -32,7 +32,7 @@ from selfsame.recipes.measure.trainings import Trainings, chosen
 from selfsame.recipes.naming import SOMEBODY
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
-from selfsame.studio.request import Request, Strengths
+from selfsame.studio.request import OWN, Request, Strengths
 from selfsame.studio.studio import Studio, load
 
 ROW_NAMES = ("base without a face", "Image Adapter alone", "IdentityNet alone", "both", "both, 4 photos", "oracle")
@@ -74,7 +74,7 @@ def paint_row(
     if name == "both, fast":
         request = replace(request, speed="fast")
     if name == "both, turbo":  # steps and guidance are its own
-        request = Request(speed="turbo")
+        request = replace(request, speed="turbo", num_steps=0, guidance_scale=OWN)
     photos_of = re.search(r"(\d+) photos", name)
     scales = {"Image Adapter alone": (1.0, 0.0), "IdentityNet alone": (0.0, 1.0)}.get(name, (1.0, 1.0))
     strengths = Strengths(adapter_scale=scales[0], controlnet_scale=scales[1]) if rival is None else rival.variant.strengths

@@ -287,9 +287,15 @@ def mix_digest(p: Mapping[str, Any]) -> str:
     return _hashed([pairs_of(p, p["people"]), p["shares"]])
 
 
-def turns(towards: np.ndarray) -> bool:
-    """Whether likeness to the first end only falls and to the second only rises; 2 steps cosines."""
-    return is_monotonic(towards[0].tolist(), rising=False) and is_monotonic(towards[1].tolist(), rising=True)
+def never_turns_back(towards: np.ndarray) -> bool:
+    """Whether likeness to the first end only falls and to the second only rises; 2 steps cosines, NaN where no face is."""
+    return bool(np.isfinite(towards).all()) and is_monotonic(towards[0].tolist(), rising=False) and is_monotonic(towards[1].tolist(), rising=True)
+
+
+def mean_of_seen(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is not NaN; NaN where nothing is."""
+    seen = np.isfinite(values)
+    return np.where(seen.any(0), np.where(seen, values, 0).sum(0) / seen.sum(0).clip(1), np.nan)
 
 
 def mixes(out: Path, *, pairs: int = 0, only: Sequence[str] = (), device: str = "cpu", on_progress: Tick = lambda share, note: None) -> Report:
@@ -312,20 +318,21 @@ def mixes(out: Path, *, pairs: int = 0, only: Sequence[str] = (), device: str = 
             row = [PaintRow(prompt, faces=(Shown(torch.from_numpy(who.embeddings)[None], kps),)) for who in between]
             strip = [bench.studio.paint(row, bench.request, [seed] * len(row))[0] for seed in seeds]
             vectors = [[bench.vector(image)[0] for image in images] for images in strip]
-            towards = np.array([[[0.0 if v is None else float(bench.gallery[who] @ v) for v in line] for who in (a, b)] for line in vectors])  # seeds 2 steps
-            faceless = [any(v is None for v in line) for line in vectors]
-            missing.append(mean(faceless))
-            single += [float(turns(line) and not gone) for line, gone in zip(towards, faceless, strict=True)]
-            middle = towards.mean(0)
-            on_average.append(float(turns(middle)))
+            towards = np.array(
+                [[[np.nan if v is None else float(bench.gallery[who] @ v) for v in line] for who in (a, b)] for line in vectors]
+            )  # seeds 2 steps
+            missing.append(float(np.isnan(towards).any(axis=(1, 2)).mean()))
+            single += [float(never_turns_back(line)) for line in towards]
+            middle = mean_of_seen(towards)
+            on_average.append(float(never_turns_back(middle)))
             all_towards.append(middle)
             pictures.append(strip[0])
             spans = middle[0, 0] - middle[0, -1], middle[1, -1] - middle[1, 0]
             said = f"{how}: cosine to the ends {spans[0]:+.2f} and {spans[1]:+.2f}"
-            seen.append(Seen(on_average[-1] + sum(spans), said, np.concatenate(strip[0], 1), (a, b)))
+            seen.append(Seen(on_average[-1] + float(np.nan_to_num(spans).sum()), said, np.concatenate(strip[0], 1), (a, b)))
             on_progress(1 / count / len(names), how)
         low, high = bootstrap_interval(on_average, num_draws=p["bootstrap"])
-        curve = np.mean(all_towards, 0)
+        curve = mean_of_seen(np.array(all_towards))
         columns: dict[str, float | str] = {"monotonic to both ends": mean(on_average), "95 %": span(low, high), "single strips": mean(single)}
         columns["cosine from end to end"] = float(np.mean([curve[0, 0] - curve[0, -1], curve[1, -1] - curve[1, 0]]))
         rows.append(Row(how, columns | {"strips with a step without a face": mean(missing), "s": (time.monotonic() - began) / count}))
@@ -333,5 +340,5 @@ def mixes(out: Path, *, pairs: int = 0, only: Sequence[str] = (), device: str = 
         steps = ", ".join(f"{s:g}: {x:.3f} and {y:.3f}" for s, x, y in zip(p["shares"], *curve, strict=True))
         curves.append(f"{how}, mean cosine to the first and to the second at each share: {steps}")
     notes = [*_extent(p, count, f"pairs, {len(p['shares'])} steps of {p['seeds']} seeds each"), *curves]
-    notes.append("monotonic: the mean cosine over the seeds never turns back; a step without a face counts as 0, and its single strip as not monotonic")
+    notes.append("monotonic: the mean cosine over the seeds that show a face never turns back; a step where none does, or a single strip's without, is not")
     return bench.report("From one person to another", rows, notes, strips, seen, out)
