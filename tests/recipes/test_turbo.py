@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
 from selfsame.methods.instantid.method import InstantID
 from selfsame.methods.instantid.objective import InstantIDTrainer
+from selfsame.models.loras import Lora, fuse_unet
 from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE, alphas_cumprod
-from selfsame.recipes.turbo import LEGS, Hurried, leg_target
+from selfsame.recipes.common import Trained
+from selfsame.recipes.ship import ship_trained
+from selfsame.recipes.turbo import FILE, LEGS, Hurried, leg_target
 from selfsame.studio.painting import scheduler_of
 from selfsame.studio.request import MANNEQUIN, Request
 from selfsame.weights.mannequin import checked_folder, load_unet
@@ -44,6 +49,27 @@ def test_before_it_learns_the_student_is_the_base_with_instantid_upon_it():
         assert torch.equal(student(noisy, t, text), beside(noisy, t, text).sample)
         embedding, drawing = torch.randn(2, 1, 512), torch.rand(2, 3, 128, 128)
         assert torch.equal(student(noisy, t, text, embedding, drawing), InstantIDTrainer(method, beside)(noisy, t, text, embedding, drawing))
+
+
+def test_what_is_shipped_makes_the_base_the_student(tmp_path: Path):
+    torch.manual_seed(0)
+    unet = load_unet()
+    student = Hurried(unet, InstantID.from_pretrained(checked_folder("instantid"), unet))
+    for name, p in student.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.csv").write_text("step,samples,lr,loss\n1,8,0.1,0.5\n")
+    (run / "run.json").write_text("{}")
+    ship_trained("turbo", Trained(student, {"grey_levels_away": 1.0}, run, 8), tmp_path / "weights")
+    fused = load_unet()
+    fuse_unet([Lora(tmp_path / "weights" / FILE)], fused, is_xl=False)
+    noisy, t, text = torch.randn(2, 16, 16, 16), torch.tensor([700, 300]), torch.randn(2, 24, CONTEXT_DIM)
+    with torch.no_grad():
+        ours, plain = fused(noisy, t, text).sample, load_unet()(noisy, t, text).sample
+        assert torch.allclose(ours, student(noisy, t, text), atol=2e-2)
+    assert (ours - plain).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(
