@@ -12,6 +12,8 @@ import time
 from commands import measured
 
 from selfsame import Request, load
+from selfsame.studio.studio import TURBO
+from selfsame.weights.mannequin import manifest
 
 RUNS = 5
 
@@ -35,8 +37,9 @@ def main() -> None:
         "Image Adapter": lambda: studio.generate(Request(prompt=prompt, controlnet_scale=0), ada),
         "both": lambda: studio.generate(Request(prompt=prompt), ada),
         "both, fast": lambda: studio.generate(Request(prompt=prompt, speed="fast"), ada),
-        "both, turbo": lambda: studio.generate(Request(prompt=prompt, speed="turbo"), ada),
     }
+    if TURBO in manifest()["files"]:
+        cases["both, turbo"] = lambda: studio.generate(Request(prompt=prompt, speed="turbo"), ada)
     for run in cases.values():
         run()
     times = {name: seconds(run) for name, run in cases.items()}

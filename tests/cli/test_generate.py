@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from selfsame.cli.generate import Generate
 from selfsame.cli.main import main
-from selfsame.images.files import read_image, read_metadata
+from selfsame.images.files import read_image, read_metadata, write_image
 from selfsame.mannequins.attributes import Look, View
 from selfsame.mannequins.people import person_of
 from selfsame.mannequins.render import PersonIn, Scene, draw
@@ -55,6 +56,21 @@ def test_like_repeats_the_picture_and_flags_change_it(tmp_path: Path):
     assert main(["generate", "--like", a, "--seed", "6", "--out", c]) == 0
     assert not np.array_equal(read_image(a), read_image(c))
     assert read_metadata(c)["request"]["guidance_scale"] == 2
+
+
+def test_another_speed_brings_its_own_steps(tmp_path: Path):
+    """What was settled for one speed is wrong for the other: distilled weights are not guided, and the others need all their steps."""
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    assert main(["generate", "--prompt", "a person", "--out", str(a), *QUICK]) == 0
+    said = read_metadata(a)
+    assert Generate.like_defaults(["--like", str(a)]).num_steps == said["request"]["num_steps"] > 0
+    assert Generate.like_defaults(["--like", str(a), "--speed", "fast"]).num_steps == said["request"]["num_steps"]
+    hurried = Generate.like_defaults(["--like", str(a), "--speed=turbo"])
+    assert (hurried.num_steps, hurried.guidance_scale) == (0, -1)
+    write_image(b, read_image(a), said | {"request": said["request"] | {"speed": "turbo", "num_steps": 4, "guidance_scale": 1.0, "solver": "ddim"}})
+    whole = Generate.like_defaults(["--like", str(b), "--speed", "exact"])
+    assert (whole.num_steps, whole.guidance_scale, whole.solver) == (0, -1, "dpmpp-2m")
+    assert Generate.like_defaults(["--like", str(b)]).num_steps == 4
 
 
 def test_a_picture_is_repeated_beside_itself_not_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

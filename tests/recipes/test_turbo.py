@@ -14,9 +14,10 @@ from selfsame.models.loras import Lora, fuse_unet
 from selfsame.models.mannequin import CONTEXT_DIM, SCHEDULE, alphas_cumprod
 from selfsame.recipes.common import Trained
 from selfsame.recipes.ship import ship_trained
-from selfsame.recipes.turbo import FILE, LEGS, Hurried, leg_target
+from selfsame.recipes.turbo import LEGS, Hurried, leg_target
 from selfsame.studio.painting import scheduler_of
 from selfsame.studio.request import MANNEQUIN, Request
+from selfsame.studio.studio import TURBO
 from selfsame.weights.mannequin import checked_folder, load_unet
 
 
@@ -64,7 +65,7 @@ def test_what_is_shipped_makes_the_base_the_student(tmp_path: Path):
     (run / "run.json").write_text("{}")
     ship_trained("turbo", Trained(student, {"grey_levels_away": 1.0}, run, 8), tmp_path / "weights")
     fused = load_unet()
-    fuse_unet([Lora(tmp_path / "weights" / FILE)], fused, is_xl=False)
+    fuse_unet([Lora(tmp_path / "weights" / TURBO)], fused, is_xl=False)
     noisy, t, text = torch.randn(2, 16, 16, 16), torch.tensor([700, 300]), torch.randn(2, 24, CONTEXT_DIM)
     with torch.no_grad():
         ours, plain = fused(noisy, t, text).sample, load_unet()(noisy, t, text).sample

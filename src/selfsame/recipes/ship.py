@@ -119,7 +119,7 @@ def _write(name: str, trained: Trained, folder: Path, known: Mapping[str, Mappin
         note("instantid", about, folder)
     elif name == "turbo":
         values = get_peft_model_state_dict(module.unet)  # type: ignore[arg-type]
-        ship({f"unet.{k}": v for k, v in values.items()}, "turbo.safetensors", about, folder)
+        ship({f"unet.{k}": v for k, v in values.items()}, f"{name}.safetensors", about, folder)
     elif name == "mimicbrush":
         module.method.save_pretrained(folder / "mimicbrush", half=True)  # type: ignore[union-attr, operator]
         _without_paths(folder / "mimicbrush/unet/config.json")

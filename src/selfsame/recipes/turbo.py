@@ -33,12 +33,11 @@ from selfsame.recipes.resident import Resident
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row, scheduler_of
 from selfsame.studio.request import MANNEQUIN, Request
-from selfsame.studio.studio import Studio
+from selfsame.studio.studio import TURBO, Studio
 from selfsame.training.run import Batch, Loss, Run
 from selfsame.values.conditioning import Conditioning
 from selfsame.weights.mannequin import checked, checked_folder, load_into, load_text, load_unet
 
-FILE = "turbo.safetensors"
 RANK, LAYERS = 2, ["to_q", "to_v", "to_out.0"]  # all that the package's limit leaves room for
 LEGS = MANNEQUIN.turbo.num_steps
 FACE_SHARE = 0.5  # of the steps learn with InstantID upon the base, the others without
@@ -92,7 +91,7 @@ def turbo(options: Options) -> Trained:
     unet = load_unet()
     hurried = Hurried(unet, InstantID.from_pretrained(checked_folder("instantid"), unet))
     if run.warm:
-        installed = {k.removeprefix("unet."): v.float() for k, v in load_file(checked(FILE)).items()}
+        installed = {k.removeprefix("unet."): v.float() for k, v in load_file(checked(TURBO)).items()}
         set_peft_model_state_dict(hurried.unet, installed)  # type: ignore[arg-type]
     size = int(hurried.unet.config.in_channels), MANNEQUIN.side // 8, MANNEQUIN.side // 8  # type: ignore[union-attr, arg-type]
     own = scheduler_of(SCHEDULE, MANNEQUIN.turbo.solver, timestep_spacing="trailing")

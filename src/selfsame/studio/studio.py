@@ -36,7 +36,7 @@ from selfsame.studio.request import MANNEQUIN, Request, nearest
 from selfsame.values.identity import Identity, LearnedWords
 from selfsame.weights import mannequin
 
-ENCODER_NAME = "mannequin-encoder-2"
+ENCODER_NAME, TURBO = "mannequin-encoder-2", "turbo.safetensors"
 MODELS = ("mannequin", "instantid-sdxl", "instantid-sd15")
 OWN_FACES = "the miniature sees faces of its own world, upright and whole (selfsame render draws one); for photographs see docs/photographs.md"
 ROWS = 4  # pictures denoised together
@@ -157,7 +157,7 @@ class Studio(Family):
         from selfsame.models.loras import Lora, fuse_unet
 
         unet = copy.deepcopy(self.unet)
-        fuse_unet([Lora(mannequin.checked("turbo.safetensors"))], unet, is_xl=False)
+        fuse_unet([Lora(mannequin.checked(TURBO))], unet, is_xl=False)
         return unet
 
     @cached_property
@@ -249,6 +249,16 @@ class Studio(Family):
         if cast.words:
             check_words(cast.words, Towers.of(self.text[1]))
         return cast
+
+    def sized(self, request: Request, people: Sequence[Person]) -> Request:
+        """The request with a size, steps, guidance and solver.
+
+        Raises:
+            InputError: it asks for speed turbo, whose weights are not installed.
+        """
+        if request.speed == "turbo" and "turbo_unet" not in vars(self) and TURBO not in mannequin.manifest()["files"]:
+            raise InputError("speed turbo: the miniature's weights for it do not ship yet; `selfsame train turbo --ship` makes them (20 minutes on two cores)")
+        return super().sized(request, people)
 
     def known_faces(self, image: np.ndarray) -> tuple[list[Found], Tensor]:
         """Faces of a picture and the conditioning encoder's embeddings of them, n 512."""
