@@ -194,6 +194,19 @@ def test_bf16_on_a_cpu_is_quick_in_steps_and_in_looks(tmp_path: Path):
     assert all(seen)
 
 
+def test_runs_of_one_process_may_differ_in_precision(tmp_path: Path):
+    """As `evaluate words --ablations` has them: people are learned in fp32, projections in bf16."""
+    for k, precision in enumerate(("no", "bf16", "no")):
+        seen: list[bool] = []
+
+        def observed(model: nn.Module, batch: dict[str, torch.Tensor], seen: list[bool] = seen) -> Loss:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return objective(model, batch)
+
+        train(run(tmp_path / str(k), steps=1, precision=precision), net(), observed, batch_at, device=CPU)
+        assert set(seen) == {precision == "bf16"}
+
+
 def test_averaged_weights_get_statistics_of_their_own(tmp_path: Path):
     """Batch norms of the result are those of its weights on its batches, not of the last raw weights."""
     torch.manual_seed(0)

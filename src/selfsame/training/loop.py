@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs, broadcast
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -98,6 +99,8 @@ def train(
         KeyboardInterrupt: somebody asked it to stop; everything is saved.
     """
     precision = ("bf16" if fast_bf16() else "no") if run.precision == "auto" else run.precision
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # an earlier run of this process had another precision
     if device is not None and device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     on_cpu = device is not None and device.type == "cpu"
