@@ -22,7 +22,7 @@ from selfsame.studio.places import columns
 
 @dataclass(frozen=True)
 class Stage:
-    """Pictures to be and who shall be in them. b: pictures, m: people."""
+    """Pictures to be and who shall be in them. b: pictures, m: people. Of several processes each paints all of them."""
 
     text: Tensor  # b t c
     start: Tensor  # b c h w standard normal
