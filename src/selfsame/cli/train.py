@@ -150,6 +150,8 @@ class Train:
     def _told(self, name: str, trained: Any, ship: bool) -> None:
         """Figures and curve, and what they lack; installed if it shall be."""
         from selfsame.recipes.catalogue import below_gate
+        from selfsame.studio.studio import TURBO
+        from selfsame.weights.mannequin import manifest
 
         print(f"{name}: " + "  ".join(f"{k} {v:.4g}" for k, v in trained.figures.items()))
         print(trained.folder / "curve.png")
@@ -158,7 +160,7 @@ class Train:
         if ship and name == "base" and self.name != "all":
             remedy = f"delete {self.runs / 'mimicbrush'}, then selfsame train mimicbrush --warm --ship"
             warn(f"MimicBrush's reference net is the base with additions and refuses another one: {remedy}")
-        if ship and name in ("base", "instantid") and self.name != "all":
+        if ship and name in ("base", "instantid") and self.name != "all" and TURBO in manifest()["files"]:
             warn(f"speed turbo was distilled from what this replaces: delete {self.runs / 'turbo'}, then selfsame train turbo --warm --ship")
         if ship:
             from selfsame.recipes.ship import ship_trained

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from selfsame.data.tables import open_table
-from selfsame.diffusion.sampling import sample
+from selfsame.diffusion.sampling import guided_together, sample
 from selfsame.diffusion.schedule import denoised_of
 from selfsame.methods.instantid.method import InstantID, predict
 from selfsame.methods.instantid.objective import InstantIDTrainer
@@ -118,13 +118,11 @@ def turbo(options: Options) -> Trained:
         nobody = shown | {"embedding": torch.zeros_like(shown["embedding"])} if shown else {}
         both = {k: torch.cat([nobody[k], shown[k]]) for k in shown}
         both["text"] = torch.cat([empty.to(batch["text"]).expand_as(batch["text"]), batch["text"]])
-        scale = MANNEQUIN.guidance_scale
 
-        def guided(latents: Tensor, t: Tensor, index: int) -> Tensor:
-            doubled = torch.cat([latents, latents])
-            without, told = hurried(doubled, t.long().to(latents.device).expand(len(doubled)), **both).float().chunk(2)
-            return without + scale * (told - without)
+        def raw(latents: Tensor, t: Tensor, index: int) -> Tensor:
+            return hurried(latents, t.long().to(latents.device).expand(len(latents)), **both).float()
 
+        guided = guided_together(raw, MANNEQUIN.guidance_scale)
         scheduler = scheduler_of(SCHEDULE, "dpmpp-2m", timestep_spacing="trailing")
         hurried.unet.disable_adapters()  # type: ignore[operator]
         try:

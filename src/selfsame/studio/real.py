@@ -43,10 +43,7 @@ NO_INSTANTID = {  # by whether the base is SDXL
     True: "InstantID is not there: selfsame models fetch instantid, or give --instantid its folder",
     False: "no InstantID for Stable Diffusion 1.5 was ever released: give --instantid the folder of one that you trained",
 }
-NO_LCM = {  # likewise
-    True: "speed turbo paints with LCM-LoRA: add --lora lcm-lora-sdxl (selfsame models fetch lcm-lora-sdxl); a base that holds one already needs --solver lcm",
-    False: "speed turbo paints with LCM-LoRA: add --lora lcm-lora-sd15 (selfsame models fetch lcm-lora-sd15); a base that holds one already needs --solver lcm",
-}
+LCM = {True: "lcm-lora-sdxl", False: "lcm-lora-sd15"}  # likewise
 NEEDED = ("unet", "vae", "scheduler", "tokenizer", "text_encoder")
 
 
@@ -362,6 +359,9 @@ class RealStudio(Family):
             pose = people[0].pose or Pose.of(people[0].identity)
             request = replace(request, height=pose.height, width=pose.width)
         if request.speed == "turbo" and not self.loras:
-            raise InputError(NO_LCM[self.is_xl])
+            name = LCM[self.is_xl]
+            raise InputError(
+                f"speed turbo paints with LCM-LoRA: add --lora {name} (selfsame models fetch {name}); a base that holds one already needs --solver lcm"
+            )
         self.planned(request)  # before anything is loaded
         return request.sized(self.limits)

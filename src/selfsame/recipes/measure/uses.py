@@ -294,8 +294,7 @@ def never_turns_back(towards: np.ndarray) -> bool:
 
 def mean_of_seen(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis of what is not NaN; NaN where nothing is."""
-    seen = np.isfinite(values)
-    return np.where(seen.any(0), np.where(seen, values, 0).sum(0) / seen.sum(0).clip(1), np.nan)
+    return np.ma.masked_invalid(values).mean(0).filled(np.nan)
 
 
 def mixes(out: Path, *, pairs: int = 0, only: Sequence[str] = (), device: str = "cpu", on_progress: Tick = lambda share, note: None) -> Report:
