@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from selfsame.cli.main import main
 from selfsame.evaluation.metrics import bootstrap_interval, paired_interval
+from selfsame.images.files import InputError, read_image, write_image
 from selfsame.mannequins.world import CANONICAL_VIEWS
-from selfsame.recipes.measure import identity, protocols
+from selfsame.recipes.measure import identity, judging, pictures, protocols
 from selfsame.recipes.measure.person_lora import CALLED, PersonLora, with_lora
 from selfsame.recipes.measure.protocols import reference_photo
 from selfsame.recipes.measure.swap import face_swapped
@@ -20,9 +22,13 @@ from selfsame.studio.request import Request
 from selfsame.studio.studio import Studio, load
 
 
-def test_one_person_two_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     p = protocols.checked_protocol(protocols.IDENTITY)
     monkeypatch.setattr(identity, "checked_protocol", lambda name: {**p, "people": 8, "num_steps": 2})
+
+
+def test_one_person_two_rows(tmp_path: Path, brief: None):
     shares: list[float] = []
     report = identity.identity(tmp_path, people=1, only=("both", "both, fast", "oracle"), on_progress=lambda share, _: shares.append(share))
     assert sum(shares) == pytest.approx(1)
@@ -38,7 +44,65 @@ def test_one_person_two_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert any("only 1 of the protocol" in n for n in content["notes"])
     assert any("attributes, both, fast minus both" in n for n in content["notes"])
     assert sum("over the oracle's" in n for n in content["notes"]) == 6
+    assert all(0 < float(row.columns["diversity over seeds"]) < 2 for row in report.rows)
     assert "data:image/png" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_pictures_it_has(tmp_path: Path, brief: None, monkeypatch: pytest.MonkeyPatch):
+    """Painted files are read, not painted again; one that is lost is painted anew, the same but for rounding; of other weights or questions none is taken."""
+    first = identity.identity(tmp_path, people=1, only=("base without a face",))
+    files = sorted((tmp_path / "pictures").rglob("*.png"))
+    assert [f.name for f in files] == [f"000-{k}.png" for k in range(7)], "four prompts, and three more seeds of the first"
+    assert files[0].parent.name.startswith("base-without-a-face-")
+    lost, before = read_image(files[2]).astype(int), [f.stat().st_mtime_ns for f in files]
+    files[2].unlink()
+    second = identity.identity(tmp_path, people=1, only=("base without a face",))
+    assert np.abs(read_image(files[2]) - lost).max() <= 2
+    assert [f.stat().st_mtime_ns for k, f in enumerate(files) if k != 2] == [t for k, t in enumerate(before) if k != 2]
+    assert second.rows[0].columns["cosine"] == pytest.approx(float(first.rows[0].columns["cosine"]), abs=0.01)
+    monkeypatch.setattr(pictures, "revision", lambda: "another")
+    identity.identity(tmp_path, people=1, only=("base without a face",))
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+
+
+def test_any_tools_pictures_are_judged_like_our_own(tmp_path: Path, brief: None):
+    """What is asked is written out; answers of that name stand as one more row, with the numbers they would have had; missing ones are missed."""
+    where = identity.ask(tmp_path / "asked", people=1)
+    asked = json.loads(where.read_text())["pictures"]
+    assert [a["file"] for a in asked] == [f"000-{k}.png" for k in range(7)]
+    assert (where.parent / asked[0]["photos"][3]).exists()
+    assert np.array(asked[0]["kps"]).shape == (5, 2)
+    ours = identity.identity(tmp_path, people=1, only=("oracle",)).rows[0].columns
+    (painted,) = (tmp_path / "pictures").iterdir()
+    report = identity.identity(tmp_path / "b", people=1, only=("oracle",), pictures=painted, judges=("judge", "encoder"))
+    theirs = report.rows[0]
+    assert theirs.name == f"pictures of {painted.name}"
+    same = {k: v for k, v in theirs.columns.items() if k in ours and k != "s"}
+    assert str(same) == str({k: v for k, v in ours.items() if k != "s"})
+    assert theirs.columns["rank-1, encoder (also the conditioner)"] == 1
+    assert any("flatters them" in n for n in report.notes)
+    for k in range(1, 7):
+        (painted / f"000-{k}.png").unlink()
+    write_image(painted / "000-1.png", np.zeros((64, 96, 3), np.uint8))
+    less = identity.identity(tmp_path / "c", people=1, only=("oracle",), pictures=painted)
+    assert less.rows[0].columns["no face"] == 0.75
+    assert any("000-1.png: 96 x 64, not square" in n for n in less.notes)
+    with pytest.raises(InputError, match="none of the protocol's pictures is here, such as 000-0.png"):
+        identity.identity(tmp_path / "d", people=1, pictures=tmp_path)
+
+
+def test_what_is_asked_is_asked_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["evaluate", "identity", "--ask", "--people", "2", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "asked.json")
+    assert main(["evaluate", "identity", "--ask", "--rows", "both", "--out", str(tmp_path)]) == 2
+    assert "--ask only writes" in capsys.readouterr().err
+    assert main(["evaluate", "words", "--ask", "--out", str(tmp_path)]) == 2
+    assert "--ask belongs to `evaluate identity`" in capsys.readouterr().err
+
+
+def test_copy_paste_compares_with_a_photo_that_no_row_is_given():
+    lent = [int(n.split(", ")[1].split()[0]) for n in (*identity.ROW_NAMES, *identity.EXTRA) if n.endswith("photos")]
+    assert judging.UNLENT >= max(lent) == 8
 
 
 @pytest.mark.parametrize("name", [protocols.IDENTITY, protocols.WORDS])

@@ -43,6 +43,9 @@ def test_groups_are_judged_where_everyone_was_to_stand(small: None, tmp_path: Pa
     assert oracle.columns["no face there"] == 0
     assert oracle.columns["kps error"] < 0.15
     assert oracle.columns["all"] > 0.4
+    for count in (2, 3):
+        assert any(f"{count} people, both, a region each, over the oracle's" in n for n in report.notes)
+        assert any(f"{count} people, both, a region each minus" in n for n in report.notes) is False, "no other row was asked for"
     assert [len(c.pictures) for c in report.cases] in ([3, 3, 4], [3, 4, 3], [4, 3, 3]), "everybody's photo beside the picture"
     shares = [float(c.said.split(": ")[1][0]) / float(c.said.split(" of ")[-1][0]) for c in report.cases]
     assert shares == sorted(shares)
@@ -87,12 +90,6 @@ def test_monotonic_is_never_turning_back():
     assert is_monotonic([3, 1, 0], rising=False)
     assert uses.never_turns_back(np.array([[3.0, 1, 0], [0, 1, 1]]))
     assert not uses.never_turns_back(np.array([[3.0, 1, 0], [0, 2, 1]]))
-    assert not uses.never_turns_back(np.array([[3.0, np.nan, 0], [0, np.nan, 1]])), "a step without a face"
-
-
-def test_means_are_of_those_that_show_a_face():
-    values = np.array([[1.0, np.nan, np.nan], [3.0, 4.0, np.nan]])
-    assert np.array_equal(uses.mean_of_seen(values), [2, 4, np.nan], equal_nan=True)
 
 
 # ---------------------------------------------------------------------------------------------- a folder of pictures

@@ -35,7 +35,6 @@ def test_one_person_is_learned_once_and_compared(tmp_path: Path, monkeypatch: py
     assert [r.name for r in report.rows] == ["base, nobody named", "StableIdentity", "oracle"]
     assert "range" in report.rows[1].columns
     assert len(report.cases) == 2  # its two pictures beside the photo, the worse first
-    assert not (tmp_path / words.PAINTED).exists()
     kept = words.kept_in(tmp_path, "StableIdentity", few["StableIdentity"]) / "0.safetensors"
     before = kept.stat().st_mtime_ns
     words.words(tmp_path, people=1, only=("StableIdentity",), methods=few)
@@ -102,7 +101,6 @@ def test_a_run_that_was_stopped_paints_no_row_twice(tmp_path: Path, monkeypatch:
         words.words(tmp_path, people=1, only=("base, nobody named",))
     words.words(tmp_path, people=1, only=("base, nobody named",))
     assert painted == [2, 2], "the celebrities once, the row once"
-    assert not (tmp_path / words.PAINTED).exists()
 
 
 @given(st.integers(0, 1000), st.integers(1, 5), st.floats(0.1, 5))

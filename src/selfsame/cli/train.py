@@ -183,6 +183,7 @@ class Evaluate:
 
     Examples:
       selfsame evaluate identity --out report
+      selfsame evaluate identity --ask --out asked        then, with what any tool painted:  --pictures painted --rows both oracle
       selfsame evaluate folder --pictures made --references photos --judges judge ~/.cache/selfsame/buffalo_l
     """
 
@@ -191,13 +192,15 @@ class Evaluate:
     learned as words. edits: MimicBrush on held-out things. restyled: InstantID, unchanged, upon a fine-tune of the base in one --style, which is made first.
     models: each small model's figure. folder: image files, whoever made them."""
     pictures: Path | None = None
-    """For `folder`: the pictures to judge; ada-1.png, ada_beach.png and ada/7.png are of ada."""
+    """For `folder`: the pictures to judge; ada-1.png, ada_beach.png and ada/7.png are of ada. For `identity`: another tool's answers to --ask, as one more row."""
+    ask: bool = False
+    """For `identity`: only write what is asked (prompts, seeds, key points in asked.json, photos/) into --out, for any tool to answer."""
     references: Path | None = None
     """For `folder`: ada.png, or ada/ with several photos, the first of which the pictures were made from."""
     judges: tuple[str, ...] = ("judge",)
-    """For `folder`: judge or encoder (the miniature's), or folders of real face models; any number."""
+    """For `folder` and, beside its own, `identity`: judge or encoder (the miniature's), or folders of real face models; any number."""
     conditioner: str = ""
-    """For `folder`: the face model that made the pictures, by the same name; as a judge it is flagged."""
+    """For --pictures: the face model that made them, by the same name; as a judge it is flagged."""
     out: Path = Path("out/evaluation")
     """Folder for report.json and report.html."""
     people: int = 0
@@ -232,20 +235,28 @@ class Evaluate:
 
         if self.what == "words" and self.device != "cpu":
             raise InputError(f"--device {self.device}: people are learned on the CPU here")
-        owners: dict[str, tuple[object, str]] = {  # flags of one kind of measurement: what was given, whose they are
-            "--pictures": (self.pictures, "folder"), "--references": (self.references, "folder"), "--judges": (self.judges != ("judge",), "folder"),
-            "--conditioner": (self.conditioner, "folder"), "--edit-set": (self.edit_set, "edits"), "--clip": (self.clip, "edits"),
-            "--dino": (self.dino, "edits"), "--style": (self.style != "watercolour", "restyled"),
+        owners: dict[str, tuple[object, tuple[str, ...]]] = {  # flags of some kinds of measurement: what was given, whose they are
+            "--pictures": (self.pictures, ("folder", "identity")), "--references": (self.references, ("folder",)),
+            "--judges": (self.judges != ("judge",), ("folder", "identity")), "--conditioner": (self.conditioner, ("folder", "identity")),
+            "--ask": (self.ask, ("identity",)), "--edit-set": (self.edit_set, ("edits",)), "--clip": (self.clip, ("edits",)),
+            "--dino": (self.dino, ("edits",)), "--style": (self.style != "watercolour", ("restyled",)),
         }  # fmt: skip
-        for flag, (given, owner) in owners.items():
-            if given and self.what != owner:
-                raise InputError(f"{flag} belongs to `evaluate {owner}`, not to `evaluate {self.what}`")
+        for flag, (given, whose) in owners.items():
+            if given and self.what not in whose:
+                raise InputError(f"{flag} belongs to {' and '.join(f'`evaluate {w}`' for w in whose)}, not to `evaluate {self.what}`")
         trains = self.ablations or self.what == "restyled"
         if not trains and (self.steps != ABLATION_STEPS or self.runs != Path("runs")):
             raise InputError("--steps and --runs belong to --ablations and to `evaluate restyled`")
         if self.ablations and self.what not in ("identity", "words", "edits"):
             raise InputError(f"--ablations belongs to `evaluate identity`, `words` and `edits`, not to `evaluate {self.what}`")
+        if self.ask and (self.ablations or self.pictures or self.rows):
+            raise InputError("--ask only writes what is asked: give it with --out and --people alone")
         self.out.mkdir(parents=True, exist_ok=True)
+        if self.ask:
+            from selfsame.recipes.measure.identity import ask
+
+            print(ask(self.out, people=self.people))
+            return 0
         if self.what == "models":
             return models(self.data, self.out, only=self.rows, device=self.device)
         with bar("measuring", 1) as tick:
@@ -284,4 +295,5 @@ class Evaluate:
         rows |= {"people": self.people, "device": self.device}
         if self.what == "restyled":
             return restyling(self.out, options, style=self.style, **rows)
+        rows |= {"pictures": self.pictures, "judges": self.judges, "conditioner": self.conditioner}
         return ablated(self.out, options, **rows) if self.ablations else identity(self.out, **rows)

@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import groupby
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from selfsame.evaluation.metrics import paired_interval, ratio_interval
+from selfsame.evaluation.metrics import is_first, mean, paired_interval, ratio_interval
 from selfsame.evaluation.report import Report, Row, write_report
-from selfsame.mannequins.render import Picture
+from selfsame.images.files import InputError
+from selfsame.mannequins.people import split_person
+from selfsame.mannequins.render import Picture, draw
+from selfsame.mannequins.world import neutral_scene
 from selfsame.methods.instantid.method import InstantID
 from selfsame.methods.instantid.objective import InstantIDTrainer
 from selfsame.models.mannequin import load_image_encoder
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
-from selfsame.recipes.caches import clip_features
+from selfsame.recipes.caches import clip_features, fingerprint_of
 from selfsame.recipes.common import Options
 from selfsame.recipes.instantid import ABLATIONS, READ, WHOLE, Variant, instantid, people_in
-from selfsame.recipes.measure.judging import Judges, Seen, columns_of, measured_with, notes_on_weights, oracle_pictures, rows_by_style, worst_of
+from selfsame.recipes.measure.folder import FaceJudge, judge_called
+from selfsame.recipes.measure.judging import Judges, Seen, columns_of, measured_with, notes_on_weights, oracle_pictures, rows_by_style, spread, worst_of
 from selfsame.recipes.measure.person_lora import CALLED, with_lora
-from selfsame.recipes.measure.protocols import IDENTITY, Task, asked, canonical_kps, canonical_landmarks, checked_protocol, extent, reference_photo, tasks_of
+from selfsame.recipes.measure.pictures import Kept, Paint, hand_out, theirs
+from selfsame.recipes.measure.protocols import (
+    IDENTITY,
+    Task,
+    asked,
+    canonical_kps,
+    canonical_landmarks,
+    checked_protocol,
+    everything_of,
+    extent,
+    reference_photo,
+)  # fmt: skip
 from selfsame.recipes.measure.swap import face_swapped
 from selfsame.recipes.measure.trainings import Trainings, chosen
 from selfsame.recipes.naming import SOMEBODY
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import OWN, Request, Strengths
-from selfsame.studio.studio import Studio, load
+from selfsame.studio.studio import ENCODER_NAME, Studio, load
 
 ROW_NAMES = ("base without a face", "Image Adapter alone", "IdentityNet alone", "both", "both, 4 photos", "oracle")
 # Asked for by name (--rows): what more photos bring, what speed costs, a baseline that pastes, and one that learns each person.
@@ -61,16 +74,15 @@ class Rival:
         return Studio(str(beside.device)).with_parts(unet=self.unet or beside.unet, vae=beside.vae, instantid=self.method)
 
 
-def paint_row(
-    studio: Studio, name: str, tasks: Sequence[Task], split: str, request: Request, tick: Callable[[int], None], rival: Rival | None = None
-) -> list[np.ndarray]:
-    """All pictures of one row of the table."""
+def painter_of(studio: Studio, name: str, split: str, request: Request, tick: Callable[[int], None], rival: Rival | None = None) -> Paint:
+    """What paints tasks of one row of the table."""
     if name == "oracle":
-        return oracle_pictures(studio, split, tasks, tick)
+        return lambda tasks: oracle_pictures(studio, split, tasks, tick)
     if name == "face swap":
-        return _swapped(studio, tasks, split, request, tick)
+        base = painter_of(studio, "base without a face", split, request, tick)
+        return lambda tasks: _swapped(studio, tasks, split, base(tasks))
     if name == LORA:
-        return _by_lora(studio, tasks, split, request, tick)
+        return lambda tasks: _by_lora(studio, tasks, split, request, tick)
     if name == "both, fast":
         request = replace(request, speed="fast")
     if name == "both, turbo":  # steps and guidance are its own
@@ -81,25 +93,29 @@ def paint_row(
     painting = studio if rival is None else rival.studio(studio)
     tower = load_image_encoder() if rival is not None and rival.variant.reads == "clip" else None
     dense = rival is not None and rival.variant.points == "dense"
-    images: list[np.ndarray] = []
-    embeddings: dict[int, torch.Tensor] = {}
-    for start in range(0, len(tasks), BATCH):
-        chunk = tasks[start : start + BATCH]
-        rows = []
-        for t in chunk:
-            faces: tuple[Shown, ...] = ()
-            if not name.endswith("without a face"):
-                if t.person not in embeddings:
-                    photos = [reference_photo(split, t.person, k) for k in range(int(photos_of[1]) if photos_of else 1)]
-                    crops = to_crops([p.image for p in photos], [_seen_kps(studio, p) for p in photos], ENCODER_CROP)
-                    seen = embed(studio.encoder, crops) if tower is None else clip_features(tower, crops)
-                    embeddings[t.person] = seen.mean(0, keepdim=True)[None]
-                points = canonical_landmarks(t.view) if dense else canonical_kps(t.view)[0]
-                faces = (Shown(embeddings[t.person], points, strengths=strengths),)
-            rows.append(PaintRow(t.prompt, faces=faces))
-        images += painting.paint(rows, request, [t.seed for t in chunk])[0]
-        tick(len(chunk))
-    return images
+
+    @cache
+    def embedding(person: int) -> torch.Tensor:
+        photos = [reference_photo(split, person, k) for k in range(int(photos_of[1]) if photos_of else 1)]
+        crops = to_crops([p.image for p in photos], [_seen_kps(studio, p) for p in photos], ENCODER_CROP)
+        seen = embed(studio.encoder, crops) if tower is None else clip_features(tower, crops)
+        return seen.mean(0, keepdim=True)[None]
+
+    def shown(task: Task) -> tuple[Shown, ...]:
+        if name.endswith("without a face"):
+            return ()
+        points = canonical_landmarks(task.view) if dense else canonical_kps(task.view)[0]
+        return (Shown(embedding(task.person), points, strengths=strengths),)
+
+    def paint(tasks: Sequence[Task]) -> list[np.ndarray]:
+        images: list[np.ndarray] = []
+        for start in range(0, len(tasks), BATCH):
+            chunk = tasks[start : start + BATCH]
+            images += painting.paint([PaintRow(t.prompt, faces=shown(t)) for t in chunk], request, [t.seed for t in chunk])[0]
+            tick(len(chunk))
+        return images
+
+    return paint
 
 
 def _of_oracle(tasks: Sequence[Task], judged: Mapping[str, list[dict[str, float]]]) -> list[str]:
@@ -118,23 +134,20 @@ def _of_oracle(tasks: Sequence[Task], judged: Mapping[str, list[dict[str, float]
     return lines
 
 
-def _swapped(studio: Studio, tasks: Sequence[Task], split: str, request: Request, tick: Callable[[int], None]) -> list[np.ndarray]:
+def _swapped(studio: Studio, tasks: Sequence[Task], split: str, painted: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Pictures of the base, each with the photo's face laid over it."""
     images = []
-    for image, task in zip(paint_row(studio, "base without a face", tasks, split, request, tick), tasks, strict=True):
+    for image, task in zip(painted, tasks, strict=True):
         photo, found = reference_photo(split, task.person, 0), studio.faces(image)
         images.append(face_swapped(image, found[0].kps if found else None, photo.image, _seen_kps(studio, photo)))
     return images
 
 
 def _by_lora(studio: Studio, tasks: Sequence[Task], split: str, request: Request, tick: Callable[[int], None]) -> list[np.ndarray]:
-    """Pictures of the base after it has learned each person's photo."""
-    images = []
-    for person, mine in groupby(tasks, key=lambda t: t.person):
-        painting = Studio(str(studio.device)).with_parts(vae=studio.vae, unet=with_lora(studio, [reference_photo(split, person, 0).image]))
-        chunk = list(mine)
-        images += painting.paint([PaintRow(t.prompt.replace(SOMEBODY, CALLED, 1)) for t in chunk], request, [t.seed for t in chunk])[0]
-        tick(len(chunk))
+    """Pictures of one person, by the base after it has learned the photo."""
+    painting = Studio(str(studio.device)).with_parts(vae=studio.vae, unet=with_lora(studio, [reference_photo(split, tasks[0].person, 0).image]))
+    images = painting.paint([PaintRow(t.prompt.replace(SOMEBODY, CALLED, 1)) for t in tasks], request, [t.seed for t in tasks])[0]
+    tick(len(tasks))
     return images
 
 
@@ -175,83 +188,156 @@ def ablated(out: Path, options: Options, *, people: int = 0, only: Sequence[str]
     return identity(out, people=people or ABLATED, only=("base without a face", *rivals, "oracle"), rivals=rivals, more=trainings.seen, **measuring)
 
 
+class Table:
+    """What is asked, and what has been measured so far."""
+
+    def __init__(self, studio: Studio, p: dict[str, Any], people: int) -> None:
+        self.p, self.judges = p, Judges(studio, p, people)
+        self.tasks = everything_of(p, people)
+        self.main = [i for i, t in enumerate(self.tasks) if not t.again]  # what is judged; the others show how much seeds change
+        self.groups = [self.tasks[i].person for i in self.main]
+        self.judged: dict[str, list[dict[str, float]]] = {}
+        self.rows: list[Row] = []
+        self.by_style: list[Row] = []
+        self.strips: list[tuple[str, Sequence[np.ndarray]]] = []
+        self.seen: list[Seen] = []
+        self._galleries: dict[str, np.ndarray] = {}
+
+    def of_main(self, values: Sequence[Any]) -> list[Any]:
+        return [values[i] for i in self.main]
+
+    def add(self, name: str, images: Sequence[np.ndarray], seconds: float, *, asked_kps: bool, others: Sequence[FaceJudge] = ()) -> None:
+        """Judge a row's pictures, all of `tasks`."""
+        points, tasks, own = self.judges.kps(images), self.of_main(self.tasks), self.of_main(images)
+        results = self.judges.results(tasks, own, self.of_main(points), asked_kps=asked_kps)
+        self.judged[name] = results
+        columns = columns_of(results, seconds, self.p["bootstrap"], self.groups)
+        columns["diversity over seeds"] = mean([spread(self.judges, [images[i] for i in rows], [points[i] for i in rows]) for rows in self._seeds()])
+        for judge in others:
+            columns |= self._by(judge, own)
+        self.rows.append(Row(name, columns))
+        self.by_style += rows_by_style(name, tasks, results)
+        self.strips.append((name, own[:8]))
+        if name == "both" or not self.seen:
+            together = zip(tasks, results, own, strict=True)
+            self.seen = [Seen.of_one(t.prompt, None if r["no_face"] else r["cosine"], image, t.person) for t, r, image in together]
+
+    def _seeds(self) -> list[list[int]]:
+        """Pictures that differ by their seed alone."""
+        again = [i for i, t in enumerate(self.tasks) if t.again]
+        firsts = {self.tasks[i].person: next(k for k in self.main if self.tasks[k].person == self.tasks[i].person) for i in again}
+        return [[first, *(i for i in again if self.tasks[i].person == who)] for who, first in firsts.items()]
+
+    def _by(self, judge: FaceJudge, images: Sequence[np.ndarray]) -> dict[str, float | str]:
+        """What another judge says; a picture without a face counts as cosine 0 and as missed."""
+        gallery = self._gallery(judge)
+        vectors = [judge.see(image) for image in images]
+        cosines = [0.0 if v is None else float(gallery[who] @ v) for v, who in zip(vectors, self.groups, strict=True)]
+        hits = [float(is_first(v, gallery, who)) for v, who in zip(vectors, self.groups, strict=True)]
+        called = judge.name + (" (also the conditioner)" if judge.is_conditioner else "")
+        return {f"rank-1, {called}": mean(hits), f"cosine, {called}": mean(cosines)}
+
+    def _gallery(self, judge: FaceJudge) -> np.ndarray:
+        """Vectors of everybody's neutral render, zeros where the judge finds no face: that person is never found."""
+        if judge.name not in self._galleries:
+            self._galleries[judge.name] = self._portraits(judge)
+        return self._galleries[judge.name]
+
+    def _portraits(self, judge: FaceJudge) -> np.ndarray:
+        split = self.p["split"]
+        seen = [judge.see(draw([neutral_scene(split_person(split, i))])[0].image) for i in range(self.p["people"])]
+        length = next((len(v) for v in seen if v is not None), 0)
+        if not length:
+            raise InputError(f"judge {judge.name} finds no face in any of the world's portraits: it is of no use here")
+        return np.stack([np.zeros(length, np.float32) if v is None else v for v in seen])
+
+    def compared(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """Differences of rows, paired over people."""
+        notes = []
+        for a, b in pairs:
+            for what, key in (("rank-1", "rank1"), ("judge cosine", "cosine"), ("attributes", "attributes")):
+                if a in self.judged and b in self.judged:
+                    ours, theirs_ = ([r[key] for r in self.judged[row]] for row in (a, b))
+                    middle, low, high = paired_interval(ours, theirs_, self.groups)
+                    notes.append(f"{what}, {a} minus {b}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
+        return notes
+
+
+def ask(out: Path, *, people: int = 0) -> Path:
+    """Write what the protocol asks, for any tool: prompts, seeds, key points and photos. Its pictures are judged by `identity(pictures=...)`."""
+    p = checked_protocol(IDENTITY)
+    count, _ = asked(p, people, (), ())
+    return hand_out(p, everything_of(p, count), out)
+
+
 def identity(
     out: Path,
     *,
     people: int = 0,
     only: Sequence[str] = (),
+    pictures: Path | None = None,
+    judges: Sequence[str] = (),
+    conditioner: str = "",
     rivals: Mapping[str, Callable[[], Rival]] | None = None,
     more: Sequence[str] = (),
     device: str = "cpu",
     on_progress: Callable[[float, str], None] = lambda share, note: None,
 ) -> Report:
-    """Run the identity protocol.
+    """Run the identity protocol. Pictures stay in `out/pictures`, so a run that was stopped goes on.
 
     Args:
         out: folder for report.json and report.html.
         people: only the first so many of the protocol's people; 0: all. The gallery stays whole.
         only: only these rows, those of `EXTRA` too.
+        pictures: another tool's answers to what `ask` wrote, as one more row.
+        judges: others beside the protocol's, as for `folder`.
+        conditioner: what conditioned the pictures of another tool.
         rivals: other trainings by the names of their rows, trained once all else has been checked.
         more: what the report shall say besides.
 
     Raises:
+        InputError: a judge or folder that cannot be used.
         ValueError: an unknown row, or more people than the protocol has.
     """
     p = checked_protocol(IDENTITY)
     count, names = asked(p, people, only, ROW_NAMES, (*EXTRA, *(rivals or {})))
-    studio, split = load(device=device), p["split"]
-    tasks = tasks_of(p, count)
-    judges = Judges(studio, p, count)
+    studio, split, notes = load(device=device), p["split"], [*extent(p, count), *more]
+    others = [judge_called(name, studio, conditioner or ENCODER_NAME) for name in judges if name != "judge"]
+    table = Table(studio, p, count)
+    if pictures:
+        answers, missing = theirs(pictures, table.tasks)
+        table.add(f"pictures of {pictures.resolve().name}", answers, float("nan"), asked_kps=True, others=others)
+        notes += missing
     trained = {name: make() for name, make in (rivals or {}).items()}
     request = Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
-    total = len(names) * len(tasks)
-    rows, by_style, strips = [], [], []
-    cosines: dict[str, list[float]] = {}
-    followed: dict[str, list[float]] = {}
-    judged: dict[str, list[dict[str, float]]] = {}
-    seen: list[Seen] = []
+    kept = Kept(out, p)
     for name in names:
-        began = time.monotonic()
-        images = paint_row(studio, name, tasks, split, request, lambda n, name=name: on_progress(n / total, name), trained.get(name))
-        seconds = (time.monotonic() - began) / len(tasks)
-        strips.append((name, images[:8]))
-        results = judges.results(tasks, images, judges.kps(images), asked_kps=name not in UNPOSED and (name not in trained or trained[name].variant.use_net))
-        judged[name] = results
-        cosines[name], followed[name] = [r["cosine"] for r in results], [r["attributes"] for r in results]
-        if name == "both":
-            together = zip(tasks, results, images, strict=True)
-            seen = [Seen.of_one(t.prompt, None if r["no_face"] else r["cosine"], image, t.person) for t, r, image in together]
-        rows.append(Row(name, columns_of(results, seconds, p["bootstrap"], [t.person for t in tasks])))
-        by_style += rows_by_style(name, tasks, results)
-    notes = [*extent(p, count), *more]
-    groups = [t.person for t in tasks]
-    pairs = [
-        ("both", "Image Adapter alone"),
-        ("both", "IdentityNet alone"),
-        ("both", "face swap"),
-        ("both", LORA),
-        *((name, "both") for name in names if name.startswith("both, ")),
-        *(("both", name) for name in trained if name != "both"),
-    ]
-    for a, b in pairs:
-        for what, values in (("judge cosine", cosines), ("attributes", followed)):
-            if a in values and b in values:
-                middle, low, high = paired_interval(values[a], values[b], groups)
-                notes.append(f"{what}, {a} minus {b}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
-    notes += _of_oracle(tasks, judged)
-    notes.append("copy-paste: (cosine to the photo that lent the face - cosine to another of the person) / (1 - the photos' own), 1 for a copied photo")
-    notes.append("'alike among themselves' is the mean cosine between the pictures of one person: near 1 they repeat one face, expression and all")
-    notes.append("a picture without a face counts as cosine 0 and as missed; key-point errors are over pictures with a face")
-    notes += notes_on_weights()
-    references = [reference_photo(split, t.person, 0).image for t in tasks[:8]]
-    report = Report(
-        "InstantID on held-out people",
-        {**p, **measured_with()},
-        rows,
-        by_style,
-        notes,
-        [("reference photo", references), *strips],
-        worst_of(seen, split),
+
+        def tick(done: int, name: str = name) -> None:
+            on_progress(done / len(names) / len(table.tasks), name)
+
+        rival = trained.get(name)
+        mark = "" if rival is None else [repr(rival.variant), fingerprint_of([rival.method], name)]
+        images = kept.row(name, table.tasks, painter_of(studio, name, split, request, tick, rival), tick, mark)
+        table.add(name, images, kept.seconds[name], asked_kps=name not in UNPOSED and (rival is None or rival.variant.use_net), others=others)
+    notes += table.compared(
+        [
+            *(("both", name) for name in ("Image Adapter alone", "IdentityNet alone", "face swap", LORA)),
+            *((name, "both") for name in names if name.startswith("both, ")),
+            *(("both", name) for name in trained if name != "both"),
+        ]
     )
+    notes += _of_oracle(table.of_main(table.tasks), table.judged)
+    notes.append("copy-paste: (cosine to the photo that lent the face - cosine to one that no row saw) / (1 - the photos' own), 1 for a copied photo")
+    notes.append("'alike among themselves' is the mean cosine between the pictures of one person: near 1 they repeat one face, expression and all")
+    notes.append("diversity over seeds: how differently the faces of one prompt look from seed to seed, by the reader's features, the mean over pairs")
+    notes.append("a picture without a face counts as cosine 0 and as missed; key-point errors are over pictures with a face")
+    if any(j.is_conditioner for j in others):
+        notes.append("a judge that also conditioned the pictures flatters them: compare its columns with nothing else")
+    references = [reference_photo(split, t.person, 0).image for t in table.of_main(table.tasks)[:8]]
+    report = Report(
+        "InstantID on held-out people", {**p, **measured_with()}, table.rows, table.by_style, [*notes, *notes_on_weights()],
+        [("reference photo", references), *table.strips], worst_of(table.seen, split),
+    )  # fmt: skip
     write_report(report, out)
     return report

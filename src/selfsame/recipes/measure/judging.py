@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from selfsame.evaluation.metrics import bootstrap_interval, copy_paste, is_first, mean, point_error
 from selfsame.evaluation.report import WORST, Case, Row, span
@@ -17,7 +19,7 @@ from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import WORLD_VERSION, neutral_scene
 from selfsame.models.latents import encode
 from selfsame.perception.embedders import JUDGE_CROP, embed, to_crops
-from selfsame.perception.reader import AttributeReader, agreement, read
+from selfsame.perception.reader import AttributeReader, agreement, perceptual_distance, read
 from selfsame.recipes.common import to_pixels
 from selfsame.recipes.measure.protocols import Task, canonical_kps, oracle_picture, reference_photo
 from selfsame.recipes.revision import revision
@@ -28,13 +30,14 @@ COLUMNS = {  # a picture's numbers, and what tables call their means
     "rank1": "rank-1 of 100", "matched": "of 20 matched", "cosine": "cosine", "attributes": "attributes", "kps": "kps error", "no_face": "no face",
     "copied": "copy-paste", "alike": "alike among themselves",
 }  # fmt: skip
+UNLENT = 8  # number of the photo that no row is given: copy-paste compares with it
 
 
 def judge_gallery(studio: Studio, split: str, people: Sequence[int]) -> np.ndarray:
     """Unit judge vectors of one neutral render each, by exact key points. n d."""
     pictures = [draw([neutral_scene(split_person(split, i))])[0] for i in people]
     rows = embed(studio.judge, to_crops([p.image for p in pictures], [p.kps[0] for p in pictures], JUDGE_CROP))
-    return torch.nn.functional.normalize(rows, dim=1).numpy()
+    return F.normalize(rows, dim=1).numpy()
 
 
 def matched_people(split: str, person: int, count: int = 20) -> list[int]:
@@ -94,7 +97,7 @@ class Judges:
 
     def vector(self, image: np.ndarray, kps: np.ndarray) -> np.ndarray:
         """The judge's unit vector of the face with these key points."""
-        return torch.nn.functional.normalize(embed(self.studio.judge, to_crops([image], [kps], JUDGE_CROP))[0], dim=0).numpy()
+        return F.normalize(embed(self.studio.judge, to_crops([image], [kps], JUDGE_CROP))[0], dim=0).numpy()
 
     def results(
         self, tasks: Sequence[Task], images: Sequence[np.ndarray], seen: Sequence[np.ndarray | None], *, asked_kps: bool = True
@@ -130,12 +133,30 @@ class Judges:
         return rows
 
     def photos(self, person: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The judge's vectors of the photo that lends the face and of another one of the person; None where no face is found."""
+        """The judge's vectors of the photo that lends the face and of one that no row is given; None where no face is found."""
         if person not in self._photos:
-            images = [reference_photo(self.split, person, k).image for k in range(2)]
+            images = [reference_photo(self.split, person, k).image for k in (0, UNLENT)]
             first, other = (None if kps is None else self.vector(image, kps) for image, kps in zip(images, self.kps(images), strict=True))
             self._photos[person] = first, other
         return self._photos[person]
+
+
+def face_pixels(image: np.ndarray, kps: np.ndarray) -> torch.Tensor:
+    """The judge's crop of a face, enlarged for the reader: 1 3 128 128."""
+    return F.interpolate(to_crops([image], [kps], JUDGE_CROP), (128, 128), mode="bilinear", align_corners=False)
+
+
+def diversity(judges: Judges, image: np.ndarray, kps: np.ndarray | None, face: torch.Tensor | None) -> float:
+    """How differently a picture's face looks from another's (`face_pixels`), 0 when either shows none."""
+    if kps is None or face is None:
+        return 0.0
+    return float(perceptual_distance(judges.reader, face_pixels(image, kps), face))
+
+
+def spread(judges: Judges, images: Sequence[np.ndarray], seen: Sequence[np.ndarray | None]) -> float:
+    """How differently the faces of pictures look from one another, the mean over pairs; a pair in which one shows none adds nothing."""
+    faces = [None if kps is None else face_pixels(image, kps) for image, kps in zip(images, seen, strict=True)]
+    return mean([diversity(judges, images[a], seen[a], faces[b]) for a, b in combinations(range(len(images)), 2)])
 
 
 def means_of(results: Sequence[dict[str, float]]) -> dict[str, float]:

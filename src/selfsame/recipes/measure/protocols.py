@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from selfsame.mannequins.scenes import draw_light
 from selfsame.mannequins.world import CANONICAL_VIEWS, WORLD_VERSION, average_kps, average_scene, draw_look, draw_view
 from selfsame.perception.embedders import JUDGE_CROP
 
-IDENTITY, WORDS = "identity-3", "words-2"
+IDENTITY, WORDS = "identity-4", "words-2"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Task:
     prompt: str
     view: int  # canonical view
     seed: int
+    again: bool = False  # the same as another but for the seed
 
 
 def canonical_kps(view: int) -> tuple[np.ndarray, float]:
@@ -51,10 +53,12 @@ def protocol(name: str) -> dict[str, Any]:
 def asked_digest(p: dict[str, Any]) -> str:
     """Hash of everything a run of the protocol asks for: prompts, seeds, views, key points in tenths of a pixel, the judge's crop."""
     asked = {
-        "tasks": [asdict(t) for t in tasks_of(p, p["people"])],
+        "tasks": [{k: v for k, v in asdict(t).items() if k != "again"} for t in tasks_of(p, p["people"])],
         "kps": [canonical_kps(i)[0].round(1).tolist() for i in range(len(CANONICAL_VIEWS))],
         "crop": asdict(JUDGE_CROP),
     }
+    if "seeds" in p:
+        asked["again"] = [t.seed for t in everything_of(p, p["people"]) if t.again]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -113,6 +117,17 @@ def tasks_of(p: dict[str, Any], people: int) -> list[Task]:
             prompt = caption_person(attributes, None, None)
             tasks.append(Task(person, attributes, prompt, int(rng.integers(len(CANONICAL_VIEWS))), int(rng.integers(2**31))))
     return tasks
+
+
+def everything_of(p: dict[str, Any], people: int) -> list[Task]:
+    """All pictures that are painted: each person's of the protocol, then, of the first `seeds_people`, the first one's with other seeds."""
+    made: list[Task] = []
+    for person, mine in groupby(tasks_of(p, people), key=lambda t: t.person):
+        first, *others = mine
+        rng = np.random.default_rng([p["seed"], person, 0x5EED5])
+        seeds = rng.integers(2**31, size=p["seeds"] - 1) if person < p.get("seeds_people", 0) else ()
+        made += [first, *others, *(replace(first, seed=int(seed), again=True) for seed in seeds)]
+    return made
 
 
 def reference_photo(split: str, person: int, k: int) -> Picture:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,12 @@ from selfsame.evaluation.report import Report, Row, write_report
 from selfsame.mannequins.attributes import STYLES
 from selfsame.mannequins.captions import caption_person
 from selfsame.recipes.base import Denoiser
+from selfsame.recipes.caches import fingerprint_of
 from selfsame.recipes.common import Options
 from selfsame.recipes.instantid import Variant
-from selfsame.recipes.measure.identity import Rival, paint_row
+from selfsame.recipes.measure.identity import Rival, painter_of
 from selfsame.recipes.measure.judging import Judges, Seen, columns_of, measured_with, notes_on_weights, worst_of
+from selfsame.recipes.measure.pictures import Kept
 from selfsame.recipes.measure.protocols import IDENTITY, Task, asked, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.recipes.measure.trainings import Trainings
 from selfsame.recipes.restyle import restyled
@@ -55,20 +56,21 @@ def restyling(
     assert isinstance(module, Denoiser)
     studio = load(device=device)
     judges, request = Judges(studio, p, count), Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
+    kept, mark = Kept(out, [p, style]), fingerprint_of([module.unet], style)
     rival = Rival(studio.instantid, Variant(), module.eval().to(studio.device).unet)
     rows, strips = [], [("reference photo", [reference_photo(p["split"], t.person, 0).image for t in photos[:8]])]
     measured: dict[str, dict[str, list[float]]] = {}
     seen: list[Seen] = []
     for name in names:
-        began = time.monotonic()
 
         def tick(done: int, name: str = name) -> None:
             on_progress(done / len(names) / len(photos), name)
 
-        images = paint_row(studio, name, tasks[name], p["split"], request, tick, rival if name in (RESTYLED, BARE) else None)
+        of_it = rival if name in (RESTYLED, BARE) else None
+        images = kept.row(name, tasks[name], painter_of(studio, name, p["split"], request, tick, of_it), tick, "" if of_it is None else mark)
         results = judges.results(tasks[name], images, judges.kps(images), asked_kps=name != BARE)
         measured[name] = {key: [r[key] for r in results] for key in ("cosine", "rank1", "attributes")}
-        rows.append(Row(name, columns_of(results, (time.monotonic() - began) / len(images), p["bootstrap"], [t.person for t in photos])))
+        rows.append(Row(name, columns_of(results, kept.seconds[name], p["bootstrap"], [t.person for t in photos])))
         strips.append((name, images[:8]))
         if name == RESTYLED:
             seen = [Seen.of_one(t.prompt, None if r["no_face"] else r["cosine"], image, t.person) for t, r, image in zip(painted, results, images, strict=True)]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfsame.evaluation.metrics import bootstrap_interval, is_first, is_monotonic, mean, paired_interval, point_error
+from selfsame.evaluation.metrics import bootstrap_interval, is_first, is_monotonic, mean, paired_interval, point_error, ratio_interval
 from selfsame.evaluation.report import Report, Row, span, write_report
 from selfsame.mannequins.attributes import SCENES, Look, View
 from selfsame.mannequins.captions import NUMBER_WORDS, SCENE_PHRASES
@@ -164,6 +164,7 @@ def people(out: Path, *, cases: int = 0, only: Sequence[str] = (), device: str =
     bench, groups, face = Bench(p, device), groups_of(p, count), average_kps(_group_frontal())[1]
     rows, strips = [], []
     seen: list[Seen] = []
+    judged: dict[str, list[float]] = {}
     for name in names:
         hits, errors, missing, pictures, whose = [], [], [], [], []
         began = time.monotonic()
@@ -181,6 +182,7 @@ def people(out: Path, *, cases: int = 0, only: Sequence[str] = (), device: str =
                 right = sum(hits[-len(g.people) :])
                 seen.append(Seen(right / len(g.people), f"{g.prompt}: {right:.0f} of {len(g.people)} in their places", image, g.people))
             on_progress(1 / len(groups) / len(names), name)
+        judged[name] = hits
         low, high = bootstrap_interval(hits, whose, num_draws=p["bootstrap"])
         of = {n: mean([hit for hit, i in zip(hits, whose, strict=True) if len(groups[i].people) == n]) for n in (2, 3)}
         columns: dict[str, float | str] = {"rank-1 of 100, two": of[2], "three": of[3], "all": mean(hits), "95 %": span(low, high)}
@@ -190,8 +192,25 @@ def people(out: Path, *, cases: int = 0, only: Sequence[str] = (), device: str =
     notes = [
         *_extent(p, count, "pictures of two and three people"),
         "no face within a quarter of the height of its place is a miss; key-point errors are over those found",
+        *_of_groups(groups, judged, names[0]),
     ]
     return bench.report("Several people in one picture", rows, notes, strips, seen, out)
+
+
+def _of_groups(groups: Sequence[Group], judged: Mapping[str, Sequence[float]], first: str) -> list[str]:
+    """How much of the oracle each row reaches, and by how much the first row is better than the others; whole pictures are drawn."""
+    whose = [i for i, g in enumerate(groups) for _ in g.people]
+    lines = []
+    for count in (2, 3):
+        at = [k for k, i in enumerate(whose) if len(groups[i].people) == count]
+        mine, of = {name: [hits[k] for k in at] for name, hits in judged.items()}, [whose[k] for k in at]
+        for name in (n for n in mine if at and n != "oracle" and "oracle" in mine):
+            middle, low, high = ratio_interval(mine[name], mine["oracle"], of)
+            lines.append(f"rank-1, {count} people, {name}, over the oracle's: {middle:.3f} ({low:.3f} to {high:.3f})")
+        for name in (n for n in mine if at and n not in ("oracle", first)):
+            middle, low, high = paired_interval(mine[first], mine[name], of)
+            lines.append(f"rank-1, {count} people, {first} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired over pictures)")
+    return lines
 
 
 def _group_picture(bench: Bench, g: Group, name: str) -> np.ndarray:
@@ -256,8 +275,8 @@ def views(out: Path, *, people: int = 0, only: Sequence[str] = (), device: str =
             seen.append(Seen.of_one(name, None if vector is None else sims[-1], image, i))
             on_progress(1 / count / len(names), name)
         cosines[yaw] = sims
-        columns: dict[str, float | str] = {"kps error": mean(errors), "no face": float(np.isnan(errors).mean())}
-        columns |= {"rank-1 of 100": mean(hits), "cosine": mean(sims)}
+        columns: dict[str, float | str] = {"kps error": mean(errors), "95 % of kps error": span(*bootstrap_interval([e for e in errors if not np.isnan(e)]))}
+        columns |= {"no face": float(np.isnan(errors).mean()), "rank-1 of 100": mean(hits), "cosine": mean(sims)}
         rows.append(Row(name, columns | {"s": (time.monotonic() - began) / count}))
         strips.append((name, pictures[:8]))
     notes = _extent(p, count, f"people at {len(p['yaws'])} yaws")
@@ -288,13 +307,8 @@ def mix_digest(p: Mapping[str, Any]) -> str:
 
 
 def never_turns_back(towards: np.ndarray) -> bool:
-    """Whether likeness to the first end only falls and to the second only rises; 2 steps cosines, NaN where no face is."""
-    return bool(np.isfinite(towards).all()) and is_monotonic(towards[0].tolist(), rising=False) and is_monotonic(towards[1].tolist(), rising=True)
-
-
-def mean_of_seen(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not NaN; NaN where nothing is."""
-    return np.ma.masked_invalid(values).mean(0).filled(np.nan)
+    """Whether likeness to the first end only falls and to the second only rises; 2 steps cosines."""
+    return is_monotonic(towards[0].tolist(), rising=False) and is_monotonic(towards[1].tolist(), rising=True)
 
 
 def mixes(out: Path, *, pairs: int = 0, only: Sequence[str] = (), device: str = "cpu", on_progress: Tick = lambda share, note: None) -> Report:
@@ -317,21 +331,19 @@ def mixes(out: Path, *, pairs: int = 0, only: Sequence[str] = (), device: str = 
             row = [PaintRow(prompt, faces=(Shown(torch.from_numpy(who.embeddings)[None], kps),)) for who in between]
             strip = [bench.studio.paint(row, bench.request, [seed] * len(row))[0] for seed in seeds]
             vectors = [[bench.vector(image)[0] for image in images] for images in strip]
-            towards = np.array(
-                [[[np.nan if v is None else float(bench.gallery[who] @ v) for v in line] for who in (a, b)] for line in vectors]
-            )  # seeds 2 steps
-            missing.append(float(np.isnan(towards).any(axis=(1, 2)).mean()))
+            towards = np.array([[[0.0 if v is None else float(bench.gallery[who] @ v) for v in line] for who in (a, b)] for line in vectors])  # seeds 2 steps
+            missing.append(mean([float(any(v is None for v in line)) for line in vectors]))
             single += [float(never_turns_back(line)) for line in towards]
-            middle = mean_of_seen(towards)
+            middle = towards.mean(0)
             on_average.append(float(never_turns_back(middle)))
             all_towards.append(middle)
             pictures.append(strip[0])
             spans = middle[0, 0] - middle[0, -1], middle[1, -1] - middle[1, 0]
             said = f"{how}: cosine to the ends {spans[0]:+.2f} and {spans[1]:+.2f}"
-            seen.append(Seen(on_average[-1] + float(np.nan_to_num(spans).sum()), said, np.concatenate(strip[0], 1), (a, b)))
+            seen.append(Seen(on_average[-1] + float(np.sum(spans)), said, np.concatenate(strip[0], 1), (a, b)))
             on_progress(1 / count / len(names), how)
         low, high = bootstrap_interval(on_average, num_draws=p["bootstrap"])
-        curve = mean_of_seen(np.array(all_towards))
+        curve = np.mean(all_towards, axis=0)
         columns: dict[str, float | str] = {"monotonic to both ends": mean(on_average), "95 %": span(low, high), "single strips": mean(single)}
         columns["cosine from end to end"] = float(np.mean([curve[0, 0] - curve[0, -1], curve[1, -1] - curve[1, 0]]))
         rows.append(Row(how, columns | {"strips with a step without a face": mean(missing), "s": (time.monotonic() - began) / count}))
@@ -339,5 +351,5 @@ def mixes(out: Path, *, pairs: int = 0, only: Sequence[str] = (), device: str = 
         steps = ", ".join(f"{s:g}: {x:.3f} and {y:.3f}" for s, x, y in zip(p["shares"], *curve, strict=True))
         curves.append(f"{how}, mean cosine to the first and to the second at each share: {steps}")
     notes = [*_extent(p, count, f"pairs, {len(p['shares'])} steps of {p['seeds']} seeds each"), *curves]
-    notes.append("monotonic: the mean cosine over the seeds that show a face never turns back; a step where none does, or a single strip's without, is not")
+    notes.append("monotonic: the mean cosine over the seeds never turns back; a picture without a face counts as 0, likeness to nobody")
     return bench.report("From one person to another", rows, notes, strips, seen, out)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from selfsame.evaluation.metrics import bootstrap_interval, frechet_distance, mean, paired_interval, ratio_interval
 from selfsame.evaluation.report import Report, Row, span, write_report
@@ -21,12 +20,12 @@ from selfsame.mannequins.people import celebrities
 from selfsame.methods.stableidentity.modules import WordProjection
 from selfsame.methods.stableidentity.objective import TwoPhaseLoss
 from selfsame.methods.stableidentity.samples import PhotoSamples
-from selfsame.perception.embedders import JUDGE_CROP, to_crops
-from selfsame.perception.reader import perceptual_distance, reader_features
+from selfsame.perception.reader import reader_features
 from selfsame.recipes.bases import LearnBase, mannequin_base
-from selfsame.recipes.caches import cached, fingerprint_of
+from selfsame.recipes.caches import fingerprint_of
 from selfsame.recipes.common import Options
-from selfsame.recipes.measure.judging import Judges, Seen, measured_with, notes_on_weights, oracle_pictures, rows_by_style, worst_of
+from selfsame.recipes.measure.judging import Judges, Seen, diversity, face_pixels, measured_with, notes_on_weights, oracle_pictures, rows_by_style, worst_of
+from selfsame.recipes.measure.pictures import Kept
 from selfsame.recipes.measure.protocols import WORDS, Task, asked, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.recipes.measure.trainings import Trainings
 from selfsame.recipes.naming import READ as NAMING_READS
@@ -68,7 +67,6 @@ TAUGHT: dict[str, tuple[Learning, Variant]] = {
 }
 ABLATED = 12  # people, unless more are asked for
 BATCH = 4
-PAINTED = "painted"
 
 
 READ = ("base/", "encoder.", "detector.", "parser.", "face_vit.", "words.")  # shipped files that words depend on
@@ -95,18 +93,6 @@ def learned(base: LearnBase, split: str, person: int, how: Learning, folder: Pat
     words = Identity.load(path).words
     assert words is not None
     return words
-
-
-def face_pixels(image: np.ndarray, kps: np.ndarray) -> torch.Tensor:
-    """The judge's crop of a face, enlarged for the reader: 1 3 128 128."""
-    return F.interpolate(to_crops([image], [kps], JUDGE_CROP), (128, 128), mode="bilinear", align_corners=False)
-
-
-def diversity(judges: Judges, image: np.ndarray, kps: np.ndarray | None, face: torch.Tensor | None) -> float:
-    """How differently a picture's face looks from a photo's (`face_pixels`), 0 when either shows none."""
-    if kps is None or face is None:
-        return 0.0
-    return float(perceptual_distance(judges.reader, face_pixels(image, kps), face))
 
 
 def _painted(
@@ -166,10 +152,10 @@ def words(
     more: Sequence[str] = (),
     on_progress: Callable[[float, str], None] = lambda share, note: None,
 ) -> Report:
-    """Run the words protocol. People that were learned stay in `out/learned`, so a run that was stopped goes on.
+    """Run the words protocol. People that were learned stay in `out/learned`, pictures in `out/pictures`: a run that was stopped goes on.
 
     Args:
-        out: folder for report.json and report.html; until they are written its `painted/` holds the pictures.
+        out: folder for report.json and report.html.
         people: only the first so many of the protocol's people; 0: all. The gallery stays whole.
         only: only these rows, those of `ABLATIONS` too.
         methods: other ways to learn, by the names of their rows.
@@ -194,20 +180,18 @@ def words(
     answered: list[Seen] = []
     measured: dict[str, dict[str, list[float]]] = {}  # by row, then by what is compared
 
-    def tick(name: str) -> Callable[[int], None]:
-        return lambda n: on_progress(n / total, name)
+    kept = Kept(out, p)
 
-    def kept(name: str, how: Learning | None, mark: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
-        """A row's pictures, on the disk until the report is written: a run that was stopped does not paint them again."""
-        said = json.dumps([mannequin.manifest()["files"], p, count, name, how and asdict(how), mark], sort_keys=True, default=str)
-        path, began = out / PAINTED / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.npy", time.monotonic()
-        was_there = path.exists()
-        images = list(cached(path, lambda: np.stack(make())))
-        took[name] = float("nan") if was_there else time.monotonic() - began
-        return images
+    def row(name: str, paint: Callable[[Sequence[Task], Callable[[int], None]], list[np.ndarray]], mark: Any = "") -> list[np.ndarray]:
+        def tick(done: int) -> None:
+            on_progress(done / total, name)
 
-    took: dict[str, float] = {}  # seconds; nan for rows that an earlier run painted
-    stars = kept("celebrities by name", None, "", partial(_painted, studio, tasks, lambda t: famous[t.person], request, tick("celebrities")))
+        return kept.row(name, tasks, lambda mine: paint(mine, tick), tick, mark)
+
+    def by(who: Callable[[Task], str | LearnedWords]) -> Callable[[Sequence[Task], Callable[[int], None]], list[np.ndarray]]:
+        return lambda mine, tick: _painted(studio, mine, who, request, tick)
+
+    stars = row("celebrities by name", by(lambda t: famous[t.person]))
     cloud = reader_features(judges.reader, stars)
     for name in names:
         began, learning = time.monotonic(), 0.0
@@ -223,14 +207,14 @@ def words(
                 on_progress(0, f"{name}: learning {i + 1} of {count}")
                 vectors[i] = learned(learning_from, p["split"], i, how, folder)
             learning = time.monotonic() - began
-            images = kept(name, how, mark, partial(_painted, studio, tasks, partial(_words_of, vectors), request, tick(name)))
+            images = row(name, by(partial(_words_of, vectors)), [asdict(how), mark])
         elif name == "oracle":
-            images = kept(name, None, "", partial(oracle_pictures, studio, p["split"], tasks, tick(name)))
+            images = row(name, partial(oracle_pictures, studio, p["split"]))
         elif name == "celebrities by name":
             images = stars
-            tick(name)(len(stars))
+            on_progress(len(stars) / total, name)
         else:
-            images = kept(name, None, "", partial(_painted, studio, tasks, lambda t: SOMEBODY, request, tick(name)))
+            images = row(name, by(lambda t: SOMEBODY))
         seen = judges.kps(images)
         results = judges.results(tasks, images, seen, asked_kps=False)
         if name == OURS:
@@ -251,7 +235,7 @@ def words(
             "trusted": mean(measured[name]["trusted"]),
             "frechet": frechet_distance(reader_features(judges.reader, images), cloud),
             "no face": mean([r["no_face"] for r in results]),
-            "s": took[name] / len(tasks),
+            "s": kept.seconds[name],
         }
         if images is stars:  # other people than the protocol's: how alike they are to those says nothing, nor how far from themselves
             columns |= dict.fromkeys(("rank-1 of 100", "of 20 matched", "cosine", "face diversity", "trusted", "frechet"), float("nan")) | {"95 %": "-"}
@@ -280,5 +264,4 @@ def words(
     strips.insert(0, ("photos", photos[:1]))
     report = Report("People learned as words", {**p, **measured_with()}, rows, by_style, notes, strips, worst_of(answered, p["split"]))
     write_report(report, out)
-    shutil.rmtree(out / PAINTED, ignore_errors=True)
     return report
