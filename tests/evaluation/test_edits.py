@@ -61,7 +61,7 @@ def test_a_set_is_read_as_it_was_written(tmp_path: Path, cases: dict[str, EditCa
         assert isinstance(again, EditCase)
         assert again.prompt == case.prompt
         assert again.truth is not None
-        for name in ("source", "mask", "reference", "reference_mask", "truth"):
+        for name in ("source", "mask", "reference", "reference_mask", "truth", "part"):
             assert np.array_equal(getattr(again, name), getattr(case, name))
 
 
@@ -126,7 +126,25 @@ def test_a_report_of_every_row(tmp_path: Path, cases: dict[str, EditCase], monke
         assert float(oracle["perceptual"]) < float(ours["perceptual"])
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert any("minus cut and paste" in n for n in report.notes)
+    assert any("SSIM, MimicBrush over the oracle's" in n for n in report.notes)
+    assert any("depth error, MimicBrush over that with the shape free" in n for n in report.notes)
+    assert any("reader-I is by a net that conditions nothing" in n for n in report.notes)
     assert [c.said.split(" ")[0] for c in report.cases] == [t.split(" ")[0] for t in TRACKS]  # each track's worst, beside what was asked
+
+
+def test_the_truth_is_most_like_itself_and_the_background_does_not_count(cases: dict[str, EditCase]):
+    studio = selfsame.load("mannequin")
+    scorer = measure.Scorer(measure.reader_net(), measure.WorldClip(studio), Editor(studio))
+    case = cases[TRACKS[0]]
+    assert case.truth is not None
+    assert case.part is not None
+    outside = case.truth.copy()
+    outside[case.part == 0] = 0
+    right, cut, wrong = (scorer.scores(case, image) for image in (case.truth, outside, case.source))
+    for key in ("CLIP-I to the truth", "reader-I to the truth"):
+        assert right[key] == pytest.approx(1, abs=1e-4)
+        assert cut[key] == pytest.approx(1, abs=1e-4)
+        assert wrong[key] < right[key]
 
 
 @pytest.mark.usefixtures("untrained")

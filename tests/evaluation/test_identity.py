@@ -87,7 +87,7 @@ def test_any_tools_pictures_are_judged_like_our_own(tmp_path: Path, brief: None)
     less = identity.identity(tmp_path / "c", people=1, only=("oracle",), pictures=painted)
     assert less.rows[0].columns["no face"] == 0.75
     assert any("000-1.png: 96 x 64, not square" in n for n in less.notes)
-    with pytest.raises(InputError, match="none of the protocol's pictures is here, such as 000-0.png"):
+    with pytest.raises(InputError, match=r"none of the protocol's pictures is here, such as 000-0\.png"):
         identity.identity(tmp_path / "d", people=1, pictures=tmp_path)
 
 

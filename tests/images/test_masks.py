@@ -40,6 +40,11 @@ def test_a_painted_layer_is_read_by_its_alpha(tmp_path: Path):
     assert np.array_equal(read_mask(saved(tmp_path, layer), 40, 60)[0], drawn())
 
 
+def test_an_empty_layer_marks_nothing(tmp_path: Path):
+    with pytest.raises(InputError, match="the mask is empty"):
+        read_mask(saved(tmp_path, np.zeros((40, 60, 4), np.uint8)), 40, 60)
+
+
 def test_a_palette_with_a_transparent_colour_is_a_layer_too(tmp_path: Path):
     layer = Image.fromarray(drawn() // 255).convert("P")
     layer.putpalette([10, 20, 30, 200, 10, 10])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, EulerDiscreteScheduler, UNet2DConditionModel
+from accelerate import cpu_offload
+from diffusers import AutoencoderKL, ControlNetModel, EulerDiscreteScheduler, LCMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -17,10 +19,18 @@ from torch import Tensor
 
 from selfsame.diffusion.sampling import guided_together, sample
 from selfsame.images.files import InputError
-from selfsame.methods.instantid.checkpoint import adapter_to_official, instantid_from_official, instantid_to_official, looks_like, read_adapter
+from selfsame.methods.instantid.checkpoint import (
+    adapter_to_official,
+    identity_net_in,
+    instantid_from_official,
+    instantid_to_official,
+    looks_like,
+    read_adapter,
+    resampler_from_official,
+)  # fmt: skip
 from selfsame.methods.instantid.interop import face_in
-from selfsame.methods.instantid.method import InstantID, ResamplerSize, face_conditions, predict
-from selfsame.methods.instantid.modules import region_weights
+from selfsame.methods.instantid.method import ImageAdapter, InstantID, ResamplerSize, Residuals, face_conditions, predict, residuals_of
+from selfsame.methods.instantid.modules import Resampler, region_weights
 from selfsame.values.conditioning import Conditioning, stacked
 from tests.goldens import recipe
 from tests.methods.test_instantid_goldens import close
@@ -128,8 +138,9 @@ def test_without_any_strength_it_is_the_base():
 
 
 def ours(
-    unet: UNet2DConditionModel, method: InstantID, *, region: Tensor | None = None, second: ControlNetModel | None = None, time_ids: bool = True
-) -> Tensor:
+    unet: UNet2DConditionModel, method: InstantID, *, region: Tensor | None = None, second: ControlNetModel | None = None, second_scale: float = 1.0,
+    time_ids: bool = True,
+) -> Tensor:  # fmt: skip
     """c01's request by our own loop, with a region, or with another ControlNet that sees the text."""
     side = {"latents": recipe.tensor("latents", 1, 4, 24, 16), "kps": KPS, "second": SECOND}
     images = {k: torch.from_numpy(np.array(side[k])).permute(2, 0, 1)[None].float() / 255 for k in ("kps", "second")}
@@ -143,7 +154,18 @@ def ours(
 
     with torch.no_grad(), method.attached(unet):
         both = stacked(condition("negative_", method.no_face(1)), condition("", method.tokens(FACE.view(1, 1, -1))))
-        step = guided_together(lambda x, t, i: predict(unet, method.identity_net, x, t, both), 5.0)
+
+        def raw(x: Tensor, t: Tensor, i: int) -> Tensor:
+            if second is None:
+                return predict(unet, method.identity_net, x, t, both)
+            residuals, more = residuals_of(method.identity_net, x, t, both), {"text_embeds": both.pooled, "time_ids": both.time_ids}
+            assert residuals is not None
+            drawn = images["second"].expand(len(x), -1, -1, -1)
+            down, mid = second(x, t, both.encoder_hidden_states, drawn, second_scale, added_cond_kwargs=more, return_dict=False)
+            added = Residuals([a + b for a, b in zip(residuals.down, down, strict=True)], residuals.mid + mid)
+            return predict(unet, method.identity_net, x, t, both, residuals=added)
+
+        step = guided_together(raw, 5.0)
         *_, last = sample(step, side["latents"], EulerDiscreteScheduler(**recipe.EULER), 4)
     return last.latents
 
@@ -481,3 +503,183 @@ def test_our_own_folder_is_read_strictly_too(tmp_path: Path):
     save_file(values, file, metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"not a whole IdentityNet.*conv_in\.weight"):
         instantid_from_official(tmp_path, unet)
+
+
+# ------------------------------------------------------------------------------------------ the released model's own size
+
+SDXL_UNET: dict[str, Any] = {  # stable-diffusion-xl-base-1.0
+    "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048, "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20), "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+
+
+def test_at_full_size_the_parts_have_exactly_the_released_keys_and_shapes():
+    """Without a number being made: 140 projections, widths by the official numbers, 51 tensors of the Resampler, a ControlNet of 1251 million parameters."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SDXL_UNET)
+        shapes = {k: tuple(v.shape) for k, v in adapter_to_official(ImageAdapter.of(unet, from_base=False)).items()}
+        resampler = {k: tuple(v.shape) for k, v in Resampler().state_dict().items()}
+        net = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+    assert set(shapes) == {f"{n}.{part}.weight" for n in range(1, 140, 2) for part in ("to_k_ip", "to_v_ip")}
+    widths = {n: shapes[f"{n}.to_k_ip.weight"] for n in range(1, 140, 2)}
+    assert all(shape[1] == 2048 for shape in widths.values())
+    assert [widths[n][0] for n in (1, 7, 9, 47, 49, 107, 109, 119, 121, 139)] == [640] * 2 + [1280] * 4 + [640] * 2 + [1280] * 2
+    assert len(resampler) == 51
+    assert resampler["latents"] == (1, 16, 1280)
+    assert resampler["proj_in.weight"] == (1280, 512)
+    assert resampler["proj_out.weight"] == (2048, 1280)
+    assert round(sum(p.numel() for p in net.parameters()) / 1e6) == 1251
+
+
+# ------------------------------------------------------------------------------------------ what users of other programs have
+
+
+def test_identity_net_in_one_file_is_the_same_net(tmp_path: Path):
+    """As ComfyUI and A1111 keep it: beside the adapter or in its folder, without a config; of another base or twice it is refused."""
+    unet = recipe.fill(UNet2DConditionModel(**recipe.UNET), "unet")
+    assert isinstance(unet, UNet2DConditionModel)
+    method = filled(unet)
+    instantid_to_official(method, tmp_path / "whole", form="safetensors")
+    weights = next((tmp_path / "whole/ControlNetModel").glob("*.safetensors"))
+    for place in ("flat", "flat/ControlNetModel"):
+        folder = tmp_path / place.replace("/", "-")
+        (folder / "ControlNetModel" if "/" in place else folder).mkdir(parents=True)
+        shutil.copy(tmp_path / "whole/ip-adapter.safetensors", folder)
+        shutil.copy(weights, folder / ("ControlNetModel/net.safetensors" if "/" in place else "control_instant_id_sdxl.safetensors"))
+        again = instantid_from_official(folder, unet)
+        assert all(torch.equal(v, again.identity_net.state_dict()[k]) for k, v in method.identity_net.state_dict().items())
+    with pytest.raises(InputError, match="no ControlNet of this base"):
+        identity_net_in(weights, recipe.fill(UNet2DConditionModel(**SD15), "unet15"), torch.float32)  # type: ignore[arg-type]
+    shutil.copy(weights, tmp_path / "flat/second.safetensors")
+    with pytest.raises(InputError, match=r"no config\.json there"):
+        instantid_from_official(tmp_path / "flat", unet)
+
+
+def test_an_ip_adapter_plus_in_instantids_clothes_is_said(tmp_path: Path):
+    """Its keys are the same, what it reads is not: CLIP's 1280 numbers."""
+    unet = recipe.fill(UNet2DConditionModel(**recipe.UNET), "unet")
+    assert isinstance(unet, UNet2DConditionModel)
+    method = InstantID.new(unet, ResamplerSize(**recipe.RESAMPLER | {"embedding_dim": 1280}))
+    instantid_to_official(method, tmp_path)
+    with pytest.raises(ValueError, match=r"reads 1280 numbers, a face embedding has 512.*IP-Adapter Plus"):
+        instantid_from_official(tmp_path, unet).tokens(FACE.view(1, 1, -1))
+    image_proj, _ = read_adapter(tmp_path / "ip-adapter.bin")
+    key = "layers.0.0.norm1.weight"
+    with pytest.raises(ValueError, match=f"image_proj key {key} has shape"):
+        resampler_from_official(image_proj | {key: torch.zeros(3)}, method.resampler)
+    with pytest.raises(ValueError, match="it looks like an adapter with a Resampler"):
+        resampler_from_official({k: v for k, v in image_proj.items() if k != key}, method.resampler)
+
+
+def test_a_net_that_reads_the_text_stays_one_and_never_leaves(tmp_path: Path):
+    unet = recipe.fill(UNet2DConditionModel(**recipe.UNET), "unet")
+    assert isinstance(unet, UNet2DConditionModel)
+    method = filled(unet)
+    method.net_reads = "text"
+    method.save_pretrained(tmp_path)
+    assert instantid_from_official(tmp_path, unet).net_reads == "text"
+    with pytest.raises(ValueError, match="reads the text"):
+        instantid_to_official(method, tmp_path / "official")
+
+
+# ------------------------------------------------------------------------------------------ stock pipelines, further
+
+
+def test_two_control_nets_together_are_their_sum():
+    """IdentityNet beside another net gives what our own loop gives with both residuals added."""
+    torch.manual_seed(0)
+    other = ControlNetModel.from_unet(recipe.fill(UNet2DConditionModel(**recipe.UNET), "unet"))  # type: ignore[arg-type]
+    recipe.fill(other, "controlnet2")
+    pipe, method = sdxl(more=[other])
+    with face_in(pipe, method, FACE):
+        made = painted(pipe, image=[KPS, SECOND], controlnet_conditioning_scale=[0.8, 0.4])
+    close(made, ours(pipe.unet, method, second=other, second_scale=0.4).numpy(), 1e-4)
+
+
+def test_an_error_in_a_callback_leaves_no_trace_either():
+    pipe, method = sdxl()
+    before = painted(pipe)
+
+    def stop(pipe: Any, index: int, t: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if index == 1:
+            raise KeyboardInterrupt
+        return kwargs
+
+    with pytest.raises(KeyboardInterrupt), face_in(pipe, method, FACE):
+        painted(pipe, callback_on_step_end=stop)
+    assert torch.equal(painted(pipe), before)
+    seen: list[Tensor] = []
+
+    def change(pipe: Any, index: int, t: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        seen.append(kwargs["latents"].clone())
+        return {"latents": kwargs["latents"] * 0.9} if index == 0 else kwargs
+
+    with face_in(pipe, method, FACE):
+        plain, changed = painted(pipe), painted(pipe, callback_on_step_end=change, callback_on_step_end_tensor_inputs=["latents"])
+    assert len(seen) == 4
+    assert not torch.allclose(plain, changed, atol=1e-3)
+
+
+def test_parts_that_are_offloaded_give_the_same_numbers():
+    """Layers that come to the device only when they are called (accelerate's hooks, as `enable_sequential_cpu_offload` sets them)."""
+    pipe, method = sdxl()
+    with face_in(pipe, method, FACE):
+        expected = painted(pipe)
+        for net in (pipe.unet, pipe.vae, method.identity_net):
+            cpu_offload(net, execution_device=torch.device("cpu"))
+        assert torch.equal(painted(pipe), expected)
+
+
+def test_few_step_loras_paint_in_a_stock_pipeline(tmp_path: Path):
+    """A LoRA loaded by the pipeline's own loader, with LCM's solver, acts beside the face."""
+    pipe, method = sdxl()
+    values = {}
+    for k, path in enumerate(sorted({n.removesuffix(".to_q") for n, _ in pipe.unet.named_modules() if n.endswith("attn2.to_q")})):
+        shape, g = pipe.unet.get_submodule(f"{path}.to_q").weight.shape, torch.Generator().manual_seed(k)
+        values |= {f"unet.{path}.to_q.lora_{n}.weight": 0.3 * torch.randn(s, generator=g) for n, s in (("A", (2, shape[1])), ("B", (shape[0], 2)))}
+    save_file(values, tmp_path / "pytorch_lora_weights.safetensors")
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    few: dict[str, Any] = {"guidance_scale": 1.0, "num_inference_steps": 2}
+
+    def made() -> Tensor:
+        return painted(pipe, **few, generator=torch.Generator().manual_seed(0))
+
+    with face_in(pipe, method, FACE):
+        plain = made()
+    pipe.load_lora_weights(tmp_path)
+    with face_in(pipe, method, FACE):
+        fast = made()
+    pipe.unload_lora_weights()
+    with face_in(pipe, method, FACE):
+        assert torch.allclose(made(), plain, atol=1e-4)
+    assert not torch.allclose(fast, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionControlNetImg2ImgPipeline", "StableDiffusionControlNetInpaintPipeline"])
+def test_stable_diffusion_15_starts_from_pictures_and_inpaints(kind: str):
+    unet = recipe.fill(UNet2DConditionModel(**SD15), "unet15")
+    assert isinstance(unet, UNet2DConditionModel)
+    method = filled(unet)
+    parts: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    parts |= {"unet": unet, "vae": recipe.fill(AutoencoderKL(**recipe.VAE), "vae"), "scheduler": EulerDiscreteScheduler(**recipe.EULER)}
+    pipe = quiet(getattr(diffusers, kind)(**parts, controlnet=method.identity_net, requires_safety_checker=False))
+    words = {k: v for k, v in told().items() if "pooled" not in k}
+    mask = np.zeros((192, 128), np.uint8)
+    mask[64:128, 32:96] = 255
+    settings: dict[str, Any] = {"image": START, "control_image": KPS, "strength": 0.99, "num_inference_steps": 3, "output_type": "latent"}
+    settings |= {"mask_image": Image.fromarray(mask)} if "Inpaint" in kind else {}
+
+    def made() -> Tensor:
+        return pipe(**words, **settings, guidance_scale=5.0, generator=torch.Generator().manual_seed(1)).images
+
+    plain = made()
+    with face_in(pipe, method, FACE):
+        faced = made()
+    assert torch.equal(made(), plain)
+    assert not torch.allclose(plain, faced, atol=1e-2)
+    if "Inpaint" in kind:
+        outside = torch.ones(24, 16, dtype=torch.bool)
+        outside[8:16, 4:12] = False
+        assert torch.allclose(plain[0, :, outside], faced[0, :, outside], atol=1e-5)

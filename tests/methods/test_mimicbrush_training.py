@@ -116,6 +116,44 @@ def test_mask_and_depth_move_with_the_source():
         assert (inside & made.mask).sum() > 0.8 * made.mask.sum()
 
 
+def test_a_clip_hides_its_thing_by_lot_and_a_still_always(frames: list[np.ndarray]):
+    thing = np.zeros(frames[0].shape[:2], bool)
+    thing[40:80, 50:90] = True
+    how = replace(STILL, object_share=0.5)
+    clips = [training_sample(Pair(frames[0], frames[1], thing), np.random.default_rng(i), how) for i in range(200)]
+    assert np.mean([m.hides_thing for m in clips]) == pytest.approx(0.5, abs=0.12)
+    assert all(np.array_equal(m.mask, thing) == m.hides_thing for m in clips)
+    for share in (0.0, 0.5):
+        still = training_sample(Pair(frames[0], frames[0], thing), np.random.default_rng(0), replace(how, object_share=share))
+        assert still.hides_thing
+        assert np.array_equal(still.mask, thing)
+    assert not training_sample(Pair(frames[0], frames[1], thing), np.random.default_rng(0), STILL).hides_thing
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_rough_masks_are_whole_cells_that_hold_the_thing(seed: int):
+    rng = np.random.default_rng(seed)
+    thing = np.zeros((64, 64), bool)
+    y, x = rng.integers(8, 40, 2)
+    thing[y : y + 15, x : x + 9] = True
+    mask = samples.rough_mask(thing, rng, replace(STILL, rough=6))
+    assert mask[thing].all()
+    cells = mask.reshape(8, 8, 8, 8).mean((1, 3))
+    assert set(np.unique(cells)) <= {0.0, 1.0}
+    assert np.array_equal(samples.rough_mask(thing, rng, STILL), thing)
+
+
+def test_common_jitter_changes_both_looks_alike(frames: list[np.ndarray]):
+    def apart(common: float) -> float:
+        how = replace(STILL, brightness=0.4, hue=0.1, common=common)
+        made = [training_sample(Pair(frames[0], frames[0].copy()), np.random.default_rng(i), how) for i in range(12)]
+        return float(np.mean([np.abs(m.source.astype(int) - m.reference).mean() for m in made]))
+
+    assert apart(1.0) < 1
+    assert apart(0.75) < 0.5 * apart(0.0)
+
+
 def test_samples_are_functions_of_their_seed(frames: list[np.ndarray]):
     one, two, other = (training_sample(Pair(frames[0], frames[1]), np.random.default_rng(s), PairSamples()) for s in (1, 1, 2))
     assert np.array_equal(one.source, two.source)
@@ -133,7 +171,16 @@ def test_gentle_augmentation_changes_less(frames: list[np.ndarray]):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"ssim_low": 0.9, "ssim_high": 0.3}, {"grid_low": 0}, {"grid_low": 5, "grid_high": 4}, {"resize_low": 0}, {"match_rate": 1.5}, {"drop_depth": -0.1}],
+    [
+        {"ssim_low": 0.9, "ssim_high": 0.3},
+        {"grid_low": 0},
+        {"grid_low": 5, "grid_high": 4},
+        {"resize_low": 0},
+        {"match_rate": 1.5},
+        {"drop_depth": -0.1},
+        {"rough": -1},
+        {"common": 2},
+    ],
 )
 def test_impossible_numbers_are_refused(wrong: dict):
     with pytest.raises(ValueError, match="give"):
@@ -169,8 +216,9 @@ def test_the_weight_on_the_mask_moves_the_loss_toward_it():
     trainer = MimicBrushTrainer(fresh(), torch.zeros(5, 12))
     batch = batch_of(2, 4, 5, 12)
     with torch.no_grad():
-        plain, heavy = (mimicbrush_loss(trainer, batch, w) for w in (1.0, 1e6))
-    assert float(heavy[0]) == pytest.approx(float(plain[1]["inside"]), rel=1e-3)
+        heavy, _ = mimicbrush_loss(trainer, batch, 1e6)
+        each = [mimicbrush_loss(trainer, {k: v[i : i + 1] for k, v in batch.items()})[1]["inside"] for i in range(2)]
+    assert float(heavy) == pytest.approx(float(sum(each)) / 2, rel=1e-3), "each picture's hidden part counts alike"
 
 
 def test_a_dropped_reference_is_never_looked_at_and_another_one_changes_the_prediction():
@@ -195,6 +243,14 @@ def test_the_ablations_leave_out_what_they_say():
             a, b = (trainer(*(x[n] for n in names)) for x in (batch, batch | {silent: batch[silent] + 1}))
         assert torch.allclose(a, b, atol=1e-6)
         trainer.detach()
+    trainer = MimicBrushTrainer(method, torch.zeros(5, 12), pooled=True).eval()
+    others = batch["image_states"].clone()
+    others[:, 1:] += 1
+    with torch.no_grad():
+        a, b, c = (trainer(*(x[n] for n in names)) for x in (batch, batch | {"image_states": others}, batch | {"image_states": batch["image_states"] + 1}))
+    assert torch.allclose(a, b, atol=1e-6), "CLIP's first token alone is told"
+    assert not torch.allclose(a, c, atol=1e-5)
+    trainer.detach()
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
@@ -206,6 +262,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, lora_rank: int):
     method.save_pretrained(tmp_path)
     again = MimicBrush.from_pretrained(tmp_path, tiny_base())
     assert again.fusion == method.fusion
+    assert not again.pooled
     batch = batch_of(2, 4, 5, 12)
     with torch.no_grad():
         a, b = (mimicbrush_loss(MimicBrushTrainer(m, torch.zeros(5, 12)).eval(), batch)[0] for m in (method, again))

@@ -147,6 +147,8 @@ def test_files_are_told_apart_and_others_refused(pipe: StableDiffusionPipeline, 
         Folders.of("instantid-sdxl", file, tmp_path, tmp_path)
     with pytest.raises(InputError, match="models fetch sd15-config"):
         Folders.of("instantid-sd15", file, tmp_path, tmp_path)
+    with pytest.raises(InputError, match="models fetch sd21-base-config"):
+        Folders.of("instantid-sd15", tmp_path / "sd21-base.safetensors", tmp_path, tmp_path)
     pipe.save_pretrained(tmp_path / "config")
     (tmp_path / "config/unet/config.json").write_text((tmp_path / "config/unet/config.json").read_text().replace("64", "96"))
     with pytest.raises(InputError, match="cannot be read as a checkpoint"):
@@ -155,7 +157,7 @@ def test_files_are_told_apart_and_others_refused(pipe: StableDiffusionPipeline, 
 
 
 def test_configs_alone_can_be_fetched():
-    for name in ("sdxl-config", "sd15-config"):
+    for name in ("sdxl-config", "sd15-config", "sd21-base-config"):
         files = CATALOGUE[name].parts[0].files
         assert "model_index.json" in files
         assert not any(f.endswith(".safetensors") for f in files)

@@ -30,7 +30,7 @@ from selfsame.recipes.common import Options, generator_at, spread
 from selfsame.recipes.faces import moved
 from selfsame.recipes.instantid import ABLATIONS, SIZE, first_people, instantid, land
 from selfsame.recipes.measure import identity, restyled
-from selfsame.recipes.measure.edits import OURS, ablated
+from selfsame.recipes.measure.edits import BASELINES, OURS, ablated
 from selfsame.recipes.measure.protocols import IDENTITY, checked_protocol
 from selfsame.recipes.measure.words import TAUGHT
 from selfsame.recipes.mimicbrush import pairs_folder
@@ -107,7 +107,7 @@ def test_moved_pictures_keep_their_faces_true(options: Options):
 def test_mimicbrush_trained_anew_with_one_choice_changed_stands_beside_the_whole(options: Options, tmp_path: Path):
     write_case(tmp_path / "set", TRACKS[0], world_case(TRACKS[0], "test", 0))
     shown = ablated(tmp_path / "report", options, only=("image tokens alone",), folder=tmp_path / "set")
-    assert [row.name.partition(": ")[2] for row in shown.rows] == [OURS, "image tokens alone", "oracle"]
+    assert [row.name.partition(": ")[2] for row in shown.rows] == [OURS, "image tokens alone", *BASELINES[:2], "oracle"]
     assert any(f"{OURS} minus image tokens alone" in note for note in shown.notes)
     made = {p.name.rsplit("-", 2)[0] for p in (options.runs / "ablations").glob("mimicbrush-*")}
     assert made == {"mimicbrush-mimicbrush-0", "mimicbrush-image-tokens-alone-0"}
@@ -171,10 +171,14 @@ def test_a_part_that_is_left_out_learns_nothing(name: str, silent: str, options:
     assert parts == {"adapter", "identity_net", "resampler"} - {silent}
 
 
-def test_the_first_people_are_seeded_ones_beside_all_celebrities():
+def test_the_first_people_are_seeded_ones_beside_as_large_a_share_of_celebrities():
     people, rows = np.array([5, -3, 7, 5, -1]), np.arange(5)
     assert first_people(people, rows, 0) is rows
     assert first_people(people, rows, 1).tolist() == [0, 1, 3, 4]
+    many = np.array([*range(100), *[-1 - k % 7 for k in range(40)]])
+    kept = many[first_people(many, np.arange(140), 10)]
+    assert (kept >= 0).sum() == 10
+    assert (kept < 0).sum() == 4
     with pytest.raises(InputError, match="shows 2 people, 5 are asked for"):
         first_people(people, rows, 5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 import selfsame
 from selfsame.cli.main import main
 from selfsame.images.files import InputError, read_image, read_metadata, write_image
+from selfsame.images.masks import Window
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import draw
 from selfsame.methods.mimicbrush.method import MimicBrush
@@ -248,6 +250,34 @@ def test_a_thin_line_is_painted_too(editor: Editor, pictures: list[np.ndarray], 
     assert not np.array_equal(made[line > 0], source[line > 0])
     assert np.array_equal(made[line == 0], source[line == 0])
     put_person(editor.studio, source, line, editor.studio.identity(EXAMPLES / "ada.png"), Request(num_steps=1), EditRequest(num_steps=1))
+
+
+def test_very_long_pictures_cost_no_square_of_their_length(editor: Editor, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch):
+    """A reference is looked at small; a mask along a whole source is refused in one line, a part of it is painted."""
+    cut = Window.crop
+
+    def watched(window: Window, image: np.ndarray, around: int) -> np.ndarray:
+        assert window.side <= 2000, "a square of the picture's length was made"
+        return cut(window, image, around)
+
+    monkeypatch.setattr(Window, "crop", watched)
+    long = np.ascontiguousarray(np.tile(pictures[1], (160, 1, 1)))  # 128 x 20480
+    made = editor.edit(pictures[0], [Region(box(SIDE, SIDE, 30, 30, 60, 60), long)], EditRequest(num_steps=1))[0]
+    assert made.shape == pictures[0].shape
+    editor.edit(long, [Region(box(len(long), SIDE, 300, 30, 60, 60), pictures[1])], EditRequest(num_steps=1))
+    with pytest.raises(InputError, match="mask a smaller part"):
+        editor.edit(long, [Region(box(len(long), SIDE, 0, 30, 20000, 60), pictures[1])], QUICK)
+    with pytest.raises(InputError, match="the reference mask is"):
+        editor.edit(pictures[0], [Region(box(SIDE, SIDE, 30, 30, 60, 60), long, box(len(long), SIDE, 0, 30, 20000, 60))], QUICK)
+
+
+def test_many_pictures_of_one_source_encode_it_once(editor: Editor, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    encoded = editor.pixels_to_latents
+    monkeypatch.setattr(editor, "pixels_to_latents", lambda square: seen.append(1) or encoded(square))
+    regions = [Region(box(SIDE, SIDE, y, 30, 30, 60), pictures[2]) for y in (10, 80)]
+    editor.edit(pictures[0], regions, replace(QUICK, num_images=3))
+    assert len(seen) == 1 + 1 + 3, "the reference, the first region's one collage, the second's three"
 
 
 def test_a_mask_that_does_not_fit_is_refused(editor: Editor, pictures: list[np.ndarray]):

@@ -68,6 +68,14 @@ def test_auto_takes_the_fastest_that_fits_and_says_when_none_does():
         selfsame.load(memory="midium")
 
 
+def test_a_device_without_8_bit_floats_has_no_low():
+    assert chosen("auto", SDXL, int(13.5 * GB), 1024, 1024, 2, has_fp8=False).name == "medium"
+    with pytest.raises(InputError, match=r"with --memory medium and 10\.0 GB are free"):
+        chosen("auto", SDXL, 10 * GB, 1024, 1024, 2, has_fp8=False)
+    with pytest.raises(InputError, match="say --memory medium, or --device cpu"):
+        chosen("low", SDXL, 0, 1024, 1024, 2, has_fp8=False)
+
+
 def test_a_larger_picture_than_before_may_need_a_smaller_preset(folders: Folders, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     small, large = Request(height=64, width=64, num_steps=1), Request(height=256, width=256, num_steps=1)
     studio = RealStudio(folders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from selfsame.images.head import head_kps
 from selfsame.mannequins.attributes import Look, View
 from selfsame.mannequins.people import person_of
 from selfsame.mannequins.render import PersonIn, Scene, draw
+from selfsame.models.text import tower_hash
 from selfsame.perception.detector import Found
 from selfsame.studio.family import Family
 from selfsame.studio.orders import Order
@@ -26,7 +28,7 @@ from selfsame.studio.ready import jobs_of, told
 from selfsame.studio.request import Made, Request, Strengths
 from selfsame.studio.studio import Studio
 from selfsame.studio.styles import read_styles
-from selfsame.values.identity import Identity, mixed
+from selfsame.values.identity import Identity, LearnedWords, mixed
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICK = {"num_steps": 2}
@@ -57,6 +59,29 @@ def test_people_without_regions_stand_side_by_side(ada: Identity, bo: Identity):
     faces, notes = shown([Person(ada), Person(bo)], [torch.zeros(1, 1, 512)] * 2, 128, 192, Strengths())
     assert not notes
     assert faces[0].kps[:, 0].max() < 96 < faces[1].kps[:, 0].min()
+
+
+def test_who_is_painted_by_words_keeps_a_place_free(studio: Studio, ada: Identity, bo: Identity):
+    """Their words act everywhere, but the others' faces stay out of their column."""
+    vectors = studio.text[1].get_input_embeddings().weight[5:7].detach().numpy()
+    ben = Identity.of_words(LearnedWords((vectors,), "<ben>", tower_hash(studio.text[1])))
+    request = Request(prompt="a photo of a person beside <ben>", width=192, height=128)
+    (job,) = studio.jobs(request, [Person(ada, name="ada"), Person(ben, name="ben", strengths=Strengths(adapter_scale=0.5))])
+    (face,) = job.row.faces
+    assert face.region is not None
+    assert np.asarray(face.region)[:, :96].all()
+    assert not np.asarray(face.region)[:, 96:].any()
+    assert face.kps[:, 0].max() < 96
+    assert job.notes == ("ben is painted by words, which have no pose or strength of their own",)
+    (job,) = studio.jobs(request, [Person(ben, name="ben"), Person(ada, name="ada")])
+    assert job.row.faces[0].kps[:, 0].min() > 96
+    (job,) = studio.jobs(replace(request, use="both", prompt="<ada>"), [replace_words(ada, ben)])
+    assert job.row.faces[0].region is None, "one person's photo and words are one place"
+
+
+def replace_words(who: Identity, words: Identity) -> Identity:
+    assert words.words is not None
+    return replace(who, words=replace(words.words, placeholder="<ada>"))
 
 
 def test_one_person_alone_acts_everywhere_and_stands_as_before(ada: Identity):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +29,12 @@ from selfsame.models.text import tower_hash
 from selfsame.models.weighted import encode_weighted
 from selfsame.perception import real_faces
 from selfsame.studio import real
+from selfsame.studio.batches import read_manifest, run_batch
 from selfsame.studio.people import lent_embedding
 from selfsame.studio.places import Person
 from selfsame.studio.real import Folders, RealStudio
-from selfsame.studio.request import Limits, Request, Strengths
-from selfsame.values.identity import Identity, LearnedWords
+from selfsame.studio.request import MANNEQUIN, Limits, Request, Strengths
+from selfsame.values.identity import Identity, LearnedWords, mixed
 from selfsame.weights.mannequin import checked_folder
 from tests.goldens import recipe
 from tests.methods.test_instantid_interop import SD15, filled
@@ -161,6 +163,38 @@ def test_stable_diffusion_15_takes_an_instantid_that_somebody_trained(own_sd15: 
     assert made.pixels.shape == (64, 64, 3)
 
 
+def test_strengths_are_the_official_ones_unless_somebody_says_others(own_sd15: RealStudio, photo: Path):
+    who = own_sd15.identity(photo)
+    quick = Request(prompt="a photo of a person", height=64, width=64, num_steps=1)
+    usual, said, whole = (
+        own_sd15.generate(r, who)[0] for r in (quick, replace(quick, adapter_scale=0.8, controlnet_scale=0.8), replace(quick, adapter_scale=1.0))
+    )
+    assert (usual.request.adapter_scale, usual.request.controlnet_scale) == (0.8, 0.8)
+    assert np.array_equal(usual.pixels, said.pixels)
+    assert not np.array_equal(usual.pixels, whole.pixels)
+    assert Request().sized(MANNEQUIN).strengths == Strengths()
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd15"])
+def test_mixes_regions_groups_and_batches_on_either_base(kind: str, studio: RealStudio, own_sd15: RealStudio, photo: Path, tmp_path: Path):
+    """What the miniature's users can ask for, on Stable Diffusion 1.5 and SDXL."""
+    studio = studio if kind == "sdxl" else own_sd15
+    who = studio.identity(photo)
+    other = replace(who, embeddings=who.embeddings[:, ::-1].copy())
+    quick = Request(prompt="a photo of two people", height=64, width=128, num_steps=1)
+    regions = [Person(who, (0, 0, 64, 64), name="a"), Person(other, (64, 0, 128, 64), studio.view(20), Strengths(controlnet_scale=0.5), "b")]
+    two = studio.generate(quick, regions, retries=1)[0]
+    assert [m.name for m in two.matches] == ["a", "b"]
+    ends = [studio.generate(quick, w)[0].pixels for w in (who, mixed([who, other], [0.5, 0.5], "spherical"))]
+    assert not np.array_equal(*ends)
+    inside = studio.generate(replace(quick, start_strength=0.5, num_steps=2), who, start=np.full((64, 128, 3), 90, np.uint8))[0]
+    assert inside.pixels.shape == (64, 128, 3)
+    orders = tmp_path / "orders.jsonl"
+    line = {"face": str(photo), "prompt": "a photo of a person", "height": 64, "width": 64, "num_steps": 1, "style": "comic"}
+    orders.write_text("\n".join(json.dumps(line | {"id": name, "adapter_scale": scale}) for name, scale in (("x", 1.0), ("y", 0.2))))
+    assert [r.status for r in run_batch(studio, read_manifest(orders), tmp_path)] == ["made"] * 2
+
+
 def test_from_the_command_line_and_again_by_like(folders: Folders, photo: Path, tmp_path: Path):
     out, again = tmp_path / "out.png", tmp_path / "again.png"
     where = ["--base", str(folders.base), "--instantid", str(folders.instantid), "--face-models", str(folders.face_models)]
@@ -192,6 +226,11 @@ def test_what_is_missing_is_said_with_its_remedy(
         RealStudio(Folders(folders.base, folders.instantid, tmp_path / "buffalo_l")).identity(photo)
     with pytest.raises(InputError, match="lacks unet"):
         RealStudio(Folders(tmp_path))
+    shutil.copytree(own_sd15.folders.base, tmp_path / "inpainting")
+    config = tmp_path / "inpainting/unet/config.json"
+    config.write_text(config.read_text().replace('"in_channels": 4', '"in_channels": 9'))
+    with pytest.raises(InputError, match="made for inpainting; give a text-to-image base"):
+        RealStudio(Folders(tmp_path / "inpainting"))
     with pytest.raises(InputError, match="the miniature brings its own"):
         selfsame.load("mannequin", base=folders.base)
     with pytest.raises(InputError, match="give --face-models"):
@@ -305,6 +344,28 @@ def test_a_lora_paints_along_and_like_repeats_it(folders: Folders, photo: Path, 
     assert np.array_equal(made["style"], read_image(tmp_path / "turbo.png")), "turbo is the solver and the guidance of LCM-LoRA"
     assert read_metadata(tmp_path / "turbo.png")["request"]["solver"] == "lcm"
     assert main(["generate", "--lora", f"{tmp_path}/style.safetensors", "--prompt", "a photo", "--out", str(tmp_path / "no.png")]) == 2
+
+
+def test_a_whole_instantid_goes_to_other_forms_and_back(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert folders.instantid is not None
+    args = ["convert", str(folders.instantid), "--base", str(folders.base)]
+    assert main([*args, "--form", "selfsame", "--out", str(tmp_path / "own")]) == 0
+    assert (tmp_path / "own/adapter.safetensors").exists()
+    args[1] = str(tmp_path / "own")
+    assert main([*args, "--out", str(tmp_path / "official")]) == 0
+    assert main([*args, "--form", "comfyui", "--out", str(tmp_path / "comfyui")]) == 0
+    first = read_adapter(folders.instantid / "ip-adapter.bin")
+    for path in (tmp_path / "official/ip-adapter.bin", tmp_path / "comfyui/ip-adapter.safetensors"):
+        back = read_adapter(path)
+        assert all(set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(first, back, strict=True))
+    capsys.readouterr()
+    for more, says in (
+        (["--out", str(tmp_path / "official")], "exists"), (["--form", "a1111", "--out", str(tmp_path / "x")], "is of learned words"),
+    ):  # fmt: skip
+        assert main([*args, *more]) == 2
+        assert says in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "own"), "--out", str(tmp_path / "x")]) == 2
+    assert "needs --base" in capsys.readouterr().err
 
 
 def test_the_adapter_goes_to_comfyui_and_back(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

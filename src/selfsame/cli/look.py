@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,10 +57,14 @@ class Faces:
         import numpy as np
 
         if self.models:
+            from selfsame.images.resize import resize_official
             from selfsame.perception.real_faces import reader_of
 
-            faces = reader_of(self.models, [self.provider] if self.provider else [])(image)
-            return list(faces), [float(np.linalg.norm(f.embedding)) for f in faces]
+            read = resize_official(image, max_side=1280, min_side=1024)  # as `generate` reads a photo, so that the same face is used
+            zoom = np.array([image.shape[1] / read.shape[1], image.shape[0] / read.shape[0]])
+            faces = reader_of(self.models, [self.provider] if self.provider else [])(read)
+            back = [replace(f, box=f.box * np.tile(zoom, 2), kps=f.kps * zoom) for f in faces]
+            return list(back), [float(np.linalg.norm(f.embedding)) for f in faces]
         from selfsame.images.files import InputError
         from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
         from selfsame.studio.studio import load

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -12,17 +12,18 @@ from selfsame.cli.say import bar
 
 @dataclass(frozen=True)
 class Models:
-    """List the models that selfsame knows, or fetch one.
+    """List the models that selfsame knows, show all of one, or fetch it.
 
     Examples:
       selfsame models                                    all of them, with licences
+      selfsame models show instantid                     its addresses, files and hashes, both licences, what it needs
       selfsame models shipped                            what this package holds: the miniature's weights, how they were made, their hashes
       selfsame models fetch antelopev2                   resumed when it breaks, checked, laid flat
       selfsame models fetch instantid --licence commercial   refused, with what to use instead
     """
 
-    what: Positional[Literal["list", "shipped", "fetch"]] = "list"
-    """list, shipped, or fetch NAME."""
+    what: Positional[Literal["list", "show", "shipped", "fetch"]] = "list"
+    """list, show NAME, shipped, or fetch NAME."""
     name: Positional[str] = ""
     """Which model."""
     licence: Annotated[Literal["any", "commercial"], arg(aliases=["--license"])] = "any"
@@ -33,14 +34,17 @@ class Models:
         from selfsame.weights.catalogue import CATALOGUE, model_called, must_be_commercial
         from selfsame.weights.fetch import fetch, folder_of, missing_of
 
-        if self.what != "fetch":
+        if self.what in ("list", "shipped"):
             if self.name:
                 raise InputError(f"{self.what} takes no name; fetch {self.name}?")
             self._shipped() if self.what == "shipped" else self._table()
             return 0
         if not self.name:
-            raise InputError(f"fetch which model? choose from {', '.join(CATALOGUE)}")
+            raise InputError(f"{self.what} which model? choose from {', '.join(CATALOGUE)}")
         model = model_called(self.name)
+        if self.what == "show":
+            self._show(model)
+            return 0
         if self.licence == "commercial":
             must_be_commercial(model)
         if self.name != model.name:
@@ -65,6 +69,21 @@ class Models:
             hashes = " ".join(digest[:12] for file, digest in files.items() if file.startswith(name) and file.endswith(".safetensors"))
             print(f"| {name} | {about['samples']:,} | {figures} | {about['world']} | {about['commit']} | {about['date']} | {hashes} |")
 
+    def _show(self, model: Any) -> None:
+        from selfsame.weights.fetch import folder_of, missing_of
+
+        absent = missing_of(model)
+        here = "not here" if len(absent) == sum(len(p.files) for p in model.parts) else f"{len(absent)} files missing" if absent else "here"
+        print(f"{model.name}: {model.what}\nabout {model.size_mb} MB, {here}: {folder_of(model)}")
+        print(f"licence of the code {model.code}; of the weights {model.weights}; commercial use: {'yes' if model.commercial else 'no'}")
+        for said, value in (("instead, commercially", model.instead), ("needs", ", ".join(model.needs)), ("formerly", ", ".join(model.formerly))):
+            if value:
+                print(f"{said}: {value}")
+        for part in model.parts:
+            print("from " + ", then ".join(part.sources))
+            for name in part.files:
+                print(f"  {f'{part.into}/{name}'.lstrip('/')}  sha256 {part.sha256.get(name, 'unverified: what comes first is trusted and its hash kept')}")
+
     def _table(self) -> None:
         from rich.console import Console
         from rich.table import Table
@@ -81,6 +100,9 @@ class Models:
                 model.name, model.what, str(model.size_mb), model.weights, "yes" if model.commercial else "no", "yes" if model.is_verified else "no", here
             )
         Console().print(table)
+        left_out = [model for model in CATALOGUE.values() if self.licence == "commercial" and not model.commercial]
+        for model in left_out:
+            print(f"left out: {model.name}, {model.weights}{f'; instead: {model.instead}' if model.instead else ''}")
 
 
 @dataclass(frozen=True)

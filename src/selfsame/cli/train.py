@@ -192,7 +192,8 @@ class Evaluate:
     learned as words. edits: MimicBrush on held-out things. restyled: InstantID, unchanged, upon a fine-tune of the base in one --style, which is made first.
     models: each small model's figure. folder: image files, whoever made them."""
     pictures: Path | None = None
-    """For `folder`: the pictures to judge; ada-1.png, ada_beach.png and ada/7.png are of ada. For `identity`: another tool's answers to --ask, as one more row."""
+    """For `folder`: the pictures to judge; ada-1.png, ada_beach.png and ada/7.png are of ada. For `identity`: another tool's answers to --ask, as one more
+    row."""
     ask: bool = False
     """For `identity`: only write what is asked (prompts, seeds, key points in asked.json, photos/) into --out, for any tool to answer."""
     references: Path | None = None

@@ -5,8 +5,9 @@
     TextureTrans/CrossInstance  another thing's texture on the whole thing, whose shape stays
     TextureTrans/WithinInstance the same after another look at the same thing
 
-Each case is `ID_source.png`, `ID_source_mask.png`, `ID_reference.png`, and optionally `ID_reference_mask.png`, `ID_prompt.txt`
-and `ID_truth.png`, what a perfect editor would give. Anyone can fill such a folder.
+Each case is `ID_source.png`, `ID_source_mask.png`, `ID_reference.png`, and optionally `ID_reference_mask.png`, `ID_prompt.txt`,
+`ID_truth.png`, what a perfect editor would give, and `ID_part.png`, what of the mask is the part itself. Anyone can fill such a
+folder.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class EditCase:
     reference_mask: np.ndarray | None = None  # what of the reference is meant: for scoring, officially never for painting
     prompt: str = ""
     truth: np.ndarray | None = None  # h w 3 uint8
+    part: np.ndarray | None = None  # h w uint8, exactly what is painted where the mask is rough: for scoring
     about: str = ""  # of a drawn case: everything it was drawn from
 
     @property
@@ -85,12 +87,13 @@ def read_track(folder: Path, track: str) -> Iterator[EditCase | InputError]:
             if small:
                 raise InputError(f"{beside(small + '.png')}: smaller than {TINY} x {TINY} pixels")
             mask, _ = read_mask(beside("source_mask.png"), *source.shape[:2])
-            marked, text, truth = beside("reference_mask.png"), beside("prompt.txt"), beside("truth.png")
+            marked, text, truth, part = beside("reference_mask.png"), beside("prompt.txt"), beside("truth.png"), beside("part.png")
             yield EditCase(
                 name, source, mask, reference,
                 read_mask(marked, *reference.shape[:2], to_paint=False)[0] if marked.exists() else None,
                 text.read_text(encoding="utf-8").replace("#", "").strip() if text.exists() else "",
                 _of_size(truth, source) if truth.exists() else source if is_inner(track) else None,
+                read_mask(part, *source.shape[:2], to_paint=False)[0] if part.exists() else None,
             )  # fmt: skip
         except InputError as error:
             yield error
@@ -110,7 +113,8 @@ def write_case(folder: Path, track: str, case: EditCase) -> None:
     place = folder / checked_track(track)
     place.mkdir(parents=True, exist_ok=True)
     pictures = {"source": case.source, "reference": case.reference, "truth": None if case.is_inner else case.truth}
-    pictures |= {"source_mask": _grey(case.mask), "reference_mask": None if case.reference_mask is None else _grey(case.reference_mask)}
+    masks = {"source_mask": case.mask, "reference_mask": case.reference_mask, "part": case.part}
+    pictures |= {what: None if mask is None else _grey(mask) for what, mask in masks.items()}
     for what, pixels in pictures.items():
         if pixels is not None:
             write_image(place / f"{case.name}_{what}.png", pixels)
@@ -164,4 +168,5 @@ def world_case(track: str, split: str, i: int) -> EditCase:
         truth = draw([replace(scene, subjects=(ThingIn(repainted(thing, other, part), subject.view),))])[0].image
     what = thing.kind if part is None else f"{thing.kind} with {names[part]}"
     about = repr((scene, other_scene, part))
-    return EditCase(f"{i:04d}", source.image, _marked(here, ROUGH), reference.image, _marked(there, 0), f"a photo of {article(what)}", truth, about)
+    texts = f"{i:04d}", f"a photo of {article(what)}"
+    return EditCase(texts[0], source.image, _marked(here, ROUGH), reference.image, _marked(there, 0), texts[1], truth, _marked(here, 0), about)

@@ -1,9 +1,10 @@
 """Pairs of looks for MimicBrush as WebDataset shards: from a folder of videos, from stills with object masks, from the world's clips.
 
-One sample is `KEY.first` and `KEY.second` (PNG of the world, JPEG of real pictures), `KEY.mask.png` when a thing of the first
-look is segmented, `KEY.depth.png` when its depth is known, and `KEY.json`: kind (clip or still), where it comes from, SSIM.
-A shard holds what a fixed run of sources gave, is renamed when whole, and has a report beside it, so that a resumed run skips
-finished work and still knows every bad source. The bytes are the same whatever the number of processes.
+One sample is `KEY.first` and `KEY.second` (PNG of the world, JPEG of real pictures), `KEY.mask.png` when a thing or part of the
+first look is segmented (of a clip: one that both show), `KEY.depth.png` when its depth is known, and `KEY.json`: kind (clip or
+still), where it comes from, SSIM. A shard holds what a fixed run of sources gave, is renamed when whole, and has a report beside
+it, so that a resumed run skips finished work and still knows every bad source. The bytes are the same whatever the number of
+processes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ MASK_ENDING = ".mask.png"
 FRAMES = 8  # of a video, evenly spread, at least: what pairs are chosen from
 LONGEST = 1800  # frames of a video that are looked at
 WORLD_FRAMES = 5
+STILLS = 2  # of each of the world's clips
+FORM = 2  # of what a shard holds: counts up when it changes
 SMALLEST = 0.02  # of a picture: smaller things are no lesson
 NAME = re.compile(r"[A-Za-z0-9_]+")  # of a split: it stands in file names and before a dot
 SOURCES_PER_SHARD = {"world": 100, "videos": 32, "stills": 200}
@@ -99,7 +102,7 @@ class PairsJob:
         folder = self.videos or self.stills
         files = [f for s in sources for f in ((folder / s), (folder / s).with_name((folder / s).stem + MASK_ENDING))] if folder else []
         stats = [(f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
-        about = (self.size, self.pairs_per_source, asdict(self.how), WORLD_VERSION, sources, stats)
+        about = (FORM, self.size, self.pairs_per_source, self.how.ssim_low, self.how.ssim_high, WORLD_VERSION, sources, stats)
         return hashlib.sha256(repr(about).encode()).hexdigest()
 
 
@@ -231,27 +234,35 @@ def read_marks(path: Path) -> np.ndarray:
     return np.where(alpha < 128, 0, colours + 1)  # an opaque thing may be black
 
 
-def part_masks(picture: Picture) -> list[np.ndarray]:
-    """Things of a picture of the world and their named parts, h w bool, large enough to be painted."""
-    masks = [picture.owner == k for k in range(1, int(picture.owner.max()) + 1)]
-    masks += [whole & (picture.labels == v) for whole in list(masks) for v in np.unique(picture.labels[whole])]
-    return [m for m in masks if m.mean() > SMALLEST]
+def shown_parts(picture: Picture) -> dict[tuple[int, int], np.ndarray]:
+    """Things of a picture of the world, as (number, -1), and their named parts, as (number, label): h w bool, large enough to be painted."""
+    things = {(k, -1): picture.owner == k for k in range(1, int(picture.owner.max()) + 1)}
+    parts = {(k, int(v)): whole & (picture.labels == v) for (k, _), whole in things.items() for v in np.unique(picture.labels[whole])}
+    return {key: mask for key, mask in (things | parts).items() if mask.mean() > SMALLEST}
+
+
+def _drawn_part(shown: dict[tuple[int, int], np.ndarray], rng: np.random.Generator) -> dict[str, bytes]:
+    """One of them by lot, as a member of a sample."""
+    if not shown:
+        return {}
+    mask = list(shown.values())[int(rng.integers(len(shown)))]
+    return {"mask.png": png_of(mask.astype(np.uint8) * 255)}
 
 
 def _from_world(job: PairsJob, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
     pictures = [draw([scene])[0] for scene in clip_scene(job.split, int(source), WORLD_FRAMES)]
     about = {"source": int(source), "world": WORLD_VERSION}
     for i, j, value in _of_frames([p.image for p in pictures], job, rng, report):
+        there = shown_parts(pictures[j])
+        both = {key: mask for key, mask in shown_parts(pictures[i]).items() if key in there}
         yield {
             "first.png": png_of(pictures[i].image), "second.png": png_of(pictures[j].image), "depth.png": png_of(pictures[i].depth),
             "json": about | {"kind": "clip", "frames": [i, j], "ssim": round(value, 4)},
-        }  # fmt: skip
-    still = pictures[int(rng.integers(len(pictures)))]
-    masks = part_masks(still)
-    if masks:
-        mask = masks[int(rng.integers(len(masks)))]
-        maps = {"mask.png": png_of(mask.astype(np.uint8) * 255), "depth.png": png_of(still.depth)}
-        yield {"first.png": png_of(still.image), "json": about | {"kind": "still"}} | maps
+        } | _drawn_part(both, rng)  # fmt: skip
+    for k in rng.choice(len(pictures), STILLS, replace=False):
+        still = pictures[int(k)]
+        if marked := _drawn_part(shown_parts(still), rng):
+            yield {"first.png": png_of(still.image), "depth.png": png_of(still.depth), "json": about | {"kind": "still"}} | marked
 
 
 _MAKERS = {"videos": _from_video, "stills": _from_still, "world": _from_world}

@@ -31,7 +31,7 @@ def read_mask(path: str | Path, height: int, width: int, *, to_paint: bool = Tru
         upright = ImageOps.exif_transpose(image)
         if "A" in upright.getbands() or "transparency" in upright.info:
             alpha = np.asarray(upright.convert("RGBA").getchannel("A"))
-            if alpha.min() != alpha.max():
+            if alpha.min() != alpha.max() or alpha.max() < HALF:  # an empty layer marks nothing
                 grey = alpha
     if grey.shape != (height, width):
         raise InputError(f"{path}: the mask is {grey.shape[1]} x {grey.shape[0]}, its picture {width} x {height}; make them of one size")

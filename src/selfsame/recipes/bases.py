@@ -30,7 +30,7 @@ from selfsame.perception.stock import read_stock
 from selfsame.recipes.common import to_pixels
 from selfsame.recipes.naming import taught_projection
 from selfsame.studio.painting import Row
-from selfsame.studio.people import chosen_face
+from selfsame.studio.people import chosen_face, whole
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Studio
 from selfsame.values.identity import Identity, LearnedWords
@@ -160,7 +160,7 @@ def stable_diffusion_base(
         variant: dict[str, Any] = {"variant": "fp16"} if any((folder / "unet").glob("*.fp16.safetensors")) else {}
         unchecked: dict[str, Any] = variant if is_xl else variant | {"safety_checker": None, "requires_safety_checker": False}
         kind: Any = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
-        pipe: Any = kind.from_pretrained(folder, local_files_only=True, **unchecked).to(device)
+        pipe: Any = kind.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32, **unchecked).to(device)
     except (OSError, ValueError) as error:
         raise InputError(f"a model cannot be read ({str(error).splitlines()[0]}); check that the folders hold what diffusers and transformers saved") from None
     vit = read_stock(ViTModel, face_vit, "the face transformer", ("vit",))
@@ -178,7 +178,7 @@ def stable_diffusion_base(
     def frame(image: np.ndarray, name: str) -> np.ndarray:
         if faces is None:
             return square(_middle(image), side)
-        face, _ = chosen_face(faces(image), None, name)
+        face = whole(chosen_face(faces(image), None, name)[0], image.shape, name)
         width = float(face.box[2] - face.box[0])
         if width < SMALLEST_PHOTO:
             raise InputError(f"{name}: the face is {width:.0f} pixels wide, too small to learn from; use a picture in which it has at least {SMALLEST_PHOTO}")

@@ -132,7 +132,7 @@ def people_in(data: Path) -> int:
 
 
 def first_people(people: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-    """Rows of the celebrities, who have names, and of the first so many seeded people; 0: all rows.
+    """Rows of the first so many seeded people, and of celebrities, who have names, as many as make the same share of all as before; 0: all rows.
 
     Raises:
         InputError: there are fewer.
@@ -142,7 +142,9 @@ def first_people(people: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray
     seeded = np.unique(people[rows][people[rows] >= 0])
     if len(seeded) < count:
         raise InputError(f"the data shows {len(seeded)} people, {count} are asked for: selfsame render --split train with a larger --count")
-    return rows[(people[rows] < 0) | np.isin(people[rows], seeded[:count])]
+    named, chosen = rows[people[rows] < 0], rows[np.isin(people[rows], seeded[:count])]
+    kept = math.ceil(len(named) * len(chosen) / max(1, len(rows) - len(named)))
+    return np.sort(np.concatenate([chosen, np.random.default_rng(0x9E0).permutation(named)[:kept]]))
 
 
 def instantid(options: Options, variant: Variant = Variant(), name: str = "instantid") -> Trained:

@@ -35,7 +35,10 @@ from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import checked_folder, load_into, load_unet, load_vae
 
 LORA_RANK = 8  # of the reference net: all shipped weights together stay under 50 MB
-VARIATIONS = 1  # augmented samples that are made of each pair and kept: other pairs teach more than the same ones again
+VARIATIONS = 2  # augmented samples that are made of each pair and kept
+# Half of the clips hide a thing or part whole, as edits do, of which nothing can be seen beside the hole; what the reference shows of it has to be of use, so
+# looks differ less in colour and shape than published (docs/training.md).
+HOW = PairSamples(object_share=0.5, rough=8, mask_weight=5, common=0.75, rotate_deg=15, resize_low=0.8, resize_high=1.25, warp=0.25)
 HELD_OUT = 256
 SHOWN = 8  # samples to look at
 
@@ -51,6 +54,7 @@ class Side:
     mask: Resident  # n 1 h w uint8
     depth: Resident  # n H W uint8, of the source
     still: np.ndarray  # n bool
+    hides_thing: np.ndarray  # n bool
     shown: np.ndarray  # 8 3 H W 3 uint8, source, reference and collage of the first, to look at
 
 
@@ -58,21 +62,24 @@ class Side:
 class Variant:
     """How MimicBrush is trained: whole, or with one choice changed."""
 
-    how: PairSamples = PairSamples()
+    how: PairSamples = HOW
     use_net: bool = True  # whether the reference net is heard
     use_tokens: bool = True  # whether image tokens speak of the reference
+    pooled: bool = False  # of CLIP's tokens the first alone, which stands for the whole picture
     fusion: FUSIONS = "concat"  # how its keys and values are heard: beside the picture's own (paper), or the mean of both attentions (official code)
 
 
 # One choice changed at a time, as in the paper's Tables 3 and 4 (arXiv:2406.07547).
 ABLATIONS: dict[str, Variant] = {
     "image tokens alone": Variant(use_net=False),
+    "CLIP's pooled token alone": Variant(use_net=False, pooled=True),
     "reference net alone": Variant(use_tokens=False),
     "mean of both attentions": Variant(fusion="mean"),
-    "stills alone": Variant(PairSamples(still_share=1.0)),
-    "gentle augmentation": Variant(GENTLE),
-    "one box": Variant(PairSamples(mask="box")),
-    **{f"grid {rate}": Variant(PairSamples(match_rate=rate, other_rate=rate)) for rate in (0.25, 0.5, 0.75)},
+    "stills alone": Variant(replace(HOW, still_share=1.0)),
+    "gentle augmentation": Variant(replace(GENTLE, object_share=HOW.object_share, rough=HOW.rough, mask_weight=HOW.mask_weight)),
+    "the paper's samples": Variant(PairSamples()),
+    "one box": Variant(replace(HOW, mask="box", object_share=0.0)),
+    **{f"grid {rate}": Variant(replace(HOW, match_rate=rate, other_rate=rate, object_share=0.0)) for rate in (0.25, 0.5, 0.75)},
 }
 
 
@@ -91,7 +98,8 @@ def pairs_folder(data: Path) -> Path:
 
 def _key(folder: Path, split: str, how: PairSamples, variations: int, modules: list[nn.Module]) -> str:
     """What encoded samples depend on: the shards, how samples are drawn (also its code), the networks."""
-    drawn = replace(how, mask_weight=1.0, still_share=0.3, drop_reference=0.1, drop_depth=0.5)  # those act on batches
+    own = PairSamples()  # for what acts on batches
+    drawn = replace(how, **{name: getattr(own, name) for name in ("mask_weight", "still_share", "drop_reference", "drop_depth")})
     reports = [json.loads(report_beside(path).read_text())["digest"] for path in shards_of(folder, split)]
     return fingerprint_of(modules, repr((drawn, variations, reports, Path(samples.__file__).read_text())))
 
@@ -101,6 +109,7 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int) ->
 
     Raises:
         FileNotFoundError: the pairs have not been prepared; the message says how.
+        InputError: they are of another size.
         WeightsError: they come from videos or stills, and no depth network is installed.
     """
     vae, tower = load_vae().to(compute_device()), load_image_encoder().to(compute_device())  # type: ignore[arg-type]
@@ -117,6 +126,9 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int) ->
         return (depth_of(near, made.source) * 255).round().astype(np.uint8)
 
     def encoded(records: list[dict], first: int) -> dict[str, np.ndarray]:
+        for r in records:
+            if r["first"].shape[0] != SIDE:
+                raise InputError(f"{folder}: pairs of {r['first'].shape[0]} pixels, the miniature learns from {SIDE}: selfsame prepare pairs --size {SIDE}")
         made = [
             training_sample(Pair(r["first"], r["second"], r["mask"], r["depth"]), np.random.default_rng([0x3A3, first + k]), how) for k, r in enumerate(records)
         ]
@@ -127,7 +139,7 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int) ->
         arrays = {k: v.half().cpu().numpy() for k, v in (part | {"states": image_states(tower, seen)}).items()}
         arrays["mask"] = np.concatenate([latent_mask(m).numpy().astype(np.uint8) for m in masks])
         arrays["depth"] = np.stack([depth_seen(m) for m in made])
-        arrays["still"] = np.array([r["kind"] == "still" for r in records])
+        arrays |= {"still": np.array([r["kind"] == "still" for r in records]), "hides_thing": np.array([m.hides_thing for m in made])}
         return arrays | {"shown": np.stack([sources, references, collages], 1)}
 
     def parts(place: Path) -> Iterator[dict[str, np.ndarray]]:
@@ -143,8 +155,8 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int) ->
 
     key = _key(folder, split, how, variations, [vae.encoder, vae.quant_conv, tower, *([near] if near else [])])
     made = cached_folder(options.runs / "cache" / f"pairs-{split}.{key}", lambda place: fill_maps(place, parts(place), count * variations))
-    still, shown = made.pop("still"), made.pop("shown")
-    return Side(**{name: Resident(values, split) for name, values in made.items()}, still=still, shown=shown)
+    still, hides_thing, shown = (made.pop(name) for name in ("still", "hides_thing", "shown"))
+    return Side(**{name: Resident(values, split) for name, values in made.items()}, still=still, hides_thing=hides_thing, shown=shown)
 
 
 def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimicbrush") -> Trained:
@@ -159,7 +171,7 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
         after=READ, batch_size=256, learning_rate=1e-3, max_steps=8000, **ON_GPU,
     )  # fmt: skip
     unet = load_unet()
-    side, held = prepared(options, "train", how, VARIATIONS), prepared(options, "validation", PairSamples(), 1)  # of every variant the same
+    side, held = prepared(options, "train", how, VARIATIONS), prepared(options, "validation", HOW, 1)  # of every variant the same
     empty = image_states(load_image_encoder(), torch.zeros(1, 3, SIDE, SIDE))[0]
     abar = alphas_cumprod()
     kinds = [np.flatnonzero(side.still), np.flatnonzero(~side.still)]
@@ -188,8 +200,12 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
         return batch_of(side, np.concatenate(parts), rng, how)
 
     never = PairSamples(drop_reference=0, drop_depth=1)
-    count = min(HELD_OUT, len(held.still))
-    fixed = [batch_of(held, np.arange(i, min(i + 64, count)), generator_at(run.seed, 10**9 + i), never) for i in range(0, count, 64)]
+
+    def fixed_of(rows: np.ndarray) -> list[Batch]:
+        rows = rows[:HELD_OUT]
+        return [batch_of(held, rows[i : i + 64], generator_at(run.seed, 10**9 + i), never) for i in range(0, len(rows), 64)]
+
+    fixed = {"": fixed_of(np.arange(len(held.still))), "thing_": fixed_of(np.flatnonzero(held.hides_thing))}
 
     def objective(model: nn.Module, batch: Batch) -> Loss:
         return Loss(*mimicbrush_loss(model, batch, how.mask_weight))
@@ -203,9 +219,10 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
         painted = editor.paint(squares, list(range(len(squares))), EditRequest(num_steps=12))
         save_grid(run, step, [collages, references, painted, sources])
         figures: dict[str, float] = {}
-        for name, reference in (("", True), ("_alone", False)):  # what a reference is worth: the same without one
-            parts = [mimicbrush_loss(model, beside(model, b | {"with_reference": torch.full_like(b["with_reference"], reference)}))[1] for b in fixed]
-            figures |= {f"held_out_{k}{name}": float(np.mean([float(p[k]) for p in parts])) for k in parts[0]}
+        for rows, batches in ((rows, batches) for rows, batches in fixed.items() if batches):
+            for told, change in (("", _same), ("_alone", _alone), ("_stranger", _stranger)):  # what a reference is worth: without one, with another's
+                parts = [mimicbrush_loss(model, beside(model, b | change(b)))[1] for b in batches]
+                figures |= {f"held_out_{rows}{k}{told}": float(np.mean([float(p[k]) for p in parts])) for k in ("inside", *(("plain",) * (not rows)))}
         return figures
 
     torch.manual_seed(run.seed)
@@ -214,6 +231,18 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
         lambda: MimicBrush.from_base(unet, width, lora_rank=LORA_RANK, fusion=variant.fusion),
         lambda: MimicBrush.from_pretrained(checked_folder("mimicbrush"), unet, to_train=True),
     )
-    trainer = MimicBrushTrainer(method, empty, use_net=variant.use_net, use_tokens=variant.use_tokens)
+    trainer = MimicBrushTrainer(method, empty, use_net=variant.use_net, use_tokens=variant.use_tokens, pooled=variant.pooled)
     method.trainable()  # once it is known what is used
     return finish(run, trainer, objective, batch_at, options, look)
+
+
+def _same(batch: Batch) -> Batch:
+    return {}
+
+
+def _alone(batch: Batch) -> Batch:
+    return {"with_reference": torch.zeros_like(batch["with_reference"])}
+
+
+def _stranger(batch: Batch) -> Batch:
+    return {name: batch[name].roll(len(batch[name]) // 2, 0) for name in ("reference", "image_states")}

@@ -28,8 +28,9 @@ from selfsame.values.conditioning import Conditioning, stacked
 from selfsame.weights import mannequin
 
 SIDE = 128  # pixels of the square that the miniature paints
-KEPT_REFERENCES = 4  # whose features stay in memory
 TINY = 8  # pixels: smaller pictures show nothing
+LARGEST = 12288  # pixels of a square that is cut out of a picture: half a gigabyte
+ENOUGH = 8  # times the painted side: references that are larger still are made smaller first
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Editor:
     dtype = torch.float32
     together = 8  # pictures painted at a time
     limits = MANNEQUIN
-    kept_steps = 1000  # timesteps whose reference features stay
+    kept_references = 4  # whose features stay in memory, of every timestep
 
     def __init__(self, studio: Any, method: MimicBrush | None = None) -> None:
         """
@@ -123,7 +124,7 @@ class Editor:
         return encode(self.studio.vae, pixels_of(square)).to(self.dtype)
 
     def _tokens_of(self, square: np.ndarray) -> Tensor:
-        return self.method.image_projector(image_states(self.image_encoder, self.clip_pixels(square).to(self.dtype)))
+        return self.method.tokens(image_states(self.image_encoder, self.clip_pixels(square).to(self.dtype)))
 
     @torch.no_grad()
     def reference(self, square: np.ndarray) -> Reference:
@@ -131,9 +132,9 @@ class Editor:
         key = hashlib.sha256(square.tobytes()).hexdigest() + str(self.uses_tokens)
         if key not in self._references:
             tokens = self._tokens_of(square) if self.uses_tokens else self.no_tokens
-            self._references[key] = Reference(self.method.reference_net, self.pixels_to_latents(square), tokens, self.kept_steps)
+            self._references[key] = Reference(self.method.reference_net, self.pixels_to_latents(square), tokens)
         self._references.move_to_end(key)
-        while len(self._references) > KEPT_REFERENCES:
+        while len(self._references) > self.kept_references:
             self._references.popitem(last=False)
         return self._references[key]
 
@@ -160,7 +161,11 @@ class Editor:
             tokens.append(references[number].image_tokens)
         told, nothing = torch.cat(tokens), self.no_tokens.expand(len(squares), -1, -1)
         rows = torch.tensor(picks, device=device)
-        collage = torch.cat([self.pixels_to_latents(np.where(s.mask[..., None], np.uint8(0), s.source)) for s in squares])
+        hidden: dict[tuple[int, int], Tensor] = {}  # several pictures of one source have one collage
+        for s in squares:
+            if (id(s.source), id(s.mask)) not in hidden:
+                hidden[id(s.source), id(s.mask)] = self.pixels_to_latents(np.where(s.mask[..., None], np.uint8(0), s.source))
+        collage = torch.cat([hidden[id(s.source), id(s.mask)] for s in squares])
         mask = torch.cat([latent_mask(s.mask) for s in squares]).to(collage)
         depth = torch.cat([self.no_depth if s.depth is None else s.depth for s in squares]).to(collage)
         channels = inpaint_channels(mask, collage, self.method.depth_feature(depth, collage))
@@ -210,10 +215,14 @@ class Editor:
         seeds = [request.seed + i for i in range(request.num_images)]
         for region in regions:
             _must_fit(region, source)
-            reference = resized(reference_square(region), self.side)
-            framings = [framed(picture, region.mask, request.context, self.side) for picture in made]
-            window = framings[0][2]
-            squares = [Square(square, inside, reference, self.depth(square) if request.keep_shape else None) for square, inside, _ in framings]
+            reference = resized(reference_square(region, self.side), self.side)
+            framings: dict[int, tuple[Square, Window]] = {}  # of each different picture
+            for picture in made:
+                if id(picture) not in framings:
+                    square, inside, window = framed(picture, region.mask, request.context, self.side)
+                    framings[id(picture)] = Square(square, inside, reference, self.depth(square) if request.keep_shape else None), window
+            window = framings[id(made[0])][1]
+            squares = [framings[id(picture)][0] for picture in made]
             parts = [slice(a, a + self.together) for a in range(0, len(squares), self.together)]
             painted = [image for part in parts for image in self.paint(squares[part], seeds[part], request, on_step=on_step)]
             made = [put_back(picture, result, region.mask, window, request) for picture, result in zip(made, painted, strict=True)]
@@ -221,8 +230,14 @@ class Editor:
 
 
 def framed(picture: np.ndarray, mask: np.ndarray, context: float, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, Window]:
-    """The square that is worked on, what of it is painted (whole cells of the latents, so that a thin line counts), and where it lies."""
+    """The square that is worked on, what of it is painted (whole cells of the latents, so that a thin line counts), and where it lies.
+
+    Raises:
+        InputError: the mask reaches over more pixels than a square of them could hold.
+    """
     window = window_around(mask > 0, context, side)
+    if window.side > LARGEST:
+        raise InputError(f"the mask and its surroundings are {window.side} pixels wide or high, at most {LARGEST} are painted at once: mask a smaller part")
     enlarged = cv2.resize(window.crop(mask, 0), (side, side), interpolation=cv2.INTER_AREA if window.side > side else cv2.INTER_LINEAR)
     return resized(window.crop(picture, 255), side), cells_of(enlarged), window
 
@@ -233,11 +248,21 @@ def _must_fit(region: Region, source: np.ndarray) -> None:
             raise InputError(f"a {what} of {mask.shape[1]} x {mask.shape[0]} does not fit its picture of {image.shape[1]} x {image.shape[0]}, or is empty")
 
 
-def reference_square(region: Region) -> np.ndarray:
-    """The part of the reference to look at, padded to a square with white, as in training."""
-    image = region.reference
-    if region.reference_mask is not None:
-        return window_around(region.reference_mask > 0, 1.1).crop(image, 255)
+def reference_square(region: Region, side: int = SIDE) -> np.ndarray:
+    """The part of the reference to look at, padded to a square with white, as in training; of a very large one a smaller copy.
+
+    Raises:
+        InputError: a mask reaches over more pixels than a square of them could hold.
+    """
+    image, mask = region.reference, region.reference_mask
+    zoom = ENOUGH * side / max(image.shape[:2])
+    if mask is None and zoom < 1:
+        image = cv2.resize(image, (max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom))), interpolation=cv2.INTER_AREA)
+    if mask is not None:
+        window = window_around(mask > 0, 1.1)
+        if window.side > LARGEST:
+            raise InputError(f"the reference mask is {window.side} pixels wide or high: mark at most {LARGEST}, or give a smaller picture")
+        return window.crop(image, 255)
     side = max(image.shape[:2])
     return Window((image.shape[0] - side) // 2, (image.shape[1] - side) // 2, side).crop(image, 255)
 

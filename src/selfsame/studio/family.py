@@ -23,7 +23,7 @@ from selfsame.images.resize import resize_to_fill
 from selfsame.models.latents import pixels_of
 from selfsame.perception.detector import Found
 from selfsame.studio.painting import PACES, Painter, Row, calls_of, run_steps
-from selfsame.studio.people import Cast, Who, people_of
+from selfsame.studio.people import Cast, Who, people_of, placed
 from selfsame.studio.places import Match, Person, Places, Pose, matched, shown
 from selfsame.studio.request import Limits, Made, Request, Strengths
 from selfsame.values.identity import Identity, LearnedWords
@@ -195,8 +195,9 @@ class Family(ABC):
         request = Request(prompt=request) if isinstance(request, str) else request
         people = people_of(who, pose)
         request = self.sized(request, people)
-        cast = self.cast(people, request)
+        cast = placed(people, self.cast(people, request), *request.size)
         faces, notes = shown(cast.faces, [self.embedding(p.identity, request.photos) for p in cast.faces], *request.size, request.strengths)
+        notes = (*cast.notes, *notes)
         row = Row(request.full_prompt, request.negative_prompt, faces, None if start is None else self.to_latents(start, request))
         each = [replace(request, seed=(request.seed + i) % 2**63, num_images=1) for i in range(request.num_images)]
         return [Job(row, one, cast.words, cast.faces, notes) for one in each]

@@ -79,7 +79,7 @@ def _devices() -> Iterator[Check]:
 
 def _weights() -> Iterator[Check]:
     from selfsame.weights.catalogue import CATALOGUE
-    from selfsame.weights.fetch import local, missing_of
+    from selfsame.weights.fetch import folder_of, local, missing_of
     from selfsame.weights.mannequin import WeightsError, checked, manifest
 
     try:
@@ -89,7 +89,9 @@ def _weights() -> Iterator[Check]:
     except WeightsError as error:
         yield Check("mannequin", False, str(error), "reinstall selfsame")
     for model in CATALOGUE.values():
-        if missing_of(model):
+        if absent := missing_of(model):
+            if folder_of(model).is_dir():
+                yield Check(model.name, False, f"half fetched, {len(absent)} files are missing, such as {absent[0]}", f"selfsame models fetch {model.name}")
             continue
         try:
             local(model, thorough=True)

@@ -67,7 +67,7 @@ class Sizes:
 
 
 def needed(sizes: Sizes, plan: Plan, height: int, width: int, rows: int) -> Mapping[str, int]:
-    """Bytes at the peak of each phase: reading the prompt, painting, decoding.
+    """Bytes at the peak of each phase: loading the base, reading the prompt, painting, decoding.
 
     Args:
         rows: of the batch; guidance doubles them.
@@ -78,6 +78,7 @@ def needed(sizes: Sizes, plan: Plan, height: int, width: int, rows: int) -> Mapp
     seen = min(cells, TILE) if plan.tiles else cells
     here = 0 if plan.parks else text + vae
     phases = {
+        "loading": sizes.unet * p + here,  # whole, before it is made small
         "prompt": base + text + (0 if plan.parks else vae),  # of a second picture, when the base is there
         "painting": base + here + rows * cells * PER_CELL * p / 4,
         "decoding": base + vae + (0 if plan.parks else text) + seen * PER_DECODED,
@@ -126,21 +127,28 @@ def allowed_memory(cgroup: Path) -> int:
         return 0
 
 
-def chosen(name: str, sizes: Sizes, free: int, height: int, width: int, rows: int) -> Plan:
+def chosen(name: str, sizes: Sizes, free: int, height: int, width: int, rows: int, *, has_fp8: bool = True) -> Plan:
     """A plan by its name; `auto` is the fastest whose peak fits into what is free.
+
+    Args:
+        has_fp8: whether the device knows 8-bit floats; without them `low` is not to be had.
 
     Raises:
         InputError: not even the smallest fits, or no such plan.
     """
     if name in PLANS:
+        if PLANS[name].fp8 and not has_fp8:
+            raise InputError(f"--memory {name} keeps the base in 8-bit floats, which this device does not know: say --memory medium, or --device cpu")
         return PLANS[name]
     if name != "auto":
         raise InputError(f"memory {name!r}: choose from {', '.join(CHOICES)}")
-    peaks = {plan.name: max(needed(sizes, plan, height, width, rows).values()) for plan in PLANS.values()}
-    for plan in PLANS.values():
+    plans = [plan for plan in PLANS.values() if has_fp8 or not plan.fp8]
+    peaks = {plan.name: max(needed(sizes, plan, height, width, rows).values()) for plan in plans}
+    for plan in plans:
         if not free or peaks[plan.name] <= SPARE * free:
             return plan
+    least = plans[-1].name
     raise InputError(
-        f"a picture of {width} x {height} needs about {peaks['low'] / GB:.1f} GB with --memory low and {free / GB:.1f} GB are free: "
-        "make it smaller, or say --memory low to try all the same"
+        f"a picture of {width} x {height} needs about {peaks[least] / GB:.1f} GB with --memory {least} and {free / GB:.1f} GB are free: "
+        f"make it smaller, or say --memory {least} to try all the same"
     )

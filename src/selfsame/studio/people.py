@@ -16,11 +16,12 @@ from selfsame.methods.stableidentity.checkpoint import read_words
 from selfsame.methods.stableidentity.interop import check_towers
 from selfsame.models.text import tower_hash
 from selfsame.perception.detector import Found
-from selfsame.studio.places import Person, Pose
+from selfsame.studio.places import Person, Places, Pose
 from selfsame.studio.request import Request
 from selfsame.values.identity import Identity, LearnedWords, is_identity
 
 F = TypeVar("F", bound=Found)
+BEYOND = 0.08  # of a face's size that may lie beyond the border
 PLACEHOLDER = re.compile(r"<[A-Za-z0-9][A-Za-z0-9_-]*>")
 
 
@@ -30,6 +31,7 @@ class Cast:
 
     faces: tuple[Person, ...] = ()  # whose face tokens paint
     words: tuple[LearnedWords, ...] = ()  # that stand in the prompt
+    notes: tuple[str, ...] = ()
 
 
 Who = Identity | Person
@@ -139,6 +141,41 @@ def cast_of(people: Sequence[Person], request: Request) -> Cast:
     if any(not person.identity.num_photos for person in faces):
         raise InputError("an identity has learned words but no photo; use --use words, or make it anew from a photo")
     return Cast(tuple(faces), tuple(words))
+
+
+def placed(people: Sequence[Person], cast: Cast, height: int, width: int) -> Cast:
+    """Faces in the places that all people share out, those who are painted by words too: their places stay free of the others' faces.
+
+    Raises:
+        InputError: a region cannot be used (`Places.of`).
+    """
+    by_words = [p for p in people if not any(p is face for face in cast.faces)]
+    if not cast.faces or not by_words:
+        return cast
+    masks = {id(p): mask for p, mask in zip(people, Places.of(people, height, width).masks, strict=True)}
+    said = [f"{p.name or 'somebody'} is painted by words, which have no pose or strength of their own" for p in by_words if p.pose or p.strengths]
+    faces = tuple(replace(p, region=masks[id(p)]) for p in cast.faces)
+    return replace(cast, faces=faces, notes=(*cast.notes, *said))
+
+
+def is_cut(found: Found, shape: tuple[int, ...]) -> bool:
+    """Whether the border of its picture h w cuts a face."""
+    h, w = shape[:2]
+    x0, y0, x1, y1 = found.box
+    beyond = max(-x0, -y0, x1 - w, y1 - h) / max(x1 - x0, y1 - y0)
+    inside = (found.kps >= 0).all() and (found.kps[:, 0] < w).all() and (found.kps[:, 1] < h).all()
+    return bool(beyond > BEYOND or not inside)
+
+
+def whole(found: F, shape: tuple[int, ...], name: str) -> F:
+    """A face that the border of its picture h w does not cut.
+
+    Raises:
+        InputError: it does.
+    """
+    if is_cut(found, shape):
+        raise InputError(f"{name}: the face is cut by the border of the picture; use one that shows the whole face")
+    return found
 
 
 def _named_once(who: Identity, named: int) -> LearnedWords:

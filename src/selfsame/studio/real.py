@@ -29,7 +29,7 @@ from selfsame.perception.real_faces import RealFace, gpu_providers, reader_of
 from selfsame.studio.family import Family
 from selfsame.studio.memory import CHOICES, PLANS, Plan, Sizes, chosen, free_memory, needed, numbers_in
 from selfsame.studio.painting import Painter, Told, scheduler_of
-from selfsame.studio.people import Cast, Towers, cast_of, check_words, chosen_face, lent_embedding, vectors_of
+from selfsame.studio.people import Cast, Towers, cast_of, check_words, chosen_face, is_cut, lent_embedding, vectors_of
 from selfsame.studio.places import Person, Pose
 from selfsame.studio.request import Limits, Request, nearest
 from selfsame.values.identity import Identity, LearnedWords
@@ -82,6 +82,8 @@ def _folder_of_file(path: Path, kind: str) -> Path:
         InputError: a fine-tune of another base, or the base's configs were not fetched.
     """
     found = kind_of(path)
+    if (kind, found) == ("sd15", "sd21-base"):  # words and text alone: no InstantID is as wide
+        kind = found
     if found != kind:
         raise InputError(f"{path}: a fine-tune of {found}, this model needs one of {kind}; choose another --model")
     known = next((m for m in (CATALOGUE[kind], CATALOGUE[f"{kind}-config"]) if not missing_of(m)), None)
@@ -111,6 +113,10 @@ class RealStudio(Family):
         absent = [name for name in NEEDED if not (folders.base / name).is_dir()]
         if absent:
             raise InputError(f"{folders.base}: lacks {', '.join(absent)}; give a diffusers folder of Stable Diffusion 1.5 or SDXL (with model_index.json)")
+        channels = int(read_json(folders.base / "unet" / "config.json").get("in_channels", 4))
+        if channels != 4:
+            what = "for inpainting" if channels == 9 else "for another task"
+            raise InputError(f"{folders.base}: a U-Net of {channels} input channels, made {what}; give a text-to-image base")
         self.is_xl = (folders.base / "text_encoder_2").is_dir()
         self.limits = SDXL if self.is_xl else SD15
         self._said: tuple[Any, tuple[Told, Told]] | None = None  # the last prompts, and what the text encoders made of them
@@ -147,7 +153,7 @@ class RealStudio(Family):
         if height * width * rows > self._largest:
             if self._free < 0:  # before anything was loaded
                 self._free = free_memory(str(self.device))
-            plan = chosen(self.memory, self.sizes, self._free, height, width, rows)
+            plan = chosen(self.memory, self.sizes, self._free, height, width, rows, has_fp8=self.device.type != "mps")
             if plan != self._plan:
                 for name in ("unet", "vae", "encoders", "instantid"):
                     vars(self).pop(name, None)
@@ -254,7 +260,9 @@ class RealStudio(Family):
         Raises:
             InputError: no face, or no such face.
         """
-        return chosen_face(self.reader(image), which, name)
+        found, notes = chosen_face(self.reader(image), which, name)
+        cut = (f"{name}: the border of the picture cuts the face, which may cost likeness",) if is_cut(found, image.shape) else ()
+        return found, (*notes, *cut)
 
     def as_read(self, image: np.ndarray) -> np.ndarray:
         """A photo as it is read officially: its longer side 1280 pixels, both sides multiples of 64.

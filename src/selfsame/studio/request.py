@@ -18,7 +18,7 @@ SPEEDS = ("exact", "fast", "turbo")
 SOLVERS = ("dpmpp-2m", "dpmpp-2m-karras", "euler", "ddim", "unipc", "heun", "lcm")
 LCM_STEPS = 50  # its distillation's own schedule
 FEW_STEPS = 8  # of lcm, when nobody says how many; such weights need no guidance
-OWN = -1.0  # guidance: the model's own
+OWN = -1.0  # guidance or strength: the model's own
 STYLES = ("none", *STYLE_PHRASES)
 
 
@@ -85,6 +85,7 @@ class Limits:
     longest: int
     num_steps: int = 30  # InstantID's official demo's
     guidance_scale: float = 5.0  # likewise
+    strength: float = 0.8  # likewise, of the Image Adapter and of IdentityNet
     turbo: FewSteps = FewSteps("lcm", FEW_STEPS)  # LCM-LoRA's
 
     def settled(self, num_steps: int, guidance_scale: float, solver: str, speed: str = "exact") -> dict[str, Any]:
@@ -95,7 +96,7 @@ class Limits:
         return {"num_steps": num_steps or steps, "guidance_scale": scale if guidance_scale == OWN else guidance_scale, "solver": solver}
 
 
-MANNEQUIN = Limits(128, 32, 512, 16, 3.0, FewSteps("ddim", 4))  # 8 pixels a latent, two halvings in the U-Net
+MANNEQUIN = Limits(128, 32, 512, 16, 3.0, 1.0, FewSteps("ddim", 4))  # 8 pixels a latent, two halvings in the U-Net
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +137,14 @@ class Request:
     """What not to paint."""
     style: str = "none"
     """A style preset: photo, pencil sketch, watercolour, pixel art, film noir, neon, clay, comic."""
-    adapter_scale: float = 1.0
-    """Image Adapter, 0 to 2: how much the face tokens say."""
+    adapter_scale: float = OWN
+    """Image Adapter, 0 to 2: how much the face tokens say; -1: the model's own (the miniature 1, photographs 0.8)."""
     adapter_start: float = 0.0
     """Share of the run at which the Image Adapter starts."""
     adapter_end: float = 1.0
     """Share of the run at which the Image Adapter ends."""
-    controlnet_scale: float = 1.0
-    """IdentityNet, 0 to 2: key points and identity in space."""
+    controlnet_scale: float = OWN
+    """IdentityNet, 0 to 2: key points and identity in space; -1: the model's own, likewise."""
     controlnet_start: float = 0.0
     """Share of the run at which IdentityNet starts."""
     controlnet_end: float = 1.0
@@ -185,8 +186,9 @@ class Request:
 
     @property
     def strengths(self) -> Strengths:
-        """How strongly faces act that say nothing else."""
-        return Strengths(**{f.name: getattr(self, f.name) for f in fields(Strengths)})
+        """How strongly faces act that say nothing else. Of a request that no model has settled yet what is its own is whole."""
+        given = {f.name: getattr(self, f.name) for f in fields(Strengths)}
+        return Strengths(**{name: 1.0 if value == OWN and name.endswith("_scale") else value for name, value in given.items()})
 
     def check(self) -> None:
         """Raise InputError at the first field that cannot be used."""
@@ -211,7 +213,7 @@ class Request:
         return self.height, self.width
 
     def sized(self, limits: Limits) -> Request:
-        """This request with size, steps, guidance and solver that a base can paint with.
+        """This request with size, steps, guidance, solver and strengths that a base can paint with.
 
         Raises:
             InputError: a side is no multiple of the base's stride, or too large; the message names the nearest that is right.
@@ -221,7 +223,8 @@ class Request:
             if side % limits.stride or not limits.stride <= side <= limits.longest:
                 near = min(max(limits.stride, round(side / limits.stride) * limits.stride), limits.longest)
                 raise InputError(f"{name} {side}: give a multiple of {limits.stride} from {limits.stride} to {limits.longest}, such as {near}")
-        return replace(self, height=height, width=width, **limits.settled(self.num_steps, self.guidance_scale, self.solver, self.speed))
+        strengths = {name: limits.strength for name in ("adapter_scale", "controlnet_scale") if getattr(self, name) == OWN}
+        return replace(self, height=height, width=width, **strengths, **limits.settled(self.num_steps, self.guidance_scale, self.solver, self.speed))
 
     @property
     def full_prompt(self) -> str:

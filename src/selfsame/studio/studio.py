@@ -30,7 +30,7 @@ from selfsame.perception.reader import AttributeReader, read
 from selfsame.studio.family import Family
 from selfsame.studio.memory import CHOICES
 from selfsame.studio.painting import Painter, Row, Told, scheduler_of
-from selfsame.studio.people import Cast, Towers, cast_of, check_words, chosen_face, from_left, lent_embedding, vectors_of
+from selfsame.studio.people import Cast, Towers, cast_of, check_words, chosen_face, from_left, lent_embedding, vectors_of, whole
 from selfsame.studio.places import Person, Pose
 from selfsame.studio.request import MANNEQUIN, Request, nearest
 from selfsame.values.identity import Identity, LearnedWords
@@ -189,14 +189,7 @@ class Studio(Family):
         if not found:
             raise InputError(f"{name}: no face was found; {OWN_FACES}")
         chosen, notes = chosen_face(found, which, name)
-        h, w = image.shape[:2]
-        x0, y0, x1, y1 = chosen.box
-        size = max(x1 - x0, y1 - y0)
-        beyond = max(-x0, -y0, x1 - w, y1 - h) / size
-        inside = (chosen.kps >= 0).all() and (chosen.kps[:, 0] < w).all() and (chosen.kps[:, 1] < h).all()
-        if beyond > 0.08 or not inside:
-            raise InputError(f"{name}: the face is cut by the border of the picture; use one that shows the whole face")
-        return chosen, notes
+        return whole(chosen, image.shape, name), notes
 
     def embedded(self, image: np.ndarray, found: Found) -> tuple[np.ndarray, str]:
         """What the conditioning encoder says of a face, 1 512 float32, and the encoder's name."""

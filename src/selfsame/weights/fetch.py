@@ -15,6 +15,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -74,11 +75,22 @@ def local(model: Model, *, thorough: bool = False) -> Path:
     absent = missing_of(model)
     if absent:
         raise InputError(f"{model.name}: {absent[0]} is not in {folder_of(model)}; fetch it with `selfsame models fetch {model.name}`")
-    for name, known in _record(model).items():
+    record = _record(model)
+    for part in model.parts:  # what nobody fetched here, but the catalogue knows
+        for name, expected in part.sha256.items():
+            path = folder_of(model) / part.into / name
+            if f"{part.into}/{name}".lstrip("/") not in record and name in part.files and _sha256_once(path, tuple(_stat(path))) != expected:
+                raise InputError(f"{path}: is not {model.name}'s file of that name; delete it and fetch it (selfsame models fetch {model.name})")
+    for name, known in record.items():
         path = folder_of(model) / name
         if (thorough or _stat(path) != known["stat"]) and sha256(path) != known["sha256"]:
             raise InputError(f"{path}: has changed since it was fetched; delete it and fetch it again (selfsame models fetch {model.name})")
     return folder_of(model)
+
+
+@cache
+def _sha256_once(path: Path, stat: tuple[int, ...]) -> str:
+    return sha256(path)
 
 
 def _stat(path: Path) -> list[int]:

@@ -10,22 +10,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import init_empty_weights
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from selfsame.images.files import InputError, read_json
-from selfsame.methods.instantid.method import ADAPTER_FILES, OURS, ImageAdapter, InstantID, ResamplerSize, noted_size
+from selfsame.methods.instantid.method import ADAPTER_FILES, OURS, ImageAdapter, InstantID, ResamplerSize, noted_reads, noted_size
 from selfsame.methods.instantid.modules import Resampler
+from selfsame.models.single_file import header_of
 from selfsame.weights.official import read_official, tensors_under, write_tensors
 
 ABOUT = "selfsame.json"  # beside one's own weights: which encoder's embeddings they read
 OFFICIAL_ENCODER = "antelopev2"
 NET_FOLDER = "ControlNetModel"
 DIM_HEAD = 64  # of the official Resampler; shapes do not tell it
+HINT = "controlnet_cond_embedding."  # how keys begin that only a ControlNet has
 LOOKS = (  # the beginning or an inner part of a key that only such files have
-    ("controlnet_cond_embedding.", "a ControlNet"),
+    (HINT, "a ControlNet"),
+    ("control_model.", "a ControlNet under the original code's keys"),
     ("model.diffusion_model.", "a whole Stable Diffusion checkpoint"),
     ("lora_", "a LoRA"),
     (".lora_A.", "a LoRA"),
@@ -70,12 +75,18 @@ def resampler_from_official(values: Mapping[str, Tensor], resampler: Resampler) 
     """Load the `image_proj` half; the names are the same.
 
     Raises:
-        ValueError: missing or unexpected keys.
+        ValueError: missing, unexpected or misshapen keys.
     """
     own = resampler.state_dict()
     missing, extra = sorted(set(own) - set(values)), sorted(set(values) - set(own))
     if missing or extra:
-        raise ValueError(f"image_proj does not fit: {len(missing)} keys missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}")
+        raise ValueError(
+            f"image_proj does not fit: {len(missing)} keys missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}; "
+            f"it looks like {looks_like({'image_proj': dict(values)})}"
+        )
+    misshapen = next((k for k in own if own[k].shape != values[k].shape), None)
+    if misshapen:
+        raise ValueError(f"image_proj key {misshapen} has shape {tuple(values[misshapen].shape)}, such a Resampler needs {tuple(own[misshapen].shape)}")
     resampler.load_state_dict(dict(values), strict=True)
 
 
@@ -160,6 +171,40 @@ def encoder_of(folder: Path) -> str:
     return str(read_json(path).get("encoder", OFFICIAL_ENCODER)) if path.is_file() else OFFICIAL_ENCODER
 
 
+def is_instantid(folder: Path) -> bool:
+    """Whether a folder holds an InstantID, in whatever form."""
+    return any((folder / name).is_file() for name in (*ADAPTER_FILES, OURS))
+
+
+def dtype_of(folder: Path) -> torch.dtype:
+    """What the adapter in a folder is written in."""
+    path = next(folder / name for name in (*ADAPTER_FILES, OURS) if (folder / name).is_file())
+    return next(iter(read_adapter(path)[0].values())).dtype
+
+
+def net_file_of(folder: Path) -> Path | None:
+    """IdentityNet as users of ComfyUI and A1111 have it: one safetensors file without a config, beside the adapter or in its folder."""
+    found = [p for where in (folder, folder / NET_FOLDER) for p in sorted(where.glob("*.safetensors")) if any(k.startswith(HINT) for k in header_of(p))]
+    return found[0] if len(found) == 1 else None
+
+
+def identity_net_in(path: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
+    """IdentityNet from one file of diffusers' keys, strictly: made as the base's own ControlNet, which the released one is.
+
+    Raises:
+        InputError: it holds other keys or shapes; the message names three.
+    """
+    values = load_file(path)
+    with init_empty_weights():
+        net = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+    own = net.state_dict()
+    wrong = sorted((set(own) ^ set(values)) | {k for k in own if k in values and own[k].shape != values[k].shape})
+    if wrong:
+        raise InputError(f"{path}: no ControlNet of this base, {len(wrong)} keys are missing, extra or of another shape: {', '.join(wrong[:3])}")
+    net.load_state_dict({k: v.to(dtype) for k, v in values.items()}, strict=True, assign=True)
+    return net
+
+
 def identity_net_of(folder: Path, dtype: torch.dtype) -> ControlNetModel:
     """IdentityNet from its diffusers folder, strictly.
 
@@ -167,7 +212,7 @@ def identity_net_of(folder: Path, dtype: torch.dtype) -> ControlNetModel:
         InputError: files are missing, damaged or hold other keys; the message names three.
     """
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json there; IdentityNet's folder must lie beside the adapter's file")
+        raise InputError(f"{folder}: no config.json there; IdentityNet's folder, or its one .safetensors file, must lie beside the adapter's file")
     try:
         loaded: Any = ControlNetModel.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -180,7 +225,8 @@ def identity_net_of(folder: Path, dtype: torch.dtype) -> ControlNetModel:
 
 
 def instantid_from_official(folder: str | Path, unet: UNet2DConditionModel, *, dtype: torch.dtype | None = None) -> InstantID:
-    """The released model, or any folder of its layout: `ip-adapter.bin` (or safetensors) and `ControlNetModel/`; also what `save_pretrained` wrote.
+    """The released model, or any folder of its layout: `ip-adapter.bin` (or safetensors) and `ControlNetModel/` (or IdentityNet in one file, as for
+    ComfyUI and A1111); also what `save_pretrained` wrote.
 
     Args:
         unet: the base it is for, SDXL for the released weights.
@@ -203,7 +249,8 @@ def instantid_from_official(folder: str | Path, unet: UNet2DConditionModel, *, d
     width = int(unet.config["cross_attention_dim"])
     if size.output_dim != width:
         raise ValueError(f"{path}: made for a base whose context is {size.output_dim} wide, this one's is {width}: SDXL has 2048, SD 2 1024, SD 1 768")
-    net = identity_net_of(folder / NET_FOLDER, dtype)
+    alone = None if (folder / NET_FOLDER / "config.json").is_file() else net_file_of(folder)
+    net = identity_net_of(folder / NET_FOLDER, dtype) if alone is None else identity_net_in(alone, unet, dtype)
     if int(net.config["cross_attention_dim"]) != width:
         raise ValueError(f"{folder / NET_FOLDER}: its context is {net.config['cross_attention_dim']} wide, this base's is {width}: it belongs to another base")
     method = InstantID(Resampler(**asdict(size)), ImageAdapter.of(unet, from_base=False), net, size)
@@ -211,6 +258,7 @@ def instantid_from_official(folder: str | Path, unet: UNet2DConditionModel, *, d
     if not is_ours:
         adapter_from_official(ip_adapter, method.adapter)
         return method.to(dtype).eval().requires_grad_(False)
+    method.net_reads = noted_reads(path)
     try:
         method.adapter.load_state_dict(ip_adapter, strict=True)
     except RuntimeError as error:
@@ -227,8 +275,10 @@ def instantid_to_official(
         dtype: of what is written; None: as it is.
 
     Raises:
-        ValueError: a Resampler with other heads than the official file can say.
+        ValueError: a Resampler with other heads than the official file can say, or an IdentityNet that reads the text.
     """
+    if method.net_reads != "face":
+        raise ValueError("its IdentityNet reads the text, which no other program's files can say: keep it in selfsame's own form (save_pretrained)")
     if form == "official" and method.size.dim_head != DIM_HEAD:
         raise ValueError(f"a Resampler with heads of {method.size.dim_head}: ip-adapter.bin cannot say so (officially {DIM_HEAD}); write form='safetensors'")
     folder = Path(folder)

@@ -62,6 +62,11 @@ def noted_size(path: Path) -> ResamplerSize:
     return ResamplerSize(**json.loads(noted_in(path)["resampler"]))
 
 
+def noted_reads(path: Path) -> Literal["face", "text"]:
+    """What IdentityNet's cross-attention saw in training, by the same notes."""
+    return "text" if noted_in(path).get("net_reads") == "text" else "face"
+
+
 class ImageAdapter(nn.Module):
     """K' and V' of every cross-attention layer, numbered as in the official file (odd numbers; down, up, mid)."""
 
@@ -149,8 +154,17 @@ class InstantID(nn.Module):
             yield
 
     def tokens(self, face_embedding: Tensor) -> Tensor:
-        """Raw embeddings b k 512 (k photos of one person jointly) -> ip_tokens b 16 c."""
+        """Raw embeddings b k 512 (k photos of one person jointly) -> ip_tokens b 16 c.
+
+        Raises:
+            ValueError: the Resampler reads something else.
+        """
         weight = self.resampler.proj_in.weight
+        if face_embedding.shape[-1] != weight.shape[1]:
+            raise ValueError(
+                f"the Resampler reads {weight.shape[1]} numbers, a face embedding has {face_embedding.shape[-1]}: the weights look like an IP-Adapter Plus "
+                "(CLIP features), or were trained with another face reader; give InstantID's ip-adapter.bin"
+            )
         return self.resampler(face_embedding.to(weight))
 
     def no_face(self, count: int, num_photos: int = 1) -> Tensor:
@@ -187,7 +201,7 @@ class InstantID(nn.Module):
         size, values = noted_size(path), load_file(path)
         net = ControlNetModel.from_pretrained(folder / "ControlNetModel", torch_dtype=dtype, local_files_only=True)
         made = cls(Resampler(**asdict(size)), ImageAdapter.of(unet, from_base=False), net, size)
-        made.net_reads = "text" if noted_in(path).get("net_reads") == "text" else "face"
+        made.net_reads = noted_reads(path)
         for module, prefix in ((made.resampler, "image_proj."), (made.adapter, "ip_adapter.")):
             module.load_state_dict({k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}, strict=True)
         return made.to(dtype).eval().requires_grad_(False)

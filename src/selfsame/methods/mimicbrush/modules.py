@@ -46,16 +46,22 @@ class ReferenceAttention:
         ip_hidden_states: Any = None,
     ) -> Tensor:
         q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)  # b n c
-        z = attend(q, k, v, attn.heads)
         reference = ip_hidden_states
-        if isinstance(reference, ReferenceCondition) and reference.features and torch.is_grad_enabled():
-            # in training nothing waits for the numbers in `rows`, so that a step can be recorded
+        if not isinstance(reference, ReferenceCondition) or not reference.features:
+            z = attend(q, k, v, attn.heads)
+        elif torch.is_grad_enabled():  # in training nothing waits for the numbers in `rows`, so that a step can be recorded
+            z = attend(q, k, v, attn.heads)
             r = reference.features[self.path].to(q)[reference.rows.clamp(min=0)]  # b n c
             joint = attend(q, torch.cat([k, attn.to_k(r)], 1), torch.cat([v, attn.to_v(r)], 1), attn.heads)
             fused = joint if self.fusion == "concat" else (joint + z) / 2
             z = torch.where((reference.rows >= 0).view(-1, 1, 1), fused, z)
-        elif isinstance(reference, ReferenceCondition):
-            at = (reference.rows >= 0).nonzero().flatten()
+        else:
+            borrows = reference.rows >= 0
+            at, alone = borrows.nonzero().flatten(), (~borrows).nonzero().flatten()
+            by_itself = alone if self.fusion == "concat" else torch.arange(len(q), device=q.device)  # rows whose own attention is needed
+            z = torch.empty_like(q)
+            if len(by_itself):
+                z = z.index_copy(0, by_itself, attend(q[by_itself], k[by_itself], v[by_itself], attn.heads))
             if len(at):
                 r = reference.features[self.path].to(q)  # m n c
                 which = reference.rows[at]

@@ -24,17 +24,18 @@ class MimicBrushTrainer(nn.Module):
 
     empty_states: Tensor
 
-    def __init__(self, method: MimicBrush, empty_states: Tensor, *, use_net: bool = True, use_tokens: bool = True) -> None:
+    def __init__(self, method: MimicBrush, empty_states: Tensor, *, use_net: bool = True, use_tokens: bool = True, pooled: bool = False) -> None:
         """
         Args:
             empty_states: t k, CLIP's second-to-last states of zero pixels, "no picture".
             use_net: False leaves the reference net out: image tokens alone, as in Paint by Example; the paper's ablation.
             use_tokens: False gives every row the tokens of no picture: the reference net alone.
+            pooled: of CLIP's tokens the first alone, which stands for the whole picture.
         """
         super().__init__()
         self.register_buffer("empty_states", empty_states, persistent=False)
         self.method = method
-        method.use_net, method.use_tokens = use_net, use_tokens  # the saved weights say so
+        method.use_net, method.use_tokens, method.pooled = use_net, use_tokens, pooled  # the saved weights say so
         self._attachment = ExitStack()
         self._attachment.enter_context(method.attached())
 
@@ -56,7 +57,7 @@ class MimicBrushTrainer(nn.Module):
             with_reference: b bool; rows without one get no reference net and the tokens of no picture.
         """
         told = with_reference if self.method.use_tokens else torch.zeros_like(with_reference)
-        tokens = self.method.image_projector(torch.where(told[:, None, None], image_states, self.empty_states))
+        tokens = self.method.tokens(torch.where(told[:, None, None], image_states, self.empty_states))
         condition, heard = None, noisy.new_zeros(())
         if self.method.use_net:
             own = torch.arange(len(noisy), device=noisy.device)
@@ -72,11 +73,12 @@ def mimicbrush_loss(model: nn.Module, batch: Mapping[str, Tensor], mask_weight: 
 
     Args:
         batch: what the trainer's call takes by its names (`t` for timesteps), and `target` b c h w.
-        mask_weight: weight where it paints, normalised to a mean of 1.
+        mask_weight: weight where it paints; each picture counts alike, however much of it is hidden.
     """
     given = ("noisy", "t", "mask", "collage", "depth", "reference", "image_states", "with_reference")
     out = model(*(batch[name] for name in given)).float()
     square = (out - batch["target"]).square().mean(1, keepdim=True)
     weight = 1 + (mask_weight - 1) * batch["mask"]
     inside = (square * batch["mask"]).sum() / batch["mask"].sum().clamp_min(1)
-    return (square * weight).mean() / weight.mean(), {"plain": square.mean(), "inside": inside}
+    loss = ((square * weight).mean((1, 2, 3)) / weight.mean((1, 2, 3))).mean()
+    return loss, {"plain": square.mean(), "inside": inside}

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from selfsame.images.masks import cells_of
+
 SSIM_SIDE = 128  # pictures are compared at this height and width: alikeness must not depend on the camera's resolution
 RATIO = 0.75  # a SIFT match counts when the second best is so much farther away (Lowe 2004)
 CORNER = 0.4  # of a side: how far a corner moves at most (official helper file)
@@ -30,6 +32,7 @@ class PairSamples:
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.1  # of the circle
+    common: float = 0.0  # how much of that jitter both looks share; 0: each has its own
     rotate_deg: float = 30.0  # ours
     resize_low: float = 0.6  # ours
     resize_high: float = 1.4
@@ -40,6 +43,8 @@ class PairSamples:
     grid_high: int = 10
     match_rate: float = 0.75  # paper: cells that hold a matched point
     other_rate: float = 0.50  # paper: the others
+    object_share: float = 0.0  # of clips hide a segmented thing or part whole, as stills always do; 0: the paper
+    rough: int = 0  # pixels by which such a mask is larger at most, as people draw them, and then whole cells of latents; 0: exactly the thing
     box_share: float = 0.5  # of the picture's area, hidden by the box mask that the paper's ablation compares with
     drop_reference: float = 0.10  # paper
     drop_depth: float = 0.50  # paper
@@ -52,9 +57,11 @@ class PairSamples:
             raise ValueError(f"grid of {self.grid_low} to {self.grid_high} cells: give two rising numbers from 1")
         if not 0 < self.resize_low <= self.resize_high:
             raise ValueError(f"resize {self.resize_low} to {self.resize_high}: give two rising numbers above 0")
-        for name in ("still_share", "box_share", "flip", "warp", "match_rate", "other_rate", "drop_reference", "drop_depth"):
+        for name in ("still_share", "box_share", "flip", "warp", "match_rate", "other_rate", "drop_reference", "drop_depth", "common", "object_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)}: give a share from 0 to 1")
+        if self.rough < 0:
+            raise ValueError(f"rough {self.rough}: give pixels from 0")
 
 
 GENTLE = PairSamples(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.02, rotate_deg=5, resize_low=0.9, resize_high=1.1, flip=0.0, warp=0.1)  # the ablation
@@ -66,8 +73,12 @@ class Pair:
 
     first: np.ndarray  # h w 3, becomes the source
     second: np.ndarray  # h w 3, becomes the reference
-    mask: np.ndarray | None = None  # h w bool, a segmented thing of the first: what stills are masked by
+    mask: np.ndarray | None = None  # h w bool, a segmented thing or part of the first that the second shows too
     depth: np.ndarray | None = None  # h w, of the first
+
+    @property
+    def is_still(self) -> bool:
+        return self.second is self.first
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ class PairSample:
     reference: np.ndarray  # h w 3
     mask: np.ndarray  # h w bool
     depth: np.ndarray | None  # h w
+    hides_thing: bool = False  # a thing or part as a whole, which nothing of the source shows any more
 
 
 def alikeness(a: np.ndarray, b: np.ndarray) -> float:
@@ -103,15 +115,21 @@ def chosen_pairs(frames: Sequence[np.ndarray], count: int, rng: np.random.Genera
         yield i, j, value, inside
 
 
-def jittered(image: np.ndarray, rng: np.random.Generator, how: PairSamples) -> np.ndarray:
-    """Other brightness, contrast, saturation and hue."""
+def drawn_jitter(rng: np.random.Generator) -> np.ndarray:
+    """Amounts from -1 to 1: brightness, contrast, hue, saturation."""
+    return rng.uniform(-1, 1, 4)
+
+
+def jittered(image: np.ndarray, amounts: np.ndarray, how: PairSamples) -> np.ndarray:
+    """Other brightness, contrast, hue and saturation."""
+    brightness, contrast, hue, saturation = amounts * [how.brightness, how.contrast, how.hue, how.saturation]
     x = image.astype(np.float32) / 255
-    x = np.clip(x * rng.uniform(1 - how.brightness, 1 + how.brightness), 0, 1)
+    x = np.clip(x * (1 + brightness), 0, 1)
     grey = float(cv2.cvtColor(x.astype(np.float32), cv2.COLOR_RGB2GRAY).mean())
-    x = np.clip((x - grey) * rng.uniform(1 - how.contrast, 1 + how.contrast) + grey, 0, 1)
+    x = np.clip((x - grey) * (1 + contrast) + grey, 0, 1)
     hsv = cv2.cvtColor(x.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in degrees
-    hsv[..., 0] = (hsv[..., 0] + 360 * rng.uniform(-how.hue, how.hue)) % 360
-    hsv[..., 1] = np.clip(hsv[..., 1] * rng.uniform(1 - how.saturation, 1 + how.saturation), 0, 1)
+    hsv[..., 0] = (hsv[..., 0] + 360 * hue) % 360
+    hsv[..., 1] = np.clip(hsv[..., 1] * (1 + saturation), 0, 1)
     return (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255).round().clip(0, 255).astype(np.uint8)
 
 
@@ -171,13 +189,28 @@ def box_mask(size: int, rng: np.random.Generator, how: PairSamples) -> np.ndarra
     return made
 
 
+def rough_mask(mask: np.ndarray, rng: np.random.Generator, how: PairSamples) -> np.ndarray:
+    """A mask as users and editors give it: larger than the thing, in whole cells."""
+    if not how.rough:
+        return mask
+    size = 2 * int(rng.integers(how.rough + 1)) + 1
+    return cells_of(cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))))
+
+
 def training_sample(pair: Pair, rng: np.random.Generator, how: PairSamples) -> PairSample:
-    """Both looks changed strongly and apart, and a part of the source hidden: a still's thing, else cells of a grid (or a box)."""
+    """Both looks changed, and a part of the source hidden: a still's thing, a clip's by lot, else cells of a grid (or a box)."""
     size = pair.first.shape[0]
     own, other = drawn_warp(size, rng, how), drawn_warp(size, rng, how)
-    source = warped(jittered(pair.first, rng, how), own, 255)
-    reference = warped(jittered(pair.second, rng, how), other, 255)
-    mask = None if pair.mask is None else warped(pair.mask, own, 0)
-    if mask is None or not mask.any():
+    jitters = np.stack([drawn_jitter(rng), drawn_jitter(rng)])
+    if how.common:
+        jitters = how.common * drawn_jitter(rng) + (1 - how.common) * jitters
+    source = warped(jittered(pair.first, jitters[0], how), own, 255)
+    reference = warped(jittered(pair.second, jitters[1], how), other, 255)
+    hides_thing = pair.mask is not None and (pair.is_still or (how.object_share > 0 and rng.random() < how.object_share))
+    mask = warped(pair.mask, own, 0) if hides_thing and pair.mask is not None else np.zeros((size, size), bool)
+    if mask.any():
+        mask = rough_mask(mask, rng, how)
+    else:
+        hides_thing = False
         mask = grid_mask(size, matches(source, reference), rng, how) if how.mask == "grid" else box_mask(size, rng, how)
-    return PairSample(source, reference, mask, None if pair.depth is None else warped(pair.depth, own, 0))
+    return PairSample(source, reference, mask, None if pair.depth is None else warped(pair.depth, own, 0), hides_thing)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from selfsame.data.edit_sets import TRACKS, EditCase, is_inner, is_texture, read_track, world_case
-from selfsame.evaluation.metrics import bootstrap_interval, mean, paired_interval
+from selfsame.evaluation.metrics import bootstrap_interval, mean, paired_interval, ratio_interval
 from selfsame.evaluation.pictures import SMALLEST, box_of, clean_crop, psnr, ssim
 from selfsame.evaluation.report import WORST, Case, Report, Row, span, write_report
 from selfsame.images.files import InputError
@@ -42,11 +42,12 @@ from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import EditRequest, Request
 from selfsame.studio.studio import Studio, load
 
-EDITS = "edits-1"
+EDITS = "edits-2"
 OURS = "MimicBrush"
-BASELINES = ("cut and paste", "inpainting by text", "image tokens alone", "reference net alone", "MimicBrush, shape free")
+SHAPE_FREE = "MimicBrush, shape free"
+BASELINES = ("cut and paste", "inpainting by text", "image tokens alone", "reference net alone", SHAPE_FREE)
 INNER = ("SSIM", "PSNR", "perceptual")
-INTER = ("CLIP-I", "reader-I", "DINO-I", "CLIP-T")
+INTER = ("CLIP-I", "reader-I", "DINO-I", "CLIP-I to the truth", "reader-I to the truth", "CLIP-T")
 LESS_IS_BETTER = ("perceptual", "depth error")
 
 
@@ -97,15 +98,17 @@ class Scorer:
             x, y = (F.interpolate(to_pixels(v[None]), (SIDE, SIDE), mode="bilinear", align_corners=False) for v in (a, b))
             made |= {"SSIM": ssim(a, b), "PSNR": psnr(a, b), "perceptual": float(perceptual_distance(self.reader, x, y))}
         meant = np.ones(case.reference.shape[:2], bool) if case.reference_mask is None else case.reference_mask > 0
+        exact = inside if case.part is None else case.part > 0  # on white, as the reference is: nothing of the background counts as likeness
 
         def crops(side: int) -> list[np.ndarray]:
-            return [clean_crop(result, inside, side), clean_crop(case.reference, meant, side)]
+            pictures = [(result, exact), (case.reference, meant), *([] if case.truth is None else [(case.truth, exact)])]
+            return [clean_crop(image, mask, side) for image, mask in pictures]
 
-        one, two = self.clip.images(crops(self.clip.side))
-        seen = reader_features(self.reader, crops(SIDE))
-        made |= {"CLIP-I": float(one @ two), "reader-I": float(seen[0] @ seen[1] / max(1e-9, np.linalg.norm(seen[0]) * np.linalg.norm(seen[1])))}
+        for what, seen in (("CLIP-I", self.clip.images(crops(self.clip.side)).numpy()), ("reader-I", reader_features(self.reader, crops(SIDE)))):
+            like = [float(seen[0] @ other / max(1e-9, np.linalg.norm(seen[0]) * np.linalg.norm(other))) for other in seen[1:]]
+            made |= dict(zip((what, f"{what} to the truth"), like, strict=False))
         if self.dino is not None:
-            one, two = self.dino.images(crops(self.dino.side))
+            one, two = self.dino.images(crops(self.dino.side)[:2])
             made["DINO-I"] = float(one @ two)
         if case.prompt:
             made["CLIP-T"] = float(self.clip.images([_square(result)])[0] @ self.clip.prompt(case.prompt))
@@ -163,7 +166,7 @@ def _made(name: str, editors: Mapping[str, Editor], track: str, case: EditCase, 
         return cut_and_paste(case, request)
     if name == "inpainting by text":
         return by_text(editor, case, request, request.seed)
-    shaped = replace(request, keep_shape=is_texture(track) and name != "MimicBrush, shape free")
+    shaped = replace(request, keep_shape=is_texture(track) and name != SHAPE_FREE)
     own = name in editors
     with left_out(editor, net=not own and name == "image tokens alone", tokens=not own and name == "reference net alone"):
         return editor.edit(case.source, [Region(case.mask, case.reference)], shaped)[0]
@@ -245,7 +248,7 @@ def edits(
         scores: dict[str, dict[str, dict[str, float]]] = {}  # by row and case
         shown: dict[str, list[np.ndarray]] = {}
         for name in names:
-            if (name == "MimicBrush, shape free" and not is_texture(track)) or not members:
+            if (name == SHAPE_FREE and not is_texture(track)) or not members:
                 continue
             mine = [(k, c) for k, c in enumerate(members) if (c.truth is not None or name != "oracle") and (c.prompt or name != "inpainting by text")]
             began = time.monotonic()
@@ -270,6 +273,8 @@ def edits(
     if untrained:
         notes.append(f"the same weights with one half left out, not trained for it: {', '.join(untrained)}")
     notes.append("'cut and paste' is told which part of the reference is meant, the others are not")
+    if clip is None:
+        notes.append("the miniature's CLIP also tells MimicBrush of the reference, so its CLIP-I flatters it; reader-I is by a net that conditions nothing")
     notes += notes_on_weights()
     about = {
         **p,
@@ -316,7 +321,7 @@ def ablated(out: Path, options: Options, *, only: Sequence[str] = (), **measurin
         return module.method.to(torch.device(measuring.get("device", "cpu")))
 
     methods = {name: partial(made, name) for name in variants}
-    return edits(out, methods=methods, only=(*methods, "oracle"), more=trainings.seen, **measuring)
+    return edits(out, methods=methods, only=(*methods, *BASELINES[:2], "oracle"), more=trainings.seen, **measuring)
 
 
 def _hidden(case: EditCase) -> np.ndarray:
@@ -324,16 +329,23 @@ def _hidden(case: EditCase) -> np.ndarray:
 
 
 def _comparisons(track: str, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """Ours minus every baseline, paired over the cases that both answered, for the columns that count on this track."""
+    """Ours minus every baseline, paired over the cases that both answered, for the columns that count on this track; ours as a share of the oracle's."""
     lines = []
     ours = scores.get(OURS, {})
-    for name, theirs in scores.items():
-        if name in (OURS, "oracle"):
-            continue
-        for key in ("depth error",) if name == "MimicBrush, shape free" else INNER if is_inner(track) else INTER[:3]:
-            pairs = [(a[key], theirs[case][key]) for case, a in ours.items() if case in theirs and key in a and key in theirs[case]]
-            if pairs:
+    keys = INNER if is_inner(track) else INTER[:-1]
+
+    def paired(name: str, key: str) -> list[tuple[float, float]]:
+        return [(a[key], scores[name][case][key]) for case, a in ours.items() if case in scores[name] and key in a and key in scores[name][case]]
+
+    for name in (n for n in scores if n not in (OURS, "oracle")):
+        for key in ("depth error",) if name == SHAPE_FREE else keys:
+            if pairs := paired(name, key):
                 middle, low, high = paired_interval(*zip(*pairs, strict=True))
                 better = "less is better" if key in LESS_IS_BETTER else "more is better"
                 lines.append(f"{track}, {key} ({better}), {OURS} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired over {len(pairs)} cases)")
+    shares = [("oracle", key, "the oracle's") for key in keys if key not in LESS_IS_BETTER]
+    for name, key, whose in (*shares, (SHAPE_FREE, "depth error", "that with the shape free")):
+        if pairs := paired(name, key) if name in scores else []:
+            middle, low, high = ratio_interval(*zip(*pairs, strict=True))
+            lines.append(f"{track}, {key}, {OURS} over {whose}: {middle:.3f} ({low:.3f} to {high:.3f})")
     return lines
