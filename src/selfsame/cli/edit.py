@@ -13,11 +13,11 @@ import numpy as np
 
 from selfsame.cli.model_flags import ModelFlags
 from selfsame.cli.say import bar, warn
-from selfsame.studio.request import EditRequest
+from selfsame.studio.request import OWN, EditRequest
 
 SHARED = ("seed", "num_images", "num_steps", "guidance_scale", "solver")  # with generate's requests
 PERSONS: dict[str, Any] = {  # flags of --person alone, and what they are when nobody gives them
-    "prompt": "", "negative_prompt": "", "adapter_scale": 1.0, "controlnet_scale": 1.0, "photos": "mean", "which": None, "memory": "auto",
+    "prompt": "", "negative_prompt": "", "adapter_scale": OWN, "controlnet_scale": OWN, "photos": "mean", "which": None, "memory": "auto",
 }  # fmt: skip
 
 
@@ -54,10 +54,10 @@ class Edit(EditRequest, ModelFlags):
     """With --person: what to paint."""
     negative_prompt: str = ""
     """With --person: what not to paint."""
-    adapter_scale: float = 1.0
-    """With --person: Image Adapter, 0 to 2 (officially 0.8 for photographs)."""
-    controlnet_scale: float = 1.0
-    """With --person: IdentityNet, 0 to 2 (officially 0.8 for photographs)."""
+    adapter_scale: float = OWN
+    """With --person: Image Adapter, 0 to 2; -1: the model's own (the miniature 1, photographs 0.8)."""
+    controlnet_scale: float = OWN
+    """With --person: IdentityNet, 0 to 2; -1: the model's own, likewise."""
     photos: Literal["mean", "joint"] = "mean"
     """With several photos of --person: the mean of their embeddings, or all of them jointly."""
     out: Path = Path("out.png")
@@ -156,14 +156,17 @@ class Edit(EditRequest, ModelFlags):
         if any((self.base, self.instantid, self.face_models, self.lora)):
             raise InputError("--base, --instantid, --face-models and --lora belong to --person with a model for photographs")
         if self.model == "mannequin":
-            if self.weights:
-                raise InputError("--weights belongs to --model mimicbrush; the miniature brings its own")
+            if self.weights or self.precision != "auto":
+                raise InputError("--weights and --precision belong to --model mimicbrush; the miniature brings its own")
             return Editor(load(device=self.device))
         from selfsame.studio.brush import BrushEditor
+        from selfsame.studio.real import PRECISIONS
+        from selfsame.studio.request import nearest
         from selfsame.weights.catalogue import CATALOGUE
         from selfsame.weights.fetch import local
 
-        return BrushEditor(self.weights or local(CATALOGUE["mimicbrush"]), device=str(checked_device(self.device)))
+        dtype = PRECISIONS[nearest(self.precision, tuple(PRECISIONS), "precision")]
+        return BrushEditor(self.weights or local(CATALOGUE["mimicbrush"]), device=str(checked_device(self.device)), dtype=dtype)
 
     def _person(self, people: Sequence[Path], source: np.ndarray, masks: list[np.ndarray], request: EditRequest) -> tuple[list[np.ndarray], dict[str, Any]]:
         """The pictures, and what their files shall say besides."""

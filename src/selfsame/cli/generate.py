@@ -55,6 +55,7 @@ class Generate(ModelFlags, Order):
             model=content.get("model", "mannequin"),
             memory=content.get("memory", "auto"),
             lora=tuple(content.get("loras", ())),
+            precision=content.get("precision", "auto"),
             **known,
         )
 

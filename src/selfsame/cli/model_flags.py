@@ -28,11 +28,14 @@ class ModelFlags:
     memory: str = "auto"
     """For photographs: high keeps everything loaded, medium lets text encoders and VAE leave, low also keeps the base in 8 bits; auto: what fits."""
 
+    precision: str = "auto"
+    """For photographs: fp32, fp16 or bf16; auto: fp16 on a GPU, fp32 on a CPU, where --speed fast takes bf16 if that is faster."""
+
     def studio(self) -> Any:
         from selfsame.studio.studio import load
 
         folders = {name: getattr(self, name) for name in FOLDERS}
-        return load(self.model, device=self.device, memory=self.memory, loras=self.lora, **folders)
+        return load(self.model, device=self.device, memory=self.memory, precision=self.precision, loras=self.lora, **folders)
 
     def made_by(self, studio: Any, request: Any) -> dict[str, Any]:
         """What of the model decides about pictures; says what memory a picture will need, where that is worth saying."""
@@ -42,7 +45,13 @@ class ModelFlags:
             plan, peak = studio.planned(request)
             print(f"memory {plan.name}: about {peak / 2**30:.1f} GB at the peak", file=sys.stderr)
         folders = [str(p.resolve()) if p else None for p in (getattr(self, name) for name in FOLDERS)]
-        return {"model": self.model, "folders": folders, "loras": [str(lora) for lora in getattr(studio, "loras", ())], "weights": self.weights_digest(studio)}
+        return {
+            "model": self.model,
+            "folders": folders,
+            "precision": self.precision,
+            "loras": [str(lora) for lora in getattr(studio, "loras", ())],
+            "weights": self.weights_digest(studio),
+        }
 
     def weights_digest(self, studio: Any) -> str:
         """Short hash of the weights that paint: of the miniature's own hashes, else of the files' names, sizes and dates."""

@@ -78,6 +78,10 @@ class Family(ABC):
     def painter(self, words: Sequence[LearnedWords] = ()) -> Painter:
         """The networks and rules that paint; `words` may stand in prompts."""
 
+    def prepare(self, request: Request) -> None:
+        """Hears of the next requests to be painted, before anything of them is."""
+        return
+
     @abstractmethod
     def embedding(self, identity: Identity, photos: str) -> Tensor:
         """What the Resampler gets: 1 1 512 (mean of the photos) or 1 k 512 (jointly)."""
@@ -219,6 +223,7 @@ class Family(ABC):
         for i, job in enumerate(jobs):
             kinds.setdefault(job.kind, []).append(i)
         for numbers in kinds.values():
+            self.prepare(jobs[numbers[0]].request)
             painter = self.painter(jobs[numbers[0]].words)
             for start in range(0, len(numbers), self.together):
                 group, began = [jobs[i] for i in numbers[start : start + self.together]], time.monotonic()

@@ -32,6 +32,7 @@ from selfsame.studio.painting import Painter, Told, scheduler_of
 from selfsame.studio.people import Cast, Towers, cast_of, check_words, chosen_face, is_cut, lent_embedding, vectors_of
 from selfsame.studio.places import Person, Pose
 from selfsame.studio.request import Limits, Request, nearest
+from selfsame.training.run import fast_bf16
 from selfsame.values.identity import Identity, LearnedWords
 from selfsame.weights.catalogue import CATALOGUE
 from selfsame.weights.fetch import cache_folder, local, missing_of
@@ -39,6 +40,7 @@ from selfsame.weights.fetch import cache_folder, local, missing_of
 SD15, SDXL = Limits(512, 8, 1024), Limits(1024, 8, 2048)
 LONGEST = {512: 640, 1024: 1280}  # the longer side of a photo before it is read, and of a picture in its shape; officially 1280 for SDXL
 SHORTEST = 64
+PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NO_INSTANTID = {  # by whether the base is SDXL
     True: "InstantID is not there: selfsame models fetch instantid, or give --instantid its folder",
     False: "no InstantID for Stable Diffusion 1.5 was ever released: give --instantid the folder of one that you trained",
@@ -100,6 +102,7 @@ class RealStudio(Family):
     def __init__(self, folders: Folders, *, device: str = "cpu", dtype: torch.dtype | None = None, memory: str = "auto", loras: Sequence[Lora] = ()) -> None:
         """
         Args:
+            dtype: of all but the VAE; None: half precision on a GPU; on a CPU full, with speed fast bf16 where that is faster.
             loras: fused into the base when it is loaded.
             memory: high, medium, low, or auto: the fastest of them that fits (`studio.memory`).
 
@@ -109,7 +112,7 @@ class RealStudio(Family):
         nearest(memory, CHOICES, "memory")
         self.memory, self._plan, self._largest, self._free = memory, PLANS.get(memory, PLANS["high"]), 0, -1
         self.folders, self.device, self.loras = folders, torch.device(device), tuple(loras)
-        self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
+        self._given, self.dtype = dtype, dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         absent = [name for name in NEEDED if not (folders.base / name).is_dir()]
         if absent:
             raise InputError(f"{folders.base}: lacks {', '.join(absent)}; give a diffusers folder of Stable Diffusion 1.5 or SDXL (with model_index.json)")
@@ -148,6 +151,7 @@ class RealStudio(Family):
             InputError: no preset fits into what is free.
         """
         request = request.sized(self.limits)
+        self._computes(request.speed)
         height, width = request.size
         rows = self.together * (2 if request.guidance_scale > 1 else 1)
         if height * width * rows > self._largest:
@@ -155,10 +159,28 @@ class RealStudio(Family):
                 self._free = free_memory(str(self.device))
             plan = chosen(self.memory, self.sizes, self._free, height, width, rows, has_fp8=self.device.type != "mps")
             if plan != self._plan:
-                for name in ("unet", "vae", "encoders", "instantid"):
-                    vars(self).pop(name, None)
+                self._unloaded()
             self._plan, self._largest = plan, height * width * rows
         return self._plan, max(needed(self.sizes, self._plan, height, width, rows).values())
+
+    def _unloaded(self) -> None:
+        """Parts are read again when they are next needed."""
+        for name in ("unet", "vae", "encoders", "instantid"):
+            vars(self).pop(name, None)
+
+    def prepare(self, request: Request) -> None:
+        """What is loaded fits the request's size and speed."""
+        self.planned(request)
+
+    def _computes(self, speed: str) -> None:
+        """The precision that a speed asks for when nobody said another."""
+        if self._given is not None or self.device.type != "cpu":
+            return
+        dtype = torch.bfloat16 if speed == "fast" and fast_bf16() else torch.float32
+        if dtype != self.dtype:
+            self._unloaded()
+            vars(self).pop("sizes", None)
+            self._said, self._largest, self.dtype = None, 0, dtype
 
     @property
     def preset(self) -> str:  # type: ignore[override]

@@ -55,6 +55,7 @@ def load(
     instantid: str | Path | None = None,
     face_models: str | Path | None = None,
     memory: str = "auto",
+    precision: str = "auto",
     loras: Sequence[str] = (),
 ) -> Any: ...
 
@@ -67,6 +68,7 @@ def load(
     instantid: str | Path | None = None,
     face_models: str | Path | None = None,
     memory: str = "auto",
+    precision: str = "auto",
     loras: Sequence[str] = (),
 ) -> Any:
     """Load a model family: a `Studio` of the miniature, or a `RealStudio` for photographs.
@@ -75,6 +77,7 @@ def load(
         base, instantid, face_models: for photographs, folders of your own in place of those that `selfsame models fetch` brought.
         loras: for photographs, LoRAs of the base: FILE or FILE:WEIGHT.
         memory: for photographs, a preset of `studio.memory`: high, medium, low or auto.
+        precision: for photographs, fp32, fp16 or bf16; auto: fp16 on a GPU, fp32 on a CPU, where speed fast takes bf16 if that is faster.
 
     Raises:
         InputError: no such model, a device that is not there, or a folder that is missing.
@@ -84,13 +87,14 @@ def load(
     where = str(checked_device(device))
     given = [None if p is None else Path(p) for p in (base, instantid, face_models)]
     if name == "mannequin":
-        if any(given) or loras:
-            raise InputError("base, instantid, face_models and LoRAs are for a model for photographs; the miniature brings its own")
+        if any(given) or loras or precision != "auto":
+            raise InputError("base, instantid, face_models, precision and LoRAs are for a model for photographs; the miniature brings its own")
         return Studio(where)
     from selfsame.models.loras import Lora
-    from selfsame.studio.real import Folders, RealStudio
+    from selfsame.studio.real import PRECISIONS, Folders, RealStudio
 
-    return RealStudio(Folders.of(name, *given), device=where, memory=memory, loras=[Lora.read(text) for text in loras])
+    dtype = PRECISIONS[nearest(precision, tuple(PRECISIONS), "precision")]
+    return RealStudio(Folders.of(name, *given), device=where, dtype=dtype, memory=memory, loras=[Lora.read(text) for text in loras])
 
 
 def checked_device(name: str) -> torch.device:

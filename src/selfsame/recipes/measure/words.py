@@ -199,7 +199,7 @@ def words(
         if name in methods:
             how, learning_from, mark = methods[name], base, ""
             if taught and name in taught:
-                projection = taught[name]()
+                projection, began = taught[name](), time.monotonic()
                 mark, learning_from = fingerprint_of([projection], name), replace(base, taught={how.layers: lambda p=projection: (p,)})
             folder = kept_in(out, name, how, mark)
             folder.mkdir(parents=True, exist_ok=True)
