@@ -126,6 +126,15 @@ def test_a_folder_is_judged_and_its_worst_pictures_come_first(folders: tuple[Pat
     assert "Worst cases first" in (tmp_path / "report/report.html").read_text()
 
 
+def test_pictures_that_say_who_made_them_flag_their_own_encoder(folders: tuple[Path, Path], tmp_path: Path):
+    made, references = folders
+    (made / "ada_beach.png").unlink()
+    write_image(made / "ada_beach.png", reference_photo("test", 3, 2).image, {"model": "mannequin"})
+    judge, encoder = folder(made, references, tmp_path / "report", judges=("judge", "encoder")).rows
+    assert judge.name == "judge"
+    assert encoder.name == "encoder (also the conditioner)"
+
+
 def test_pictures_find_their_people_by_name(tmp_path: Path):
     references, made = tmp_path / "r", tmp_path / "m"
     (made / "ada").mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from diffusers import UNet2DConditionModel
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from selfsame.cli.main import main
+from selfsame.data.edit_sets import TRACKS, world_case, write_case
 from selfsame.diffusion.sampling import guided_together, sample
 from selfsame.images.files import InputError, read_image, write_image
 from selfsame.methods.mimicbrush import pictures
 from selfsame.methods.mimicbrush.checkpoint import POSITION_IDS, mimicbrush_to_official
 from selfsame.methods.mimicbrush.method import Reference, inpaint_channels, predict
 from selfsame.models.latents import encode
+from selfsame.recipes.measure.edits import OURS, edits
 from selfsame.studio.brush import BRUSH, DEPTH, PROJECTORS, TOWER, VAE, BrushEditor
 from selfsame.studio.edits import Region, Square
 from selfsame.studio.painting import generators_of, noise_of
@@ -112,6 +115,26 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
         capsys.readouterr()
         assert main([*args, *more]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_the_official_layout_is_measured_by_the_benchmark(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_case(tmp_path / "set", TRACKS[1], world_case(TRACKS[1], "test", 0))
+    monkeypatch.setattr(BrushEditor, "limits", replace(BrushEditor.limits, num_steps=1))
+    report = edits(tmp_path / "out", folder=tmp_path / "set", weights=folder)
+    assert [row.name.split(": ")[1] for row in report.rows] == [OURS, "cut and paste", "image tokens alone", "reference net alone", "oracle"]
+    assert any(f"the weights in {folder}, 1 steps, guidance 5, ddim" in note for note in report.notes)
+    assert main(["evaluate", "edits", "--weights", str(folder), "--ablations", "--out", str(tmp_path / "x")]) == 2
+    assert main(["evaluate", "words", "--weights", str(folder), "--out", str(tmp_path / "x")]) == 2
+
+
+def test_many_pictures_after_one_reference_run_its_net_once_a_step(editor: BrushEditor, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    forward = editor.method.reference_net.forward
+    monkeypatch.setattr(editor.method.reference_net, "forward", lambda *args: calls.append(1) or forward(*args))
+    reference = recipe.image(80, 90, 7)
+    editor.edit(recipe.image(300, 420, 1), [Region(recipe.mask(300, 420), reference)], EditRequest(num_steps=3, solver="ddim", num_images=4))
+    editor.edit(recipe.image(200, 200, 2), [Region(recipe.mask(200, 200), reference)], EditRequest(num_steps=3, solver="ddim"))
+    assert len(calls) == 3
 
 
 def test_another_file_in_its_place_is_named(folder: Path, tmp_path: Path):

@@ -156,8 +156,9 @@ class Edit(EditRequest, ModelFlags):
         if any((self.base, self.instantid, self.face_models, self.lora)):
             raise InputError("--base, --instantid, --face-models and --lora belong to --person with a model for photographs")
         if self.model == "mannequin":
-            if self.weights or self.precision != "auto":
-                raise InputError("--weights and --precision belong to --model mimicbrush; the miniature brings its own")
+            for flag, given in (("--weights", self.weights), ("--precision", self.precision != "auto")):
+                if given:
+                    raise InputError(f"{flag} belongs to --model mimicbrush; the miniature brings its own")
             return Editor(load(device=self.device))
         from selfsame.studio.brush import BrushEditor
         from selfsame.studio.real import PRECISIONS

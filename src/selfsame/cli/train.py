@@ -208,6 +208,8 @@ class Evaluate:
     """Only this many of the protocol's people, or of each track's edits (for a quick look; the report says so). 0: all."""
     edit_set: Path | None = None
     """For `edits`: your own set in the layout of MimicBrush's benchmark, instead of the world's."""
+    weights: Path | None = None
+    """For `edits`: a folder of the official MimicBrush (`selfsame models fetch mimicbrush`) in place of the miniature's, with an --edit-set of photographs."""
     clip: Path | None = None
     """For `edits`: folder of a CLIP (transformers), such as openai/clip-vit-large-patch14, instead of the miniature's."""
     dino: Path | None = None
@@ -239,7 +241,8 @@ class Evaluate:
         owners: dict[str, tuple[object, tuple[str, ...]]] = {  # flags of some kinds of measurement: what was given, whose they are
             "--pictures": (self.pictures, ("folder", "identity")), "--references": (self.references, ("folder",)),
             "--judges": (self.judges != ("judge",), ("folder", "identity")), "--conditioner": (self.conditioner, ("folder", "identity")),
-            "--ask": (self.ask, ("identity",)), "--edit-set": (self.edit_set, ("edits",)), "--clip": (self.clip, ("edits",)),
+            "--ask": (self.ask, ("identity",)), "--edit-set": (self.edit_set, ("edits",)), "--weights": (self.weights, ("edits",)),
+            "--clip": (self.clip, ("edits",)),
             "--dino": (self.dino, ("edits",)), "--style": (self.style != "watercolour", ("restyled",)),
         }  # fmt: skip
         for flag, (given, whose) in owners.items():
@@ -286,7 +289,9 @@ class Evaluate:
             return words_ablated(self.out, options, people=self.people, **rows) if self.ablations else words(self.out, people=self.people, **rows)
         if self.what == "edits":
             asked = {"cases": self.people, "folder": self.edit_set, "clip": self.clip, "dino": self.dino, "device": self.device, **rows}
-            return edits_ablated(self.out, options, **asked) if self.ablations else edits(self.out, **asked)
+            if self.ablations and self.weights:
+                raise InputError("--weights are not trained anew: leave out --ablations")
+            return edits_ablated(self.out, options, **asked) if self.ablations else edits(self.out, weights=self.weights, **asked)
         if self.what == "people":
             return uses.people(self.out, cases=self.people, device=self.device, **rows)
         if self.what == "views":

@@ -37,6 +37,7 @@ from selfsame.recipes.measure.judging import measured_with, notes_on_weights, re
 from selfsame.recipes.measure.protocols import protocol
 from selfsame.recipes.measure.trainings import Trainings, chosen
 from selfsame.recipes.mimicbrush import ABLATIONS, READ, Variant, has_stills, mimicbrush
+from selfsame.studio.brush import BrushEditor
 from selfsame.studio.edits import SIDE, Editor, Region, framed, put_back
 from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import EditRequest, Request
@@ -45,7 +46,9 @@ from selfsame.studio.studio import Studio, load
 EDITS = "edits-2"
 OURS = "MimicBrush"
 SHAPE_FREE = "MimicBrush, shape free"
-BASELINES = ("cut and paste", "inpainting by text", "image tokens alone", "reference net alone", SHAPE_FREE)
+BY_TEXT = "inpainting by text"
+OFFICIAL_SOLVER = "ddim"  # of MimicBrush's demo and benchmark
+BASELINES = ("cut and paste", BY_TEXT, "image tokens alone", "reference net alone", SHAPE_FREE)
 INNER = ("SSIM", "PSNR", "perceptual")
 INTER = ("CLIP-I", "reader-I", "DINO-I", "CLIP-I to the truth", "reader-I to the truth", "CLIP-T")
 LESS_IS_BETTER = ("perceptual", "depth error")
@@ -85,7 +88,7 @@ class Scorer:
 
     reader: AttributeReader
     clip: WorldClip | StockClip
-    editor: Editor
+    editor: Editor  # the miniature's, whose depth network reads shapes
     dino: StockDino | None = None
 
     def scores(self, case: EditCase, result: np.ndarray) -> dict[str, float]:
@@ -164,7 +167,7 @@ def _made(name: str, editors: Mapping[str, Editor], track: str, case: EditCase, 
         return put_back(case.source, seen, case.mask, window, request)
     if name == "cut and paste":
         return cut_and_paste(case, request)
-    if name == "inpainting by text":
+    if name == BY_TEXT:
         return by_text(editor, case, request, request.seed)
     shaped = replace(request, keep_shape=is_texture(track) and name != SHAPE_FREE)
     own = name in editors
@@ -202,6 +205,7 @@ def edits(
     cases: int = 0,
     only: Sequence[str] = (),
     folder: Path | None = None,
+    weights: Path | None = None,
     methods: Mapping[str, Callable[[], MimicBrush]] | None = None,
     clip: Path | None = None,
     dino: Path | None = None,
@@ -216,6 +220,7 @@ def edits(
         cases: only the first so many of each track; 0: all.
         only: only these rows.
         folder: somebody's own set in the benchmark's layout instead of the world's.
+        weights: a folder of the official MimicBrush, or of its layout, in place of the miniature's, with the official steps, guidance and solver.
         methods: other trainings by the names of their rows, trained once all else has been checked.
         clip, dino: folders of stock extractors (transformers) in place of the miniature's CLIP, and beside it.
         more: what the report shall say besides.
@@ -227,21 +232,26 @@ def edits(
     p = protocol(EDITS)
     if folder is None and (p["world"] != WORLD_VERSION or p["asked_sha256"] != edits_digest(p)):
         raise ValueError(f"protocol {p['name']} was pinned for other pictures than this code draws (world {WORLD_VERSION}): pin a new protocol")
-    known = tuple(dict.fromkeys((OURS, *(methods or ()), *BASELINES, "oracle")))
+    usual = [name for name in BASELINES if weights is None or name != BY_TEXT]  # the official weights read no text
+    known = tuple(dict.fromkeys((OURS, *(methods or ()), *usual, "oracle")))
     for name in only:
         if name not in known:
             raise InputError(f"row {name!r} is unknown: choose from {', '.join(known)}")
     sets, notes = cases_of(p, cases, folder)
     studio = load(device=device)
-    editor = Editor(studio)
+    own = Editor(studio)
+    editor = own if weights is None else BrushEditor(weights, device=device)
     seeing = StockClip(clip, device) if clip else WorldClip(studio)
-    scorer = Scorer(reader_net(), seeing, editor, StockDino(dino, device) if dino else None)
+    scorer = Scorer(reader_net(), seeing, own, StockDino(dino, device) if dino else None)
     notes.append(f"CLIP-I and CLIP-T by {seeing.name}" + (f", DINO-I by {scorer.dino.name}" if scorer.dino else ""))
     editors = {OURS: editor} | {name: Editor(studio, make()) for name, make in (methods or {}).items()}
     notes += more
     names = tuple(only) or known
     total = len(names) * sum(map(len, sets.values()))
     request = EditRequest(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
+    if weights is not None:
+        request = EditRequest(solver=OFFICIAL_SOLVER).settled(editor.limits)
+        notes.append(f"the weights in {weights}, {request.num_steps} steps, guidance {request.guidance_scale:g}, {request.solver}")
     heads = tuple(key for key in (*INNER, *INTER, "depth error") if key != "DINO-I" or dino)
     rows, strips, worst = [], [], []
     for track, members in sets.items():
@@ -250,7 +260,7 @@ def edits(
         for name in names:
             if (name == SHAPE_FREE and not is_texture(track)) or not members:
                 continue
-            mine = [(k, c) for k, c in enumerate(members) if (c.truth is not None or name != "oracle") and (c.prompt or name != "inpainting by text")]
+            mine = [(k, c) for k, c in enumerate(members) if (c.truth is not None or name != "oracle") and (c.prompt or name != BY_TEXT)]
             began = time.monotonic()
             made = []
             for k, case in mine:
@@ -273,7 +283,7 @@ def edits(
     if untrained:
         notes.append(f"the same weights with one half left out, not trained for it: {', '.join(untrained)}")
     notes.append("'cut and paste' is told which part of the reference is meant, the others are not")
-    if clip is None:
+    if clip is None and weights is None:
         notes.append("the miniature's CLIP also tells MimicBrush of the reference, so its CLIP-I flatters it; reader-I is by a net that conditions nothing")
     notes += notes_on_weights()
     about = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from selfsame.evaluation.metrics import bootstrap_interval, copy_paste, is_first, mean
 from selfsame.evaluation.report import WORST, Case, Report, Row, span, write_report
-from selfsame.images.files import InputError, read_image
+from selfsame.images.files import InputError, read_image, read_metadata
+from selfsame.methods.instantid.checkpoint import OFFICIAL_ENCODER
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.perception.real_faces import reader_of
 from selfsame.recipes.revision import revision
@@ -109,6 +110,18 @@ def people_in(pictures: Path, references: Path) -> tuple[list[Known], list[str]]
     return list(known.values()), strangers
 
 
+def conditioner_of(pictures: Iterable[Sequence[Path]]) -> str:
+    """Which face encoder conditioned pictures that say how they were made; "" where none does."""
+    for path in (p for group in pictures for p in group):
+        try:
+            model = str(read_metadata(path).get("model", "")) if path.suffix.lower() == ".png" else ""
+        except InputError:
+            continue
+        if model:
+            return ENCODER_NAME if model == "mannequin" else OFFICIAL_ENCODER
+    return ""
+
+
 def folder(
     pictures: Path,
     references: Path,
@@ -122,15 +135,16 @@ def folder(
 
     Args:
         judges: any number of `judge`, `encoder` (the miniature's) and folders of real face models.
-        conditioner: what the pictures were conditioned on, by the same names: flagged where it judges.
+        conditioner: what the pictures were conditioned on, by the same names: flagged where it judges. Pictures that selfsame made say so themselves.
 
     Raises:
         InputError: a folder or judge that cannot be used.
     """
     people, strangers = people_in(pictures, references)
+    conditioner = conditioner or conditioner_of(person.pictures for person in people)
     studio = Studio()
     seers = [judge_called(name, studio, conditioner) for name in judges]
-    if conditioner and conditioner not in ("judge", "encoder", ENCODER_NAME) and not Path(conditioner).is_dir():
+    if conditioner and conditioner not in ("judge", "encoder", ENCODER_NAME, OFFICIAL_ENCODER) and not Path(conditioner).is_dir():
         raise InputError(f"conditioner {conditioner!r}: choose judge, encoder, or a folder of face models, as for --judges")
     count = sum(len(p.pictures) + len(p.photos) for p in people) * len(seers)
     rows, cases, notes = [], [], []
