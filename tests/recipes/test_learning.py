@@ -293,6 +293,10 @@ def test_photos_for_stable_diffusion_are_aligned_where_face_models_find_the_face
     assert base.notes(image, "me.jpg") == ("me.jpg: 2 faces, the largest is used",)
     with pytest.raises(InputError, match=r"me.jpg: the face is 40 pixels wide"):
         base.frame(image, "me.jpg")
+    cut = replace(small, box=np.array([-40.0, 20, 120, 200]))
+    monkeypatch.setattr(bases, "reader_of", lambda folder, providers=(): lambda image: [cut])
+    with pytest.raises(InputError, match=r"me.jpg: the face is cut by the border"):
+        stable_diffusion_base(**folders, face_models=tmp_path, side=64).frame(image, "me.jpg")
 
 
 def test_a_person_is_learned_for_both_towers_of_sdxl_and_drives_its_stock_pipeline(folders: dict[str, Path], tmp_path: Path):
@@ -312,6 +316,17 @@ def test_a_person_is_learned_for_both_towers_of_sdxl_and_drives_its_stock_pipeli
     with words_added(pipe, who.words):
         ada = painted("a photo of <ada>")
     assert not np.array_equal(ada, painted("a photo of somebody"))
+
+
+def test_a_base_saved_in_half_precision_is_learned_for_in_full(folders: dict[str, Path], tmp_path: Path):
+    """As SDXL's files are: some libraries would keep the towers in half and the U-Net in full."""
+    half = tiny_sdxl(tiny_vae()).to(torch.float16)
+    half.save_pretrained(tmp_path / "xl")
+    base = stable_diffusion_base(**{**folders, "folder": tmp_path / "xl"})
+    assert {p.dtype for part in (base.unet, base.vae, *(e for _, e in base.towers)) for p in part.parameters()} == {torch.float32}
+    who = learn(base, [ADA], "<ada>", tmp_path / "run", replace(SHORT, look_every=0))
+    assert who.words is not None
+    assert who.words.text_encoder == tower_hash(half.text_encoder, half.text_encoder_2)
 
 
 def test_both_towers_words_learn_and_nothing_else_does(folders: dict[str, Path], tmp_path: Path):

@@ -163,6 +163,31 @@ def test_stable_diffusion_15_takes_an_instantid_that_somebody_trained(own_sd15: 
     assert made.pixels.shape == (64, 64, 3)
 
 
+def test_fast_computes_in_bf16_where_that_pays_and_exact_stays_what_it_was(folders: Folders, photo: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(real, "fast_bf16", lambda: True)
+    studio = RealStudio(folders)
+    who = studio.identity(photo)
+    exact = Request(prompt="a photo of a person", height=64, width=64, num_steps=2)
+    before = studio.generate(exact, who)[0].pixels
+    quick = studio.generate(replace(exact, speed="fast"), who)[0].pixels
+    assert {p.dtype for p in (*studio.unet.parameters(), *studio.instantid.parameters())} == {torch.bfloat16}
+    assert {p.dtype for p in studio.vae.parameters()} == {torch.float32}
+    assert 0 < np.abs(quick.astype(int) - before).mean() < 20
+    words = Identity.of_words(names_own_words(RealStudio(folders), "ada fox"))
+    assert studio.generate(replace(exact, speed="fast", prompt="a photo of <x>"), words)[0].pixels.shape == (64, 64, 3)
+    assert np.array_equal(studio.generate(exact, who)[0].pixels, before)
+    assert {p.dtype for p in studio.unet.parameters()} == {torch.float32}
+    jobs = [job for speed in ("fast", "exact") for job in studio.jobs(replace(exact, speed=speed), who)]
+    each = dict(studio.paint_jobs(jobs))
+    assert np.array_equal(each[0].pixels, quick), "each request in its own precision, also beside others"
+    assert np.array_equal(each[1].pixels, before)
+    said = RealStudio(folders, dtype=torch.float32)
+    said.generate(replace(exact, speed="fast"), who)
+    assert {p.dtype for p in said.unet.parameters()} == {torch.float32}, "what somebody said stays"
+    with pytest.raises(InputError, match="did you mean 'bf16'"):
+        selfsame.load("instantid-sdxl", base=folders.base, precision="bf61")
+
+
 def test_strengths_are_the_official_ones_unless_somebody_says_others(own_sd15: RealStudio, photo: Path):
     who = own_sd15.identity(photo)
     quick = Request(prompt="a photo of a person", height=64, width=64, num_steps=1)

@@ -234,17 +234,21 @@ class RealStudio(Family):
     @cached_property
     def encoders(self) -> list[Any]:
         """The text encoders: one, SDXL's two."""
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-        encoders = [self._part(CLIPTextModel, "text_encoder")]
-        if self.is_xl:
-            encoders.append(self._part(CLIPTextModelWithProjection, "text_encoder_2"))
+        encoders = self._text_towers()
         fuse_text(self.loras, encoders, is_xl=self.is_xl)
         return encoders
 
+    def _text_towers(self, dtype: torch.dtype | None = None) -> list[Any]:
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+        kinds = {"text_encoder": CLIPTextModel} | ({"text_encoder_2": CLIPTextModelWithProjection} if self.is_xl else {})
+        return [self._part(kind, name, dtype) for name, kind in kinds.items()]
+
     @cached_property
     def _towers(self) -> Towers:
-        """Of the text encoders, which need not stay for it."""
+        """Of the text encoders, which need not stay for it. Words are known by their tables as the files have them: bf16 would round them."""
+        if self.dtype == torch.bfloat16:
+            return Towers.of(*self._text_towers(torch.float32))
         with self._used("encoders") as encoders:
             return Towers.of(*encoders)
 
