@@ -30,6 +30,7 @@ from selfsame.models.weighted import encode_weighted
 from selfsame.perception import real_faces
 from selfsame.studio import real
 from selfsame.studio.batches import read_manifest, run_batch
+from selfsame.studio.painting import Painter
 from selfsame.studio.people import lent_embedding
 from selfsame.studio.places import Person
 from selfsame.studio.real import Folders, RealStudio
@@ -161,6 +162,35 @@ def test_stable_diffusion_15_takes_an_instantid_that_somebody_trained(own_sd15: 
     studio = own_sd15
     made = studio.generate(Request(prompt="a photo of a person", height=64, width=64, num_steps=1), studio.identity(photo))[0]
     assert made.pixels.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd15"])
+def test_pictures_share_a_batch_where_the_device_has_room_and_are_what_they_are_alone(
+    kind: str, studio: RealStudio, own_sd15: RealStudio, photo: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Other people, strengths and prompts of one length in one batch; a longer prompt, which would fill the others', waits for its own."""
+    base = studio if kind == "sdxl" else own_sd15
+    who = base.identity(photo)
+    other = replace(who, embeddings=who.embeddings[:, ::-1].copy())
+    quick = Request(height=64, width=64, num_steps=2)
+    asked = [
+        (replace(quick, prompt="a photo of a person", seed=1), who), (replace(quick, prompt="a drawing of a mug", seed=2), None),
+        (replace(quick, prompt="a photo of one person, " * 30, seed=3), who), (replace(quick, prompt="a photo of a person", seed=4, adapter_scale=0.2), other),
+    ]  # fmt: skip
+    alone = [base.generate(request, person)[0].pixels for request, person in asked]
+    assert base.together == 1
+    monkeypatch.setattr(RealStudio, "most_together", {"cpu": 4})
+    sizes: list[int] = []
+    paint = Painter.paint
+    monkeypatch.setattr(Painter, "paint", lambda self, rows, *args, **more: sizes.append(len(rows)) or paint(self, rows, *args, **more))
+    jobs = [job for request, person in asked for job in base.jobs(request, person)]
+    for i, made in base.paint_jobs(jobs):
+        assert np.abs(made.pixels.astype(int) - alone[i]).max() <= 1
+    assert sorted(sizes) == [1, 3]
+    base._free = 1  # nothing but one fits
+    base.planned(quick.sized(base.limits))
+    assert base.together == 1
+    base._free = -1
 
 
 def test_fast_computes_in_bf16_where_that_pays_and_exact_stays_what_it_was(folders: Folders, photo: Path, monkeypatch: pytest.MonkeyPatch):

@@ -59,7 +59,7 @@ class Family(ABC):
     """A studio. What differs: sizes, how people are read, and the networks."""
 
     limits: Limits
-    together: int  # pictures denoised at a time
+    together: int  # pictures denoised at a time, of the kind that was last prepared for
     preset = "auto"  # of memory, where it decides about pictures
     device: torch.device
     judges: bool  # whether a second encoder can score a likeness
@@ -77,6 +77,10 @@ class Family(ABC):
     @abstractmethod
     def painter(self, words: Sequence[LearnedWords] = ()) -> Painter:
         """The networks and rules that paint; `words` may stand in prompts."""
+
+    def text_kind(self, job: Job) -> Hashable:
+        """Rows share a batch only where this agrees: a prompt that was filled to another's length would be told otherwise than alone."""
+        return None
 
     def prepare(self, request: Request) -> None:
         """Hears of the next requests to be painted, before anything of them is."""
@@ -221,7 +225,7 @@ class Family(ABC):
         """
         kinds: dict[Hashable, list[int]] = {}
         for i, job in enumerate(jobs):
-            kinds.setdefault(job.kind, []).append(i)
+            kinds.setdefault((job.kind, self.text_kind(job)), []).append(i)
         for numbers in kinds.values():
             self.prepare(jobs[numbers[0]].request)
             painter = self.painter(jobs[numbers[0]].words)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -23,11 +23,11 @@ from selfsame.methods.instantid.method import InstantID
 from selfsame.models.latents import encode, pictures_of
 from selfsame.models.loras import Lora, fuse_text, fuse_unet
 from selfsame.models.single_file import kind_of, unpacked
-from selfsame.models.weighted import encode_weighted, encode_windows
+from selfsame.models.weighted import WINDOW, encode_weighted, encode_windows, weighted_ids
 from selfsame.perception.detector import Found
 from selfsame.perception.real_faces import RealFace, gpu_providers, reader_of
-from selfsame.studio.family import Family
-from selfsame.studio.memory import CHOICES, PLANS, Plan, Sizes, chosen, free_memory, needed, numbers_in
+from selfsame.studio.family import Family, Job
+from selfsame.studio.memory import CHOICES, PLANS, SPARE, Plan, Sizes, chosen, free_memory, needed, numbers_in
 from selfsame.studio.painting import Painter, Told, scheduler_of
 from selfsame.studio.people import Cast, Towers, cast_of, check_words, chosen_face, is_cut, lent_embedding, vectors_of
 from selfsame.studio.places import Person, Pose
@@ -97,7 +97,8 @@ def _folder_of_file(path: Path, kind: str) -> Path:
 class RealStudio(Family):
     """Loaded when first needed; on a GPU in half precision, but for the VAE."""
 
-    together, judges = 1, False  # large pictures fill a GPU alone; the encoder that conditions must not judge
+    judges = False  # the encoder that conditions must not judge
+    most_together: Mapping[str, int] = {"cuda": 4}  # pictures at a time on a device where more than one pays
 
     def __init__(self, folders: Folders, *, device: str = "cpu", dtype: torch.dtype | None = None, memory: str = "auto", loras: Sequence[Lora] = ()) -> None:
         """
@@ -122,6 +123,7 @@ class RealStudio(Family):
             raise InputError(f"{folders.base}: a U-Net of {channels} input channels, made {what}; give a text-to-image base")
         self.is_xl = (folders.base / "text_encoder_2").is_dir()
         self.limits = SDXL if self.is_xl else SD15
+        self.together = 1
         self._said: tuple[Any, tuple[Told, Told]] | None = None  # the last prompts, and what the text encoders made of them
 
     # ------------------------------------------------------------------------------------------ parts
@@ -153,7 +155,8 @@ class RealStudio(Family):
         request = request.sized(self.limits)
         self._computes(request.speed)
         height, width = request.size
-        rows = self.together * (2 if request.guidance_scale > 1 else 1)
+        each = 2 if request.guidance_scale > 1 else 1
+        rows = each
         if height * width * rows > self._largest:
             if self._free < 0:  # before anything was loaded
                 self._free = free_memory(str(self.device))
@@ -161,12 +164,24 @@ class RealStudio(Family):
             if plan != self._plan:
                 self._unloaded()
             self._plan, self._largest = plan, height * width * rows
-        return self._plan, max(needed(self.sizes, self._plan, height, width, rows).values())
+
+        def peak(count: int) -> int:
+            return max(needed(self.sizes, self._plan, height, width, count * each).values())
+
+        most = self.most_together.get(self.device.type, 1)
+        self.together = next((n for n in range(most, 1, -1) if not self._free or peak(n) <= SPARE * self._free), 1)
+        return self._plan, peak(self.together)
 
     def _unloaded(self) -> None:
         """Parts are read again when they are next needed."""
         for name in ("unet", "vae", "encoders", "instantid"):
             vars(self).pop(name, None)
+
+    def text_kind(self, job: Job) -> Hashable:
+        """How long its prompts are: SDXL's in tokens, Stable Diffusion 1.5's in windows."""
+        counts = {w.placeholder: w.num_words for w in job.words}
+        longest = max(len(weighted_ids(self.tokenizer, prompt, counts)[0]) for prompt in (job.row.prompt, job.row.negative_prompt))
+        return longest if self.is_xl else max(1, -(-longest // WINDOW))
 
     def prepare(self, request: Request) -> None:
         """What is loaded fits the request's size and speed."""
