@@ -11,11 +11,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import draw
 from selfsame.methods.mimicbrush import samples
-from selfsame.methods.mimicbrush.method import MimicBrush, inpaint_channels, predict, widened
+from selfsame.methods.mimicbrush.method import MimicBrush, Reference, inpaint_channels, predict, widened
 from selfsame.methods.mimicbrush.objective import MimicBrushTrainer, mimicbrush_loss
 from selfsame.methods.mimicbrush.samples import GENTLE, Pair, PairSamples, training_sample
 from selfsame.values.conditioning import Conditioning
@@ -251,6 +252,31 @@ def test_the_ablations_leave_out_what_they_say():
     assert torch.allclose(a, b, atol=1e-6), "CLIP's first token alone is told"
     assert not torch.allclose(a, c, atol=1e-5)
     trainer.detach()
+
+
+def test_a_net_that_always_looks_at_one_timestep_is_saved_so_and_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    method = fresh()
+    batch = batch_of(2, 4, 5, 12)
+    names = ("noisy", "t", "mask", "collage", "depth", "reference", "image_states", "with_reference")
+    trainer = MimicBrushTrainer(method, torch.zeros(5, 12)).eval()
+    seen: list[Tensor] = []
+    method.reference_net.register_forward_pre_hook(lambda net, args: seen.append(args[1]))
+    with torch.no_grad():
+        own = trainer(*(batch[n] for n in names))
+        method.reference_timestep = 0
+        fixed = trainer(*(batch[n] for n in names))
+    assert torch.equal(seen[0], batch["t"])
+    assert not seen[1].any()
+    assert not torch.allclose(own[0], fixed[0], atol=1e-5)
+    trainer.detach()
+    method.save_pretrained(tmp_path)
+    again = MimicBrush.from_pretrained(tmp_path, tiny_base())
+    assert again.reference_timestep == 0
+    calls: list[Tensor] = []
+    again.reference_net.register_forward_pre_hook(lambda net, args: calls.append(args[1]))
+    kept = Reference(again.reference_net, batch["reference"][:1], torch.zeros(1, 5, 32), again.reference_timestep)
+    assert kept.at(900) is kept.at(20)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])

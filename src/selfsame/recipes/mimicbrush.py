@@ -65,6 +65,7 @@ class Variant:
     how: PairSamples = HOW
     use_net: bool = True  # whether the reference net is heard
     use_tokens: bool = True  # whether image tokens speak of the reference
+    reference_timestep: int | None = None  # at which the reference net looks; None: the picture's own, as published
     pooled: bool = False  # of CLIP's tokens the first alone, which stands for the whole picture
     fusion: FUSIONS = "concat"  # how its keys and values are heard: beside the picture's own (paper), or the mean of both attentions (official code)
 
@@ -231,6 +232,7 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
         lambda: MimicBrush.from_base(unet, width, lora_rank=LORA_RANK, fusion=variant.fusion),
         lambda: MimicBrush.from_pretrained(checked_folder("mimicbrush"), unet, to_train=True),
     )
+    method.reference_timestep = variant.reference_timestep
     trainer = MimicBrushTrainer(method, empty, use_net=variant.use_net, use_tokens=variant.use_tokens, pooled=variant.pooled)
     method.trainable()  # once it is known what is used
     return finish(run, trainer, objective, batch_at, options, look)

@@ -132,7 +132,7 @@ class Editor:
         key = hashlib.sha256(square.tobytes()).hexdigest() + str(self.uses_tokens)
         if key not in self._references:
             tokens = self._tokens_of(square) if self.uses_tokens else self.no_tokens
-            self._references[key] = Reference(self.method.reference_net, self.pixels_to_latents(square), tokens)
+            self._references[key] = Reference(self.method.reference_net, self.pixels_to_latents(square), tokens, self.method.reference_timestep)
         self._references.move_to_end(key)
         while len(self._references) > self.kept_references:
             self._references.popitem(last=False)

@@ -56,6 +56,7 @@ class MimicBrush(nn.Module):
         self.fusion: FUSIONS = fusion  # what the weights were trained with, and what follows too
         self.use_net = self.use_tokens = True
         self.pooled = False  # whether of CLIP's tokens the first alone is told
+        self.reference_timestep: int | None = None  # at which the reference net looks; None: the picture's own, officially
         self.base = ""  # which base a reference net of low-rank additions stands on
         self.unet, self.reference_net = unet, reference_net
         self.image_projector, self.depth_projector = image_projector, depth_projector
@@ -98,6 +99,7 @@ class MimicBrush(nn.Module):
         save_file(values, folder / FILE, metadata={"format": "pt"})
         about = {"image_width": self.image_projector.projector.in_features, "lora_rank": rank, "fusion": self.fusion}
         about |= {"use_net": self.use_net, "use_tokens": self.use_tokens, "pooled": self.pooled, "base": self.base}
+        about |= {"reference_timestep": self.reference_timestep}
         (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
 
     @classmethod
@@ -118,7 +120,7 @@ class MimicBrush(nn.Module):
         if about.get("base", method.base) != method.base and not to_train:
             raise ValueError(f"{folder}: its reference net is the base it was trained on with additions, and this is another base: train it anew on this one")
         method.use_net, method.use_tokens = about.get("use_net", True), about.get("use_tokens", True)
-        method.pooled = about.get("pooled", False)
+        method.pooled, method.reference_timestep = about.get("pooled", False), about.get("reference_timestep")
         method.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
         values = load_file(folder / FILE)
         own = {"reference_net": method.reference_net.unet, "image_projector": method.image_projector, "depth_projector": method.depth_projector}
@@ -159,16 +161,19 @@ class Reference:
 
     Features depend on the reference latents, the image tokens and t alone: never on source, mask or seed. Kept, they serve any
     number of pictures exactly; at 512 pixels those of a timestep take 14 MB in half precision.
+
+    Args:
+        looks_at: the timestep at which the net always looks; None: the picture's own.
     """
 
-    def __init__(self, net: ReferenceNet, latents: Tensor, image_tokens: Tensor) -> None:
-        self.net, self.latents, self.image_tokens = net, latents, image_tokens
+    def __init__(self, net: ReferenceNet, latents: Tensor, image_tokens: Tensor, looks_at: int | None = None) -> None:
+        self.net, self.latents, self.image_tokens, self.looks_at = net, latents, image_tokens, looks_at
         self.kept: dict[int, Mapping[str, Tensor]] = {}
 
     @torch.no_grad()
     def at(self, timestep: Tensor | int) -> Mapping[str, Tensor]:
         """Features of all references at a timestep."""
-        t = int(timestep)
+        t = int(timestep) if self.looks_at is None else self.looks_at
         if t not in self.kept:
             self.kept[t] = self.net(self.latents, torch.tensor(t, device=self.latents.device), self.image_tokens)
         return self.kept[t]

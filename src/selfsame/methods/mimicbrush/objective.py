@@ -61,7 +61,8 @@ class MimicBrushTrainer(nn.Module):
         condition, heard = None, noisy.new_zeros(())
         if self.method.use_net:
             own = torch.arange(len(noisy), device=noisy.device)
-            features = self.method.reference_net(reference, timesteps, tokens)
+            looks_at = self.method.reference_timestep
+            features = self.method.reference_net(reference, timesteps if looks_at is None else torch.full_like(timesteps, looks_at), tokens)
             heard = sum((f.sum() for f in features.values()), heard) * 0  # rows without a reference: a gradient of zeros, which other processes wait for
             condition = ReferenceCondition(features, torch.where(with_reference, own, -1))
         channels = inpaint_channels(mask, collage, self.method.depth_feature(depth, noisy))
