@@ -76,6 +76,7 @@ ABLATIONS: dict[str, Variant] = {
     "CLIP's pooled token alone": Variant(use_net=False, pooled=True),
     "reference net alone": Variant(use_tokens=False),
     "mean of both attentions": Variant(fusion="mean"),
+    "the reference seen at timestep 0": Variant(reference_timestep=0),
     "stills alone": Variant(replace(HOW, still_share=1.0)),
     "gentle augmentation": Variant(replace(GENTLE, object_share=HOW.object_share, rough=HOW.rough, mask_weight=HOW.mask_weight)),
     "the paper's samples": Variant(PairSamples()),

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from selfsame.evaluation.report import strict_json
+from selfsame.data.shards import write_json
 from selfsame.images.files import InputError, read_image, write_image
 from selfsame.mannequins.world import SIZE
 from selfsame.recipes.measure.protocols import Task, canonical_kps, reference_photo
@@ -84,7 +84,7 @@ def hand_out(p: dict[str, Any], tasks: Sequence[Task], out: Path) -> Path:
         for t, file in zip(tasks, names_of(tasks), strict=True)
     ]
     path = out / "asked.json"
-    path.write_text(strict_json({"protocol": p["name"], "pictures": asked}))
+    write_json(path, {"protocol": p["name"], "pictures": asked})
     return path
 
 
