@@ -182,6 +182,22 @@ def test_missing_and_wrong_weights_are_named(tmp_path: Path, capsys: pytest.Capt
     mannequin._checked.cache_clear()
 
 
+def test_only_commercial_weights_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    base = ["generate", "--licence", "commercial", "--prompt", "a mug", "--num-steps", "1", "--out", str(tmp_path / "a.png")]
+    assert main(base) == 0, "the miniature is Apache-2.0"
+    (tmp_path / "buffalo_l").mkdir()
+    own = ["--base", str(tmp_path), "--instantid", str(tmp_path), "--face-models", str(tmp_path / "buffalo_l")]
+    for more, says in (
+        ([], "instantid: its weights are non-commercial research"),
+        (own[:2], "instantid: its weights are non-commercial research"),
+        (own, "buffalo_l: its weights are non-commercial research; commercially: yunet-sface"),
+    ):
+        assert says in fails(capsys, *base, "--model", "instantid-sdxl", *more)
+    edit = ["edit", "--licence", "commercial", "--model", "mimicbrush", "--source", str(EXAMPLES / "mug.png"), "--mask", str(EXAMPLES / "mug-mask.png")]
+    edit += ["--reference", ADA]
+    assert "mimicbrush: its weights are not stated" in fails(capsys, *edit)
+
+
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from selfsame.studio.painting import Painter
 

@@ -155,6 +155,7 @@ class Edit(EditRequest, ModelFlags):
             raise InputError(f"--model {self.model} paints people (--person); a --reference needs mannequin or mimicbrush")
         if any((self.base, self.instantid, self.face_models, self.lora)):
             raise InputError("--base, --instantid, --face-models and --lora belong to --person with a model for photographs")
+        self.check_licence()
         if self.model == "mannequin":
             for flag, given in (("--weights", self.weights), ("--precision", self.precision != "auto")):
                 if given:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
 
 FOLDERS = ("base", "instantid", "face_models")
 
@@ -31,11 +33,36 @@ class ModelFlags:
     precision: str = "auto"
     """For photographs: fp32, fp16 or bf16; auto: fp16 on a GPU, fp32 on a CPU, where --speed fast takes bf16 if that is faster."""
 
+    licence: Annotated[Literal["any", "commercial"], arg(aliases=["--license"])] = "any"
+    """commercial: only weights that may be used so; others are refused, with what to use instead. Folders of your own are yours to judge, unless they bear a
+    known model's name."""
+
     def studio(self) -> Any:
         from selfsame.studio.studio import load
 
+        self.check_licence()
         folders = {name: getattr(self, name) for name in FOLDERS}
         return load(self.model, device=self.device, memory=self.memory, precision=self.precision, loras=self.lora, **folders)
+
+    def check_licence(self) -> None:
+        """Refuse weights that the licence asked for does not allow.
+
+        Raises:
+            InputError: one of the catalogue's models among them.
+        """
+        if self.licence == "any" or self.model == "mannequin":
+            return
+        from selfsame.weights.catalogue import CATALOGUE, must_be_commercial
+
+        if self.model == "mimicbrush":
+            must_be_commercial(CATALOGUE["mimicbrush"])
+            return
+        usual = {"base": "sdxl" if self.model == "instantid-sdxl" else "sd15", "instantid": "instantid", "face_models": "antelopev2"}
+        given: dict[str, Path | None] = {name: getattr(self, name) for name in FOLDERS}
+        names = [usual[name] if path is None else path.resolve().name for name, path in given.items()]
+        for name in (*names, *(text.split(":")[0] for text in self.lora)):
+            if name in CATALOGUE:
+                must_be_commercial(CATALOGUE[name])
 
     def made_by(self, studio: Any, request: Any) -> dict[str, Any]:
         """What of the model decides about pictures; says what memory a picture will need, where that is worth saying."""
