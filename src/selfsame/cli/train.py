@@ -23,6 +23,7 @@ class Train:
     Examples:
       selfsame train instantid --smoke
       selfsame train instantid --base stable-diffusion-v1-5/ --data data/portraits      for your own base and photos (selfsame prepare portraits)
+      selfsame train mimicbrush --base stable-diffusion-v1-5/ --image-encoder clip/ --depth depth-anything/ --data data/pairs     likewise (prepare pairs)
     """
 
     name: Positional[str]
@@ -33,9 +34,14 @@ class Train:
     runs: Path = Path("runs")
     """Folder for checkpoints, curves and caches."""
     base: Path | None = None
-    """For instantid: your own Stable Diffusion 1.5 or SDXL folder (diffusers) instead of the miniature; --data then holds portraits."""
+    """Your own base (diffusers) instead of the miniature. For instantid Stable Diffusion 1.5 or SDXL, --data then holds portraits; for mimicbrush Stable
+    Diffusion 1.5, --data then holds pairs."""
     start: Path | None = None
-    """With --base: InstantID weights to go on from, a folder of the official layout, instead of new ones."""
+    """With --base: weights to go on from, a folder of the official layout, instead of new ones."""
+    image_encoder: Path | None = None
+    """With --base and mimicbrush: the folder of a CLIP image tower (transformers), officially CLIP ViT-H/14."""
+    depth: Path | None = None
+    """With --base and mimicbrush: the folder of a Depth Anything (transformers)."""
     steps: int = 0
     """Steps in all; 0: the recipe's own number."""
     accumulate: int = 1
@@ -66,8 +72,13 @@ class Train:
         from selfsame.studio.request import nearest
 
         nearest(self.name, (*SHARES, "all"), "recipe")
-        if (self.base or self.start) and self.name != "instantid":
-            raise InputError(f"--base and --start belong to instantid, not to {self.name}")
+        if (self.base or self.start) and self.name not in ("instantid", "mimicbrush"):
+            raise InputError(f"--base and --start belong to instantid and mimicbrush, not to {self.name}")
+        brush = self.base is not None and self.name == "mimicbrush"
+        if brush != bool(self.image_encoder and self.depth) or (not brush and (self.image_encoder or self.depth)):
+            raise InputError(
+                "train mimicbrush --base needs --image-encoder and --depth, which belong to it: folders of a CLIP image tower and a Depth Anything"
+            )
         if self.rehearse and (self.name != "instantid" or self.base):
             raise InputError(f"--rehearse belongs to instantid of the miniature, not to {self.base or self.name}")
         if self.rehearse and self.accumulate > 1:
@@ -169,6 +180,15 @@ class Train:
             print(f"{name} installed into the package")
 
     def _for_base(self, options: Any, base: Path) -> Any:
+        if self.name == "mimicbrush":
+            from selfsame.recipes.brush import mimicbrush_of
+
+            assert self.image_encoder is not None
+            assert self.depth is not None
+            trained = mimicbrush_of(options, base.resolve(), image_encoder=self.image_encoder, depth=self.depth, start=self.start)
+            if trained.is_main:
+                print(f"{trained.folder / 'weights'}: what `selfsame edit --model mimicbrush --weights` reads, stock folders of diffusers and transformers")
+            return trained
         from selfsame.recipes.portraits import instantid_of
 
         trained = instantid_of(options, base.resolve(), start=self.start)

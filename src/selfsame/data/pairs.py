@@ -317,6 +317,17 @@ def _picture(raw: dict[str, Any], name: str) -> np.ndarray | None:
     return None if data is None else picture_of(data)
 
 
+def pair_of(raw: dict[str, Any]) -> dict[str, Any]:
+    """A sample's bytes by their endings as `read_pairs` yields it."""
+    first, second = _picture(raw, "first"), _picture(raw, "second")
+    assert first is not None
+    flat = {n: cv2.imdecode(np.frombuffer(raw[f"{n}.png"], np.uint8), cv2.IMREAD_GRAYSCALE) if f"{n}.png" in raw else None for n in ("mask", "depth")}
+    mask = flat["mask"]
+    return json.loads(raw["json"]) | {
+        "first": first, "second": first if second is None else second, "mask": None if mask is None else mask > 127, "depth": flat["depth"],
+    }  # fmt: skip
+
+
 def read_pairs(folder: Path, split: str, *, pictures: bool = True) -> Iterator[dict[str, Any]]:
     """Samples in order: `first`, `second` (h w 3; of a still the same picture), `mask` (h w bool or None), `depth` (h w uint8 or None), the JSON's fields.
 
@@ -335,13 +346,7 @@ def read_pairs(folder: Path, split: str, *, pictures: bool = True) -> Iterator[d
         if not pictures:
             yield json.loads(raw["json"])
             continue
-        first, second = _picture(raw, "first"), _picture(raw, "second")
-        assert first is not None
-        flat = {n: cv2.imdecode(np.frombuffer(raw[f"{n}.png"], np.uint8), cv2.IMREAD_GRAYSCALE) if f"{n}.png" in raw else None for n in ("mask", "depth")}
-        mask = flat["mask"]
-        yield json.loads(raw["json"]) | {
-            "first": first, "second": first if second is None else second, "mask": None if mask is None else mask > 127, "depth": flat["depth"],
-        }  # fmt: skip
+        yield pair_of(raw)
 
 
 def pairs_sheet(folder: Path, split: str, how: PairSamples, count: int = 8) -> np.ndarray:

@@ -51,10 +51,11 @@ SCHEDULE = {
 # The same laid out as diffusers and transformers save their models, by `BrushEditor.save`: all of it safetensors.
 STOCK_UNET, STOCK_REFERENCE, STOCK_DEPTH, STOCK_VAE, PROJECTORS = "unet", "reference_unet", "depth", "vae", "projectors.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+ABOUT = "selfsame.json"  # beside one's own weights: how the reference is heard
 CONFIG = "config.json"  # beside a file of another size: what its networks are made with
 
 
-def _stock(kind: Any, folder: Path) -> Any:
+def stock_part(kind: Any, folder: Path) -> Any:
     """A diffusers model from its own folder, in full precision.
 
     Raises:
@@ -75,7 +76,7 @@ class BrushStudio:
 
     @cached_property
     def vae(self) -> Any:
-        return _stock(AutoencoderKL, self.vae_folder).to(self.device)
+        return stock_part(AutoencoderKL, self.vae_folder).to(self.device)
 
     def scheduler(self, solver: str) -> Any:
         """A fresh solver; officially ddim."""
@@ -112,6 +113,15 @@ class BrushEditor(Editor):
         config = read_json(self.folder / STOCK_UNET / CONFIG) if self.is_stock else self._config(BRUSH, UNET)
         self.side = 8 * int(config["sample_size"])
 
+    @classmethod
+    def of_parts(cls, studio: BrushStudio, method: MimicBrush, tower: Any, depth_net: Any, side: int) -> BrushEditor:
+        """Of networks that are loaded already: how training looks at itself."""
+        made = cls.__new__(cls)
+        Editor.__init__(made, studio)
+        made.folder, made.is_stock, made.dtype, made.side = Path(), True, studio.dtype, side
+        vars(made).update({"_loaded": (method, tower), "depth_net": depth_net})
+        return made
+
     def _config(self, file: str, usual: dict[str, Any]) -> dict[str, Any]:
         path = (self.folder / file).parent / CONFIG
         return usual | read_json(path) if path.is_file() else usual
@@ -125,12 +135,13 @@ class BrushEditor(Editor):
 
     def _from_stock(self) -> tuple[MimicBrush, Any]:
         tower = read_stock(CLIPVisionModelWithProjection, self.folder / TOWER, "the image tower", ("clip_vision_model",))
-        imitative = _stock(UNet2DConditionModel, self.folder / STOCK_UNET)
+        imitative = stock_part(UNet2DConditionModel, self.folder / STOCK_UNET)
         config: dict[str, Any] = read_json(self.folder / STOCK_REFERENCE / CONFIG)
         with init_empty_weights(include_buffers=False):
             reference = UNet2DConditionModel(**{k: v for k, v in config.items() if not k.startswith("_")})
             projector = ImageProjector(tower.config.hidden_size, imitative.config.cross_attention_dim)
-            method = MimicBrush(imitative, ReferenceNet(reference), projector, DepthProjector())
+            fusion = "concat" if (self.folder / ABOUT).is_file() and read_json(self.folder / ABOUT).get("fusion") == "concat" else "mean"
+            method = MimicBrush(imitative, ReferenceNet(reference), projector, DepthProjector(int(reference.config["in_channels"])), fusion)
         values = read_official(self.folder / PROJECTORS, "MimicBrush's projectors")
         try:
             load_strictly(method.reference_net.unet, read_official(self.folder / STOCK_REFERENCE / WEIGHTS, "the reference net"), STOCK_REFERENCE)
