@@ -214,6 +214,8 @@ def test_training_and_datasets_refuse_what_is_not_there(tmp_path: Path, capsys: 
     assert "holds no dataset" in fails(capsys, "train", "vae", "--data", str(tmp_path), "--smoke")
     assert "--rehearse belongs to instantid of the miniature, not to judge" in fails(capsys, "train", "judge", "--rehearse")
     assert "leave --accumulate out" in fails(capsys, "train", "instantid", "--rehearse", "--accumulate", "2")
+    assert "--mean is between" in fails(capsys, "train", "instantid", "--mean", "0.5")
+    assert "give a share above 0" in fails(capsys, "train", "instantid", "--warm", "--mean", "0")
     assert "choose cpu, cuda" in fails(capsys, "render", "--dataset", str(tmp_path / "d"), "--device", "tpu9")
     assert list(tmp_path.iterdir()) == []
 

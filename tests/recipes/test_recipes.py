@@ -209,6 +209,22 @@ def test_a_warm_run_starts_from_the_installed_weights(name: str, options: Option
                 assert torch.allclose(value, theirs[key], atol=2e-3), (path.name, key)
 
 
+def test_the_mean_lies_between_the_installed_weights_and_the_trained_ones(options: Options):
+    warm = replace(options, warm=True, learning_rate=1e-2)
+    whole, half = (recipes()["depth"](replace(warm, runs=options.runs / f"mean-{m}", mean=m)) for m in (1.0, 0.5))
+    installed = load_file(FOLDER / "depth.safetensors")
+    ends, between = whole.module.state_dict(), half.module.state_dict()
+    moved = 0
+    for key, value in between.items():
+        if value.is_floating_point() and key in installed:
+            assert torch.allclose(value, (ends[key] + installed[key].float()) / 2, atol=1e-5), key
+            moved += not torch.equal(ends[key], installed[key].float())
+    assert moved > 5
+    assert half.figures != whole.figures
+    with pytest.raises(InputError, match="belongs to --warm and --rehearse"):
+        recipes()["depth"](replace(options, runs=options.runs / "mean-new", mean=0.5))
+
+
 def test_a_stage_of_groups_has_a_region_for_everyone_and_names_nobody(options: Options):
     tokenizer, text_encoder = load_text()
     groups, rng = Groups(options.data, "train", tokenizer, text_encoder), np.random.default_rng(0)

@@ -61,6 +61,9 @@ class Train:
     rehearse: bool = False
     """For the miniature's instantid, once it is trained: also paint at every step, from noise alone, and learn from how alike the face is that the encoder
     sees in the forming picture. Begins with the installed weights, in runs/instantid-rehearsed."""
+    mean: float = 1.0
+    """With --warm or --rehearse: each weight comes out so far on the way from the installed one to the trained one; 0.5 is their mean, which often keeps the
+    most of both (arXiv:2109.01903). Figures and samples are of what comes out."""
     smoke: bool = False
     """Two steps, to see that everything is in place."""
     ship: bool = False
@@ -83,6 +86,10 @@ class Train:
             raise InputError(f"--rehearse belongs to instantid of the miniature, not to {self.base or self.name}")
         if self.rehearse and self.accumulate > 1:
             raise InputError("--rehearse paints a step's pictures together: leave --accumulate out, or give a smaller --batch-size")
+        if not 0 < self.mean <= 1:
+            raise InputError(f"--mean {self.mean}: give a share above 0, at most 1 (the trained weights alone)")
+        if self.mean < 1 and not (self.warm or self.rehearse):
+            raise InputError("--mean is between the installed weights and the trained ones: it belongs to --warm and --rehearse")
         if self.fit and not self.minutes:
             raise InputError("--fit needs --minutes: how long the run may take")
         if self.start and not self.base:
@@ -146,6 +153,7 @@ class Train:
                 fit=self.fit,
                 warm=self.warm or self.rehearse,
                 rehearse=self.rehearse,
+                mean=self.mean,
                 smoke=self.smoke,
                 on_progress=show,
             )

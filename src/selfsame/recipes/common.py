@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsame.data.shards import world_of
-from selfsame.images.files import read_json, write_image
+from selfsame.images.files import InputError, read_json, write_image
 from selfsame.training.loop import train
 from selfsame.training.run import Progress, Run
 from selfsame.weights.mannequin import digest_of
@@ -50,6 +50,7 @@ class Options:
     fit: bool = False  # the rate falls to its end within those minutes
     warm: bool = False  # a new run starts from the installed weights
     rehearse: bool = False  # InstantID alone: also paint at every step and hear of the likeness (`recipes.rehearsal`); a run of its own
+    mean: float = 1.0  # of a warm run the share of the trained weights in what comes out, the rest being those it began with
     smoke: bool = False  # two steps, to see that everything is in place
     on_progress: Callable[[Progress], None] | None = None
 
@@ -167,6 +168,20 @@ def to_images(pixels: Tensor) -> list[np.ndarray]:
 
 
 def finish(run: Run, module: nn.Module, objective: Any, batch_at: Any, options: Options, look: Any) -> Trained:
-    """Train; the figures are those of the last look."""
+    """Train; the figures are those of the last look.
+
+    Raises:
+        InputError: the mean with the installed weights is asked for, and the run did not begin with them.
+    """
+    if options.mean < 1 and not run.warm:
+        raise InputError(f"{run.folder}: began with new weights, whose mean with the installed ones says nothing: --mean belongs to --warm and --rehearse")
+    began = {k: v.detach().cpu().clone() for k, v in module.state_dict().items() if v.is_floating_point()} if options.mean < 1 else {}
     made = train(run, module, objective, batch_at, on_progress=options.on_progress, look=look, device=compute_device())
-    return Trained(made.module, made.figures, run.folder, made.samples, made.is_main)
+    if not began or not made.is_main:
+        return Trained(made.module, made.figures, run.folder, made.samples, made.is_main)
+    with torch.no_grad():
+        for k, v in made.module.state_dict().items():
+            if k in began:
+                v.lerp_(began[k].to(v), 1 - options.mean)
+    figures = look(made.module, made.step) if look else made.figures
+    return Trained(made.module, figures, run.folder, made.samples, made.is_main)

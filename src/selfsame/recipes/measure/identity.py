@@ -224,7 +224,7 @@ def identity(
     """
     p = checked_protocol(IDENTITY)
     count, names = asked(p, people, only, ROW_NAMES, (*EXTRA, *(rivals or {})))
-    studio, split, notes = load(device=device), p["split"], [*extent(p, count), *more]
+    studio, split, notes = load(device=device), p["split"], extent(p, count)
     others = [judge_called(name, studio, conditioner or ENCODER_NAME) for name in judges if name != "judge"]
     table = Table(studio, p, count)
     if pictures:
@@ -243,6 +243,7 @@ def identity(
         mark = "" if rival is None else [repr(rival.variant), fingerprint_of([rival.method], name)]
         images = kept.row(name, table.tasks, painter_of(studio, name, split, request, tick, rival), tick, mark)
         table.add(name, images, kept.seconds[name], asked_kps=name not in UNPOSED and (rival is None or rival.variant.use_net), others=others)
+    notes += more  # complete only now: trainings say what they gave
     notes += table.compared(
         [
             *(("both", name) for name in ("Image Adapter alone", "IdentityNet alone", "face swap", LORA)),
