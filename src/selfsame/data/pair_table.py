@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +58,3 @@ def _part(path: Path, where: tuple[int, int]) -> bytes:
     with open(path, "rb") as f:
         f.seek(where[0])
         return f.read(where[1])
-
-
-def rows_of(table: PairTable, still_share: float, count: int, rng: np.random.Generator, order: Mapping[bool, np.ndarray]) -> np.ndarray:
-    """Numbers of a batch's pairs: stills and clips by lot in their shares, each kind in its order.
-
-    Args:
-        order: by whether they are stills, at least `count` numbers of that kind, where there are any.
-    """
-    stills = int(rng.binomial(count, still_share)) if table.is_still.any() and not table.is_still.all() else count * int(table.is_still.all())
-    return np.concatenate([order[True][:stills], order[False][: count - stills]]).astype(np.int64)

@@ -20,7 +20,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, DepthAnythingForDepthEstimation
 
-from selfsame.data.pair_table import PairTable, rows_of
+from selfsame.data.pair_table import PairTable
 from selfsame.data.pairs import shards_of
 from selfsame.diffusion.schedule import noised
 from selfsame.images.files import InputError, read_json
@@ -30,7 +30,7 @@ from selfsame.methods.mimicbrush.pictures import clip_pixels, depth_pixels, late
 from selfsame.methods.mimicbrush.samples import Pair, PairSample, PairSamples, training_sample
 from selfsame.models.latents import encode
 from selfsame.perception.stock import read_stock
-from selfsame.recipes.common import Options, Trained, beside, compute_device, epoch_rows, finish, generator_at, save_grid, torch_generator
+from selfsame.recipes.common import Options, Trained, beside, compute_device, finish, generator_at, mixed_rows, save_grid, torch_generator
 from selfsame.studio.brush import ABOUT, SCHEDULE, BrushEditor, BrushStudio, stock_part
 from selfsame.studio.edits import Square
 from selfsame.studio.painting import scheduler_of
@@ -113,7 +113,7 @@ def mimicbrush_of(options: Options, base: Path, *, image_encoder: Path, depth: P
     no_states = seeing.no_states()
     no_depth = seeing.depth(torch.zeros_like(depth_pixels(np.zeros((size, size, 3), np.uint8))))
     clock = scheduler_of(SCHEDULE, "ddim").alphas_cumprod.float()
-    kinds = {kind: np.flatnonzero(table.is_still == kind) for kind in (True, False)}
+    kinds = np.flatnonzero(table.is_still), np.flatnonzero(~table.is_still)
 
     def sample_of(source: PairTable, i: int, rng: np.random.Generator) -> PairSample:
         r = source[i]
@@ -137,8 +137,7 @@ def mimicbrush_of(options: Options, base: Path, *, image_encoder: Path, depth: P
 
     def batch_at(step: int) -> Batch:
         rng = generator_at(run.seed, step)
-        order = {kind: rows[epoch_rows(len(rows), run.batch_size, run.seed, step)] if len(rows) else rows for kind, rows in kinds.items()}
-        at = rows_of(table, how.still_share, run.batch_size, rng, order)
+        at = mixed_rows(kinds, how.still_share, run.batch_size, run.seed, step, rng)
         return batch_of([sample_of(table, int(i), rng) for i in at], rng, how)
 
     held = PairTable(options.data, "validation") if shards_of(options.data, "validation") else None

@@ -105,6 +105,18 @@ class Trained:
     is_main: bool = True  # of several processes the one that reports and ships
 
 
+def mixed_rows(kinds: tuple[np.ndarray, np.ndarray], share: float, batch_size: int, seed: int, step: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of a step from two kinds, by lot in their shares, each kind in epochs of its own; of one kind alone where the other is empty.
+
+    Args:
+        kinds: rows of either.
+        share: of the first kind.
+    """
+    first = int(rng.binomial(batch_size, share)) if all(map(len, kinds)) else batch_size * bool(len(kinds[0]))
+    parts = [rows[epoch_rows(len(rows), batch_size, seed, step)[:n]] for rows, n in zip(kinds, (first, batch_size - first), strict=True) if n]
+    return np.concatenate(parts)
+
+
 def generator_at(seed: int, step: int) -> np.random.Generator:
     """Random numbers of one step of one run."""
     return np.random.default_rng([seed, step])

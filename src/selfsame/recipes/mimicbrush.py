@@ -26,7 +26,7 @@ from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, image_states, lo
 from selfsame.perception.depth import DepthNet, depth_of
 from selfsame.recipes.base import NOISE
 from selfsame.recipes.caches import batched, cached_folder, fill_maps, fingerprint_of
-from selfsame.recipes.common import ON_GPU, Options, Trained, beside, compute_device, epoch_rows, finish, generator_at, save_grid, to_pixels, torch_generator
+from selfsame.recipes.common import ON_GPU, Options, Trained, beside, compute_device, finish, generator_at, mixed_rows, save_grid, to_pixels, torch_generator
 from selfsame.recipes.resident import Resident
 from selfsame.studio.edits import SIDE, Editor, Square
 from selfsame.studio.request import EditRequest
@@ -176,7 +176,7 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
     side, held = prepared(options, "train", how, VARIATIONS), prepared(options, "validation", HOW, 1)  # of every variant the same
     empty = image_states(load_image_encoder(), torch.zeros(1, 3, SIDE, SIDE))[0]
     abar = alphas_cumprod()
-    kinds = [np.flatnonzero(side.still), np.flatnonzero(~side.still)]
+    kinds = np.flatnonzero(side.still), np.flatnonzero(~side.still)
     if how.still_share == 1 and not len(kinds[0]):
         raise InputError(f"{pairs_folder(options.data)}: holds no stills, from which alone this run shall learn: selfsame prepare pairs --world N")
 
@@ -197,9 +197,7 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
 
     def batch_at(step: int) -> Batch:
         rng = generator_at(run.seed, step)
-        stills = int(rng.binomial(run.batch_size, how.still_share)) if all(map(len, kinds)) else run.batch_size * bool(len(kinds[0]))
-        parts = [rows[epoch_rows(len(rows), run.batch_size, run.seed, step)[:n]] for rows, n in zip(kinds, (stills, run.batch_size - stills), strict=True) if n]
-        return batch_of(side, np.concatenate(parts), rng, how)
+        return batch_of(side, mixed_rows(kinds, how.still_share, run.batch_size, run.seed, step, rng), rng, how)
 
     never = PairSamples(drop_reference=0, drop_depth=1)
 
