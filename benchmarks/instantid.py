@@ -174,6 +174,7 @@ def main() -> None:
         return painter.paint([Row("", faces=(face,))], r, [0])[0][0].float()  # type: ignore[union-attr]
 
     print(f"{args.size}: {side} x {side}, {args.steps} guided steps, {args.dtype}, {torch.get_num_threads()} threads, fastest of {repeats}")
+
     def best(runs: list[Run]) -> Run:
         return min(runs, key=lambda x: x[1])
 

@@ -193,6 +193,8 @@ def test_only_commercial_weights_when_asked(tmp_path: Path, capsys: pytest.Captu
         (own, "buffalo_l: its weights are non-commercial research; commercially: yunet-sface"),
     ):
         assert says in fails(capsys, *base, "--model", "instantid-sdxl", *more)
+    said = fails(capsys, *base, "--model", "instantid-sd15", "--base", str(tmp_path))  # words alone: nothing that is not commercial
+    assert "non-commercial" not in said
     edit = ["edit", "--licence", "commercial", "--model", "mimicbrush", "--source", str(EXAMPLES / "mug.png"), "--mask", str(EXAMPLES / "mug-mask.png")]
     edit += ["--reference", ADA]
     assert "mimicbrush: its weights are not stated" in fails(capsys, *edit)

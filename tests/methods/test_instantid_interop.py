@@ -27,7 +27,7 @@ from selfsame.methods.instantid.checkpoint import (
     looks_like,
     read_adapter,
     resampler_from_official,
-)  # fmt: skip
+)
 from selfsame.methods.instantid.interop import face_in
 from selfsame.methods.instantid.method import ImageAdapter, InstantID, ResamplerSize, Residuals, face_conditions, predict, residuals_of
 from selfsame.methods.instantid.modules import Resampler, region_weights

@@ -80,6 +80,8 @@ class Convert:
         from selfsame.images.files import InputError, read_json
         from selfsame.methods.instantid.checkpoint import dtype_of, instantid_from_official, instantid_to_official
 
+        if self.overwrite:
+            raise InputError("--overwrite is of single files: choose another folder for a folder")
         if self.form in ("diffusers", "a1111"):
             raise InputError(f"--form {self.form} is of learned words; a folder of InstantID is written as official, comfyui or selfsame")
         if self.base is None or not (self.base / "unet" / "config.json").is_file():

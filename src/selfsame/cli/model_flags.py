@@ -57,9 +57,11 @@ class ModelFlags:
         if self.model == "mimicbrush":
             must_be_commercial(CATALOGUE["mimicbrush"])
             return
-        usual = {"base": "sdxl" if self.model == "instantid-sdxl" else "sd15", "instantid": "instantid", "face_models": "antelopev2"}
-        given: dict[str, Path | None] = {name: getattr(self, name) for name in FOLDERS}
-        names = [usual[name] if path is None else path.resolve().name for name, path in given.items()]
+        usual = {"base": "sd15"} if self.model == "instantid-sd15" else {"base": "sdxl", "instantid": "instantid"}
+        if self.instantid or "instantid" in usual:  # else words alone paint, and no face is read
+            usual |= {"face_models": "antelopev2"}
+        given = {name: path for name in FOLDERS if (path := getattr(self, name))}
+        names = (usual | {name: path.resolve().name for name, path in given.items()}).values()
         for name in (*names, *(text.split(":")[0] for text in self.lora)):
             if name in CATALOGUE:
                 must_be_commercial(CATALOGUE[name])

@@ -36,7 +36,7 @@ from selfsame.recipes.measure.protocols import (
     everything_of,
     extent,
     reference_photo,
-)  # fmt: skip
+)
 from selfsame.recipes.measure.swap import face_swapped
 from selfsame.recipes.measure.table import Table
 from selfsame.recipes.measure.trainings import Trainings, chosen

@@ -146,17 +146,20 @@ def face_pixels(image: np.ndarray, kps: np.ndarray) -> torch.Tensor:
     return F.interpolate(to_crops([image], [kps], JUDGE_CROP), (128, 128), mode="bilinear", align_corners=False)
 
 
-def diversity(judges: Judges, image: np.ndarray, kps: np.ndarray | None, face: torch.Tensor | None) -> float:
-    """How differently a picture's face looks from another's (`face_pixels`), 0 when either shows none."""
-    if kps is None or face is None:
-        return 0.0
-    return float(perceptual_distance(judges.reader, face_pixels(image, kps), face))
+def shown_face(image: np.ndarray, kps: np.ndarray | None) -> torch.Tensor | None:
+    """`face_pixels`, None where no face was found."""
+    return None if kps is None else face_pixels(image, kps)
+
+
+def diversity(judges: Judges, a: torch.Tensor | None, b: torch.Tensor | None) -> float:
+    """How differently two faces (`face_pixels`) look, 0 when either is missing."""
+    return 0.0 if a is None or b is None else float(perceptual_distance(judges.reader, a, b))
 
 
 def spread(judges: Judges, images: Sequence[np.ndarray], seen: Sequence[np.ndarray | None]) -> float:
     """How differently the faces of pictures look from one another, the mean over pairs; a pair in which one shows none adds nothing."""
-    faces = [None if kps is None else face_pixels(image, kps) for image, kps in zip(images, seen, strict=True)]
-    return mean([diversity(judges, images[a], seen[a], faces[b]) for a, b in combinations(range(len(images)), 2)])
+    faces = [shown_face(image, kps) for image, kps in zip(images, seen, strict=True)]
+    return mean([diversity(judges, a, b) for a, b in combinations(faces, 2)])
 
 
 def means_of(results: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from selfsame.perception.reader import reader_features
 from selfsame.recipes.bases import LearnBase, mannequin_base
 from selfsame.recipes.caches import fingerprint_of
 from selfsame.recipes.common import Options
-from selfsame.recipes.measure.judging import Judges, Seen, diversity, face_pixels, measured_with, notes_on_weights, oracle_pictures, rows_by_style, worst_of
+from selfsame.recipes.measure.judging import Judges, Seen, diversity, measured_with, notes_on_weights, oracle_pictures, rows_by_style, shown_face, worst_of
 from selfsame.recipes.measure.pictures import Kept
 from selfsame.recipes.measure.protocols import WORDS, Task, asked, checked_protocol, extent, reference_photo, tasks_of
 from selfsame.recipes.measure.trainings import Trainings
@@ -173,7 +173,7 @@ def words(
     base, judges, tasks = mannequin_base(studio), Judges(studio, p, count), tasks_of(p, count)
     request = Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
     photos = [reference_photo(p["split"], i, 0).image for i in range(count)]
-    faces = [None if kps is None else face_pixels(photo, kps) for photo, kps in zip(photos, judges.kps(photos), strict=True)]
+    faces = [shown_face(photo, kps) for photo, kps in zip(photos, judges.kps(photos), strict=True)]
     famous = [" ".join(n) for n in celebrities()]
     total = (len(names) + 1) * len(tasks)
     rows, by_style, strips = [], [], []
@@ -220,7 +220,7 @@ def words(
         if name == OURS:
             together = zip(tasks, results, images, strict=True)
             answered = [Seen.of_one(t.prompt, None if r["no_face"] else r["cosine"], image, t.person) for t, r, image in together]
-        spread = [diversity(judges, image, kps, faces[t.person]) for image, kps, t in zip(images, seen, tasks, strict=True)]
+        spread = [diversity(judges, shown_face(image, kps), faces[t.person]) for image, kps, t in zip(images, seen, tasks, strict=True)]
         strips.append((name, images[: p["prompts_per_person"]]))
         mine = {key: [r[key] for r in results] for key in ("rank1", "cosine", "attributes")}
         measured[name] = mine | {"trusted": [c * d for c, d in zip(mine["cosine"], spread, strict=True)]}
