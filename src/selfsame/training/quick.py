@@ -1,7 +1,7 @@
 """bf16 that pays on a CPU: products in bf16, what has slow bf16 kernels there in fp32.
 
-With AMX the products of a training step are far faster in bf16, but PyTorch's norms and its fused attention are several times slower in it than in fp32, so
-that autocast alone gains nothing (`python benchmarks/bf16.py` compares the three in one run).
+With AMX or AVX512's bf16 the products of a training step are far faster in bf16, but PyTorch's norms and its fused attention are several times slower in it
+than in fp32, so that autocast alone gains little or nothing (`python benchmarks/bf16.py` compares the three in one run).
 """
 
 from __future__ import annotations

@@ -103,11 +103,11 @@ class Progress:
 
 
 def fast_bf16() -> bool:
-    """Whether bf16 products are faster than fp32 here: CUDA, or a CPU with AMX."""
+    """Whether bf16 products are faster than fp32 here: CUDA, or a CPU with AMX or AVX512's bf16 (`benchmarks/bf16.py`)."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return bool(amx())
+    known = (getattr(torch.cpu, name, lambda: False) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(supported() for supported in known)
 
 
 @dataclass
