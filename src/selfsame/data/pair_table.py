@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from selfsame.data.pairs import pair_of, shards_of
+from selfsame.data.pairs import pair_of, pair_shards
 from selfsame.images.files import InputError
 
 
@@ -23,9 +23,7 @@ class PairTable:
             FileNotFoundError: there are no shards; the message says how to make them.
             InputError: a shard is damaged.
         """
-        paths = shards_of(folder, split)
-        if not paths:
-            raise FileNotFoundError(f"{folder} holds no pairs of split {split!r}: make them with `selfsame prepare pairs --out {folder} --split {split}`")
+        paths = pair_shards(folder, split)
         self.members: list[tuple[Path, dict[str, tuple[int, int]]]] = []  # of each pair its shard, and where the parts lie in it
         self.records: list[dict[str, Any]] = []  # the JSON's fields
         digest = hashlib.sha256()

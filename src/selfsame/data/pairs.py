@@ -328,6 +328,19 @@ def pair_of(raw: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def pair_shards(folder: Path, split: str) -> list[Path]:
+    """A split's finished shards, at least one.
+
+    Raises:
+        FileNotFoundError: there are none; the message says how to make them.
+    """
+    if paths := shards_of(folder, split):
+        return paths
+    raise FileNotFoundError(
+        f"{folder} holds no pairs of split {split!r}: make them with `selfsame prepare pairs --out {folder} --split {split}` of --world, --videos or --stills"
+    )
+
+
 def read_pairs(folder: Path, split: str, *, pictures: bool = True) -> Iterator[dict[str, Any]]:
     """Samples in order: `first`, `second` (h w 3; of a still the same picture), `mask` (h w bool or None), `depth` (h w uint8 or None), the JSON's fields.
 
@@ -337,11 +350,7 @@ def read_pairs(folder: Path, split: str, *, pictures: bool = True) -> Iterator[d
     Raises:
         FileNotFoundError: there are no shards.
     """
-    paths = [str(p) for p in shards_of(folder, split)]
-    if not paths:
-        raise FileNotFoundError(
-            f"{folder} holds no pairs of split {split!r}: make them with `selfsame prepare pairs --out {folder} --split {split} --world 5000`"
-        )
+    paths = [str(p) for p in pair_shards(folder, split)]
     for raw in (item for path in paths for item in open_shard(path)):
         if not pictures:
             yield json.loads(raw["json"])

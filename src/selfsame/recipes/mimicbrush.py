@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from selfsame.data.pairs import read_pairs, shards_of
+from selfsame.data.pairs import pair_shards, read_pairs
 from selfsame.data.shards import report_beside
 from selfsame.diffusion.schedule import lognormal_timesteps, noised
 from selfsame.images.files import InputError
@@ -102,8 +102,16 @@ def _key(folder: Path, split: str, how: PairSamples, variations: int, modules: l
     """What encoded samples depend on: the shards, how samples are drawn (also its code), the networks."""
     own = PairSamples()  # for what acts on batches
     drawn = replace(how, **{name: getattr(own, name) for name in ("mask_weight", "still_share", "drop_reference", "drop_depth")})
-    reports = [json.loads(report_beside(path).read_text())["digest"] for path in shards_of(folder, split)]
-    return fingerprint_of(modules, repr((drawn, variations, reports, Path(samples.__file__).read_text())))
+    return fingerprint_of(modules, repr((drawn, variations, _digests(folder, split), Path(samples.__file__).read_text())))
+
+
+def _digests(folder: Path, split: str) -> list[str]:
+    """Of a split's shards.
+
+    Raises:
+        FileNotFoundError: there are none; the message says how to make them.
+    """
+    return [json.loads(report_beside(path).read_text())["digest"] for path in pair_shards(folder, split)]
 
 
 def prepared(options: Options, split: str, how: PairSamples, variations: int) -> Side:
@@ -168,9 +176,10 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
         name: of the run's folder.
     """
     how = variant.how
+    pairs = fingerprint_of([], repr(_digests(pairs_folder(options.data), "train")))
     run = options.run(
         Run(folder=options.folder(name), max_steps=37500, batch_size=16, learning_rate=4e-4, ema_decay=0.999, look_every=1000, seed=61),
-        after=READ, batch_size=256, learning_rate=1e-3, max_steps=8000, **ON_GPU,
+        data=f"pairs {pairs}", after=READ, batch_size=256, learning_rate=1e-3, max_steps=8000, **ON_GPU,
     )  # fmt: skip
     unet = load_unet()
     side, held = prepared(options, "train", how, VARIATIONS), prepared(options, "validation", HOW, 1)  # of every variant the same
