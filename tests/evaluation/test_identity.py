@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,13 +75,23 @@ def test_any_tools_pictures_are_judged_like_our_own(tmp_path: Path, brief: None)
     assert np.array(asked[0]["kps"]).shape == (5, 2)
     ours = identity.identity(tmp_path, people=1, only=("oracle",)).rows[0].columns
     (painted,) = (tmp_path / "pictures").iterdir()
-    report = identity.identity(tmp_path / "b", people=1, only=("oracle",), pictures=painted, judges=("judge", "encoder"))
+    report = identity.identity(tmp_path / "b", people=1, only=("oracle",), pictures=painted, judges=("judge", "encoder"), conditioner="encoder")
     theirs = report.rows[0]
     assert theirs.name == f"pictures of {painted.name}"
     same = {k: v for k, v in theirs.columns.items() if k in ours and k != "s"}
     assert str(same) == str({k: v for k, v in ours.items() if k != "s"})
     assert theirs.columns["rank-1, encoder (also the conditioner)"] == 1
     assert any("flatters them" in n for n in report.notes)
+    assert "rank-1, encoder" in report.rows[1].columns, "no encoder conditioned the oracle"
+    assert any(n.startswith(f"judge cosine, {theirs.name} minus oracle: +0.000") for n in report.notes)
+    assert any(n.startswith(f"rank-1, {theirs.name}, over the oracle's") for n in report.notes)
+    assert any("no asked.json" in n for n in report.notes)
+    shutil.copy(where, painted)
+    assert not any("no asked.json" in n for n in identity.identity(tmp_path / "b", people=1, only=("oracle",), pictures=painted).notes)
+    (painted / "asked.json").write_text('{"protocol": "identity-1"}')
+    with pytest.raises(InputError, match="asks protocol identity-1, this version judges by identity-4"):
+        identity.identity(tmp_path / "b", people=1, only=("oracle",), pictures=painted)
+    (painted / "asked.json").unlink()
     for k in range(1, 7):
         (painted / f"000-{k}.png").unlink()
     write_image(painted / "000-1.png", np.zeros((64, 96, 3), np.uint8))

@@ -108,6 +108,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     write_image(made / "ada_beach.png", reference_photo("test", 3, 2).image)
     shutil.copy(references / "ada/1.png", made / "ben-1.png")
     write_image(made / "ben-2.png", np.full((128, 128, 3), 90, np.uint8))
+    for hidden in (made / "._ada-1.png", references / "._ada.png", references / "ada/._0.png"):  # as a Mac leaves them
+        hidden.write_bytes(b"\0\5\x16\7")
     return made, references
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,14 @@ def test_every_number_comes_back_and_the_second_time_nothing_is_done(pipe: Stabl
     assert unpacked(file, tmp_path / "config", tmp_path / "cache") == folder
     assert (folder / "model_index.json").stat().st_mtime_ns == when
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [folder.name]
+
+
+def test_a_checkpoint_that_predicts_v_says_so(pipe: StableDiffusionPipeline, tmp_path: Path):
+    path = tmp_path / "v.safetensors"
+    save_file(original(pipe) | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, path)
+    pipe.save_pretrained(tmp_path / "config")
+    said = json.loads((unpacked(path, tmp_path / "config", tmp_path / "into") / "scheduler/scheduler_config.json").read_text())
+    assert (said["prediction_type"], said["rescale_betas_zero_snr"]) == ("v_prediction", True)
 
 
 def test_half_precision_stays_half(pipe: StableDiffusionPipeline, tmp_path: Path):

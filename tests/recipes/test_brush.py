@@ -122,10 +122,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_learned(folders: dict[s
     config = json.loads((folders["base"] / "unet/config.json").read_text())
     (own / "unet/config.json").write_text(json.dumps(config | {"sample_size": 64}))
     (own / "scheduler/scheduler_config.json").write_text('{"prediction_type": "epsilon"}')
-    with pytest.raises(InputError, match="squares of 128 pixels, this base takes 512"):
+    with pytest.raises(InputError, match="squares of 128 pixels in split 'train', this base takes 512"):
         mimicbrush_of(options, **networks | {"base": own})
     (own / "scheduler/scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
     with pytest.raises(InputError, match="predicts v_prediction"):
+        mimicbrush_of(options, **networks | {"base": own})
+    (own / "scheduler/scheduler_config.json").write_text('{"prediction_type": "epsilon", "beta_end": 0.02}')
+    with pytest.raises(InputError, match=r"another noise schedule than Stable Diffusion's \(beta_end 0.02\)"):
         mimicbrush_of(options, **networks | {"base": own})
     with pytest.raises(InputError, match="not the image tower"):
         mimicbrush_of(options, **networks | {"image_encoder": folders["depth"]})

@@ -146,6 +146,19 @@ def test_tables_are_read_too(tmp_path: Path):
     assert "more cells than the header" in c.error
 
 
+def test_a_quote_that_is_left_open_costs_its_own_line(tmp_path: Path):
+    path = tmp_path / "m.csv"
+    path.write_text('id,prompt\na,"a photo of a person\nb,a photo of a mug\n\nc,"two\nlines"\n,"x"y\n')
+    a, b, c, d = read_manifest(path)
+    assert (a.number, b.number, c.number, d.number) == (2, 3, 5, 7)
+    assert "line 2: no table row" in a.error
+    assert b.order is not None
+    assert b.order.prompt == "a photo of a mug"
+    assert c.order is not None
+    assert c.order.prompt == "two\nlines"
+    assert "line 7: no table row" in d.error
+
+
 @pytest.mark.parametrize(
     ("name", "content", "match"), [("m.txt", "x", "ends in .jsonl or .csv"), ("m.jsonl", "\n\n", "holds no orders"), ("m.csv", "id\n", "no orders")]
 )

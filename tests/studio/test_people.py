@@ -109,6 +109,11 @@ def test_regions_that_cannot_be_used_are_refused(ada: Identity):
     ):
         with pytest.raises(InputError, match=match):
             Places.of([Person(ada, r) for r in regions], 128, 128)  # type: ignore[arg-type]
+    thin = np.zeros((128, 128), np.float32)
+    thin[np.arange(40, 100), np.arange(41, 101)] = 1
+    for region, least, match in ((thin, 32, "region 1 is too thin"), ((0, 0, 48, 128), 64, "region 1 is 48 x 128: this base needs at least 64 x 64")):
+        with pytest.raises(InputError, match=match):
+            Places.of([Person(ada, region), Person(ada, (64, 0, 128, 128))], 128, 128, least)
     places = Places.of([Person(ada, (0, 0, 80, 128)), Person(ada, (64, 0, 128, 128))], 128, 128)
     assert places.notes == ("regions 1 and 2 overlap by 25% of the smaller: there both people act",)
 
@@ -126,8 +131,12 @@ def test_faces_are_given_to_people_so_that_likenesses_add_up_to_most():
     assert [m.ok for m in swapped] == [False, False]
     one = matched(np.array([[0.1], [0.8]]), faces[:1], boxes)
     assert [m.found is None for m in one] == [True, False]
-    assert [m.told() for m in (one[0], swapped[0])] == ["person 1: not found", "person 1: found elsewhere"]
-    assert matched(np.array([[1.0], [0.0]]), faces[1:], boxes, ["ada", "bo"])[0].told() == "ada: in place"
+    assert [m.told() for m in (one[0], swapped[0])] == ["person 1: not found", "person 1: found elsewhere (likeness 0.90)"]
+    assert matched(np.array([[1.0], [0.0]]), faces[1:], boxes, ["ada", "bo"])[0].told() == "ada: in place (likeness 1.00)"
+    twice = matched(np.array([[0.55, 0.6], [0.01, 0.02]]), faces, boxes, ["ada", "bo"])  # ada painted in both places
+    assert [m.ok for m in twice] == [True, False]
+    assert twice[1].told() == "bo: looks more like somebody else of the picture (likeness 0.01)"
+    assert twice[1].to_json() == {"person": "bo", "found": True, "in_place": False, "likeness": 0.01, "box": [65.0, 0.0, 85.0, 20.0]}
     assert all(m.found is None for m in matched(np.zeros((2, 0)), [], boxes))
 
 

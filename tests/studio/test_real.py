@@ -176,17 +176,18 @@ def test_pictures_share_a_batch_where_the_device_has_room_and_are_what_they_are_
     asked = [
         (replace(quick, prompt="a photo of a person", seed=1), who), (replace(quick, prompt="a drawing of a mug", seed=2), None),
         (replace(quick, prompt="a photo of one person, " * 30, seed=3), who), (replace(quick, prompt="a photo of a person", seed=4, adapter_scale=0.2), other),
+        (replace(quick, prompt="a photo of a person", seed=5, negative_prompt="a mug"), who),
     ]  # fmt: skip
     alone = [base.generate(request, person)[0].pixels for request, person in asked]
     assert base.together == 1
-    monkeypatch.setattr(RealStudio, "most_together", {"cpu": 4})
+    monkeypatch.setattr(RealStudio, "most_together", {"cpu": 5})
     sizes: list[int] = []
     paint = Painter.paint
     monkeypatch.setattr(Painter, "paint", lambda self, rows, *args, **more: sizes.append(len(rows)) or paint(self, rows, *args, **more))
     jobs = [job for request, person in asked for job in base.jobs(request, person)]
     for i, made in base.paint_jobs(jobs):
         assert np.abs(made.pixels.astype(int) - alone[i]).max() <= 1
-    assert sorted(sizes) == [1, 3]
+    assert sorted(sizes) == [1, 4]
     base._free = 1  # nothing but one fits
     base.planned(quick.sized(base.limits))
     assert base.together == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import shutil
 import threading
@@ -319,7 +320,25 @@ def test_what_one_address_began_another_does_not_finish(server: Server, tmp_path
     server.cut["/a/one.bin"] = 1
     path = fetch(toy(at(server, "/a/one.bin"), at(server, "/b/one.bin"), files=("one.bin",))) / "one.bin"
     assert path.read_bytes() == other
-    assert sorted(p.name for p in path.parent.iterdir()) == ["one.bin", RECORD]
+    assert {p.name for p in path.parent.iterdir()} == {"one.bin", RECORD}
+
+
+def test_a_mirror_with_another_file_leaves_it_to_the_next(server: Server, home: Path):
+    server.files |= {"/a/one.bin": b"replaced", "/b/one.bin": BODY}
+    known = {"one.bin": hashlib.sha256(BODY).hexdigest()}
+    assert (fetch(toy(at(server, "/a/one.bin"), at(server, "/b/one.bin"), files=("one.bin",), sha256=known)) / "one.bin").read_bytes() == BODY
+
+
+def test_a_copied_cache_is_hashed_once_and_a_record_of_another_kind_is_none(server: Server, home: Path, monkeypatch: pytest.MonkeyPatch):
+    server.files["/one.bin"] = BODY
+    model = toy(at(server, "/one.bin"), files=("one.bin",))
+    folder = fetch(model)
+    os.utime(folder / "one.bin", (1, 1))
+    local(model)
+    monkeypatch.setattr("selfsame.weights.fetch.sha256", lambda path: pytest.fail("hashed again"))
+    local(model)
+    (folder / RECORD).write_text('{"encoder": "antelopev2"}')
+    assert local(model) == folder
 
 
 def test_a_version_that_changes_in_between_begins_anew(server: Server, tmp_path: Path):

@@ -25,7 +25,7 @@ PERSONS: dict[str, Any] = {  # flags of --person alone, and what they are when n
 class Edit(EditRequest, ModelFlags):
     """Paint a region of a picture by imitating another picture (MimicBrush), or put a person into it (InstantID).
 
-    The mask is a picture of the source's size: white is painted anew, black stays, bit for bit.
+    The mask is a picture of the source's size: white is painted anew; beyond a soft edge (--feather) black stays, bit for bit.
 
     Examples:
       selfsame edit --source room.png --mask mask.png --reference mug.png --out out.png

@@ -122,7 +122,7 @@ class Learn:
 
     def _jobs(self) -> list[tuple[list[Path], Path]]:
         from selfsame.images.files import InputError, new_output
-        from selfsame.studio.ready import PICTURES
+        from selfsame.studio.ready import is_picture
 
         if self.people is None:
             if self.out.suffix != ".safetensors":
@@ -132,7 +132,7 @@ class Learn:
             if not self.people.is_dir():
                 raise InputError(f"{self.people}: no such folder; give one with a picture or a folder of pictures for each person")
             entries = sorted(
-                p for p in self.people.iterdir() if not p.name.startswith(".") and not p.name.endswith(PREVIEW) and (p.is_dir() or p.suffix.lower() in PICTURES)
+                p for p in self.people.iterdir() if not p.name.endswith(PREVIEW) and (is_picture(p) or (p.is_dir() and not p.name.startswith(".")))
             )
             jobs = [([p], self.out / f"{p.name if p.is_dir() else p.stem}.safetensors") for p in entries]
             if not jobs:

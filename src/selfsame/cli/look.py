@@ -43,13 +43,15 @@ class Faces:
             remedy = "use a picture in which the face is upright, whole and larger than a tenth of the picture" if self.models else OWN_FACES
             raise InputError(f"{self.picture}: no face was found; {remedy}")
         ordered = sorted(zip(found, norms, strict=True), key=lambda f: float(f[0].box[0] + f[0].box[2]))
+        labels = []
         for i, (face, norm) in enumerate(ordered):
             x0, y0, x1, y1 = (round(float(v)) for v in face.box)
             used = "  <- used" if face is found[0] else ""
+            labels.append(f"{x1 - x0} x {y1 - y0}  {face.score:.2f}  norm {norm:.1f}")
             print(f"{i}: box {x0},{y0} to {x1},{y1}  {x1 - x0} x {y1 - y0} px  score {face.score:.2f}  embedding norm {norm:.1f}{used}")
         if self.out:
             used_row = next(i for i, (face, _) in enumerate(ordered) if face is found[0])
-            print(write_image(self.out, draw_faces(image, [(face.box, face.kps) for face, _ in ordered], used_row)))
+            print(write_image(self.out, draw_faces(image, [(face.box, face.kps) for face, _ in ordered], used_row, labels)))
         return 0
 
     def _found(self, image: Any) -> tuple[list[Any], list[float]]:

@@ -55,7 +55,9 @@ class ModelFlags:
         from selfsame.weights.catalogue import CATALOGUE, must_be_commercial
 
         if self.model == "mimicbrush":
-            must_be_commercial(CATALOGUE["mimicbrush"])
+            own: Path | None = getattr(self, "weights", None)
+            if own is None or own.resolve().name == "mimicbrush":
+                must_be_commercial(CATALOGUE["mimicbrush"])
             return
         usual = {"base": "sd15"} if self.model == "instantid-sd15" else {"base": "sdxl", "instantid": "instantid"}
         if self.instantid or "instantid" in usual:  # else words alone paint, and no face is read

@@ -26,6 +26,7 @@ class PairTable:
         paths = pair_shards(folder, split)
         self.members: list[tuple[Path, dict[str, tuple[int, int]]]] = []  # of each pair its shard, and where the parts lie in it
         self.records: list[dict[str, Any]] = []  # the JSON's fields
+        self.firsts: list[int] = []  # the first pair of each shard
         digest = hashlib.sha256()
         for path in paths:
             found: dict[str, dict[str, tuple[int, int]]] = {}
@@ -34,6 +35,7 @@ class PairTable:
                     for member in tar:
                         key, _, part = member.name.partition(".")
                         found.setdefault(key, {})[part] = (member.offset_data, member.size)
+                    self.firsts += [len(self.members)] * bool(found)
                     for parts in found.values():
                         self.members.append((path, parts))
                         self.records.append(json.loads(_part(path, parts["json"])))

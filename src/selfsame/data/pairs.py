@@ -24,7 +24,7 @@ import torch
 from PIL import Image, ImageOps
 
 from selfsame.data.shards import finished, jpg_of, new_shard, open_shard, picture_of, png_of, pool_of, report_beside, write_json
-from selfsame.images.files import InputError, read_image
+from selfsame.images.files import InputError, read_image, read_json
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import Picture, draw
 from selfsame.mannequins.world import WORLD_VERSION
@@ -72,6 +72,11 @@ class PairsJob:
     def kind(self) -> str:
         return "world" if self.world else "videos" if self.videos else "stills"
 
+    @property
+    def source(self) -> str:
+        """The folder that the pairs come from, "" for the world."""
+        return str((self.videos or self.stills or Path()).resolve()) if not self.world else ""
+
     def sources(self) -> list[str]:
         """File names in order, or numbers of clips.
 
@@ -111,6 +116,7 @@ class Report:
     """What a shard's sources gave."""
 
     digest: str = ""  # of the job that made it
+    folder: str = ""  # whose files they are, "" for the world
     sources: int = 0
     pairs: int = 0
     looked_at: int = 0  # pairs of frames whose SSIM was taken
@@ -128,11 +134,12 @@ class Report:
 
 def square_of(image: np.ndarray, size: int, around: int = 255) -> np.ndarray:
     """Padded to a square, then resized, as the paper trains (Sec. 4.1)."""
+    image = _at_most(image, size)  # small first: the square of a panorama is far larger than the panorama
     h, w = image.shape[:2]
     side = max(h, w)
     canvas = np.full((side, side, *image.shape[2:]), around, np.uint8)
     canvas[(side - h) // 2 :, (side - w) // 2 :][:h, :w] = image
-    return canvas if side == size else cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
+    return canvas if side == size else cv2.resize(canvas, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def video_frames(path: Path, size: int) -> list[np.ndarray]:
@@ -226,6 +233,8 @@ def read_marks(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         if image.mode in ("P", "L", "1") or image.mode.startswith("I"):
             marks = np.asarray(image)
+            if image.mode == "P" and "transparency" in image.info and marks.shape == rgb.shape[:2]:
+                return np.where(np.asarray(image.convert("RGBA").getchannel("A")) >= 128, marks.astype(np.int64) + 1, 0)
             return marks.astype(np.int64) if marks.shape == rgb.shape[:2] else rgb[..., 0].astype(np.int64)
         alpha = np.asarray(ImageOps.exif_transpose(image).getchannel("A")) if "A" in image.getbands() else None
     colours = (rgb.astype(np.int64) * [1 << 16, 1 << 8, 1]).sum(2)
@@ -280,7 +289,7 @@ def prepare_shard(job: PairsJob, first: int, sources: list[str]) -> Report:
     if known := finished(path, digest):
         return Report(**known)
     torch.set_num_threads(1)
-    report = Report(digest, len(sources))
+    report = Report(digest, job.source, len(sources))
     report_beside(path).unlink(missing_ok=True)
     with new_shard(path) as tar:
         for k, source in enumerate(sources):
@@ -300,8 +309,16 @@ def _worker(args: tuple[PairsJob, int, list[str]]) -> Report:
 
 
 def prepare_pairs(job: PairsJob, num_processes: int) -> Iterator[Report]:
-    """Make all shards; yields each one's report, those found finished too."""
+    """Make all shards; yields each one's report, those found finished too. Of an earlier job on the same files only what this one makes as well is kept.
+
+    Raises:
+        InputError: the split holds pairs of this kind from another folder.
+    """
     job.folder.mkdir(parents=True, exist_ok=True)
+    for old in shards_of(job.folder, job.split, job.kind):
+        known = read_json(report_beside(old)) if report_beside(old).is_file() else {}
+        if (folder := known.get("folder", "")) and folder != job.source:
+            raise InputError(f"{job.folder}: holds pairs of {folder}; choose another --out, or put all {job.kind} into one folder")
     todo = [(job, first, sources) for first, sources in job.shards()]
     ours = {job.path(first, sources).name for _, first, sources in todo}
     for old in shards_of(job.folder, job.split, job.kind):

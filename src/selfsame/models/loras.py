@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from selfsame.images.files import InputError, path_and_share
 from selfsame.models.single_file import header_of
 from selfsame.weights.catalogue import CATALOGUE
@@ -90,7 +92,7 @@ def _fuse(lora: Lora, model: Any, prefix: str, is_xl: bool, config: Any) -> None
         values, alphas, about = loader.lora_state_dict(
             str(lora.path), unet_config=config, local_files_only=True, use_safetensors=True, return_lora_metadata=True
         )
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"{lora.path}: not a LoRA that can be read ({' '.join(str(error).split())[:160]})") from None
     if not any(LORA.search(k) for k in values):
         raise InputError(f"{lora.path}: holds no LoRA; its keys are {', '.join(sorted(values)[:3])}")

@@ -56,6 +56,13 @@ def kind_of(path: Path) -> str:
     return kind
 
 
+def prediction_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of its prediction where that is not its base's: the keys `v_pred` and `ztsnr`, which ComfyUI reads too."""
+    keys = header_of(path)
+    said = {"prediction_type": "v_prediction"} if "v_pred" in keys else {}
+    return said | ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if "ztsnr" in keys else {})
+
+
 def _fingerprint(path: Path) -> str:
     """A hash of a file's size, first and last million bytes: the header with all tensors' places, and weights."""
     size = path.stat().st_size
@@ -88,6 +95,8 @@ def unpacked(path: Path, config: Path, into: Path) -> Path:
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         pipe = kind.from_single_file(str(path), config=str(config), local_files_only=True, torch_dtype=dtype, **without)
+        if said := prediction_of(path):
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **said)
         pipe.save_pretrained(partial)
         if not folder.exists():  # another process may have been faster
             os.replace(partial, folder)

@@ -18,6 +18,7 @@ import numpy as np
 from selfsame.images.align import crop_face
 from selfsame.images.files import InputError
 from selfsame.perception.detector import Found
+from selfsame.weights.catalogue import model_with
 from selfsame.weights.mannequin import sha256
 
 STRIDES = (8, 16, 32)
@@ -172,7 +173,8 @@ class OnnxFaces:
             elif len(outputs) == 1 and list(shape[-2:]) == [ARCFACE, ARCFACE] and outputs[0].shape[-1] == EMBEDDING:
                 recogniser = ArcFace(session, path)
                 self.digest = sha256(path)
-                spaces.append(next((n for n in reversed(path.parent.parts) if n in KNOWN_SPACES), folder.name))
+                named = next((n for n in reversed(path.absolute().parent.parts) if n in KNOWN_SPACES), folder.absolute().name)
+                spaces.append(model_with(self.digest) or named)
         if detector is None or recogniser is None:
             lacks = " and ".join(
                 n for n, part in (("a detector with key points (SCRFD, 9 outputs)", detector), ("a recogniser (ArcFace, 512)", recogniser)) if part is None

@@ -7,7 +7,6 @@ rate.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from selfsame.methods.mimicbrush.samples import Pair, PairSample, PairSamples, t
 from selfsame.models.latents import encode
 from selfsame.perception.stock import read_stock
 from selfsame.recipes.common import Options, Trained, beside, compute_device, finish, generator_at, mixed_rows, save_grid, torch_generator
-from selfsame.studio.brush import ABOUT, SCHEDULE, BrushEditor, BrushStudio, stock_part
+from selfsame.studio.brush import SCHEDULE, BrushEditor, BrushStudio, stock_part
 from selfsame.studio.edits import Square
 from selfsame.studio.painting import scheduler_of
 from selfsame.studio.request import EditRequest
@@ -76,6 +75,22 @@ class Seeing:
         return torch.cat([encode(self.vae, vae_pixels(s)) for s in squares]).float()
 
 
+def checked_pairs(folder: Path, split: str, size: int) -> PairTable:
+    """A split's pairs.
+
+    Raises:
+        FileNotFoundError: there are none; the message says how to make them.
+        InputError: they are of another size, which one job's shards share, or the shards are empty.
+    """
+    table = PairTable(folder, split)
+    if not len(table):
+        raise InputError(f"{folder}: the shards of split {split!r} hold no pairs; prepare them with a wider --ssim-low and --ssim-high")
+    for i in table.firsts:
+        if (found := len(table[i]["first"])) != size:
+            raise InputError(f"{folder}: squares of {found} pixels in split {split!r}, this base takes {size}: prepare the pairs with --size {size}")
+    return table
+
+
 def mimicbrush_of(options: Options, base: Path, *, image_encoder: Path, depth: Path, start: Path | None = None, how: PairSamples = HOW) -> Trained:
     """Train MimicBrush for a base on pairs; the run's folder gets `weights/`, stock folders that `edit --model mimicbrush --weights` and diffusers read.
 
@@ -89,16 +104,19 @@ def mimicbrush_of(options: Options, base: Path, *, image_encoder: Path, depth: P
     Raises:
         InputError: pairs of another size than the base's, a base with another noise schedule, or a folder that is something else.
     """
-    table = PairTable(options.data, "train")
     device, config = compute_device(), read_json(base / "unet" / "config.json")
-    said = read_json(base / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
-    if said != SCHEDULE["prediction_type"] or int(config.get("in_channels", 4)) != 4:
+    schedule = read_json(base / "scheduler" / "scheduler_config.json")
+    said = schedule.get("prediction_type", "epsilon")
+    if said != SCHEDULE["prediction_type"] or int(config.get("in_channels", 4)) != 4 or config.get("addition_embed_type"):
         raise InputError(
-            f"{base}: predicts {said} with {config.get('in_channels', 4)} channels; MimicBrush stands on Stable Diffusion 1.5 (epsilon, 4 channels)"
+            f"{base}: predicts {said} with {config.get('in_channels', 4)} channels{', as SDXL' if config.get('addition_embed_type') else ''}; "
+            "MimicBrush stands on Stable Diffusion 1.5 (epsilon, 4 channels)"
         )
-    size, found = 8 * int(config["sample_size"]), int(table[0]["first"].shape[0])
-    if found != size:
-        raise InputError(f"{options.data}: squares of {found} pixels, this base takes {size}: prepare the pairs with --size {size}")
+    other = [name for name in ("beta_start", "beta_end", "beta_schedule") if name in schedule and schedule[name] != SCHEDULE[name]]
+    if other:
+        raise InputError(f"{base}: another noise schedule than Stable Diffusion's ({other[0]} {schedule[other[0]]}); MimicBrush's is {SCHEDULE[other[0]]}")
+    size = 8 * int(config["sample_size"])
+    table = checked_pairs(options.data, "train", size)
     run = options.run(
         Run(folder=options.folder(f"mimicbrush-{base.name}"), max_steps=60000, batch_size=8, learning_rate=1e-5, decay="constant", ema_decay=0.9999,
             look_every=1000, seed=81),
@@ -140,7 +158,7 @@ def mimicbrush_of(options: Options, base: Path, *, image_encoder: Path, depth: P
         at = mixed_rows(kinds, how.still_share, run.batch_size, run.seed, step, rng)
         return batch_of([sample_of(table, int(i), rng) for i in at], rng, how)
 
-    held = PairTable(options.data, "validation") if shards_of(options.data, "validation") else None
+    held = checked_pairs(options.data, "validation", size) if shards_of(options.data, "validation") else None
     never, few = PairSamples(drop_reference=0, drop_depth=1), min(HELD_OUT, 0 if held is None else len(held))
     shown = [] if held is None else [sample_of(held, i, generator_at(run.seed, 10**9 + i)) for i in range(few)]
     fixed = [batch_of(shown[i : i + 8], generator_at(run.seed, 2 * 10**9 + i), never) for i in range(0, few, 8)]
@@ -169,6 +187,9 @@ def mimicbrush_of(options: Options, base: Path, *, image_encoder: Path, depth: P
         method = MimicBrush.from_base(unet, int(seeing.tower.config.hidden_size), fusion="concat")
     else:
         method = BrushEditor(start, dtype=torch.float32).method
+        reads, sees = method.image_projector.projector.in_features, int(seeing.tower.config.hidden_size)
+        if reads != sees:
+            raise InputError(f"{image_encoder}: {sees} numbers a token, the weights in {start} read {reads}: give the image tower that they were trained with")
     method.train().trainable()
     trainer = MimicBrushTrainer(method, no_states.cpu())
     trained = finish(run, trainer, objective, batch_at, options, look)
@@ -177,5 +198,4 @@ def mimicbrush_of(options: Options, base: Path, *, image_encoder: Path, depth: P
         weights = run.folder / WEIGHTS
         shutil.rmtree(weights, ignore_errors=True)
         BrushEditor.of_parts(BrushStudio(base / "vae", torch.device("cpu"), torch.float32), method.eval(), seeing.tower, seeing.depth_net, size).save(weights)
-        (weights / ABOUT).write_text(json.dumps({"fusion": method.fusion}) + "\n")
     return trained

@@ -20,7 +20,7 @@ from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.methods.mimicbrush.modules import FUSIONS
 from selfsame.methods.mimicbrush.objective import MimicBrushTrainer, mimicbrush_loss
 from selfsame.methods.mimicbrush.pictures import latent_mask
-from selfsame.methods.mimicbrush.samples import GENTLE, Pair, PairSample, PairSamples, training_sample
+from selfsame.methods.mimicbrush.samples import Pair, PairSample, PairSamples, gentle, training_sample
 from selfsame.models.latents import encode
 from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, image_states, load_image_encoder
 from selfsame.perception.depth import DepthNet, depth_of
@@ -70,7 +70,12 @@ class Variant:
     fusion: FUSIONS = "concat"  # how its keys and values are heard: beside the picture's own (paper), or the mean of both attentions (official code)
 
 
-# One choice changed at a time, as in the paper's Tables 3 and 4 (arXiv:2406.07547).
+# One choice changed at a time, as in the paper's Tables 3 and 4 (arXiv:2406.07547); masks are compared where they alone hide, with `GRIDS`.
+GRIDS, ALONE = "grid 0.75 and 0.5 by matches", replace(HOW, object_share=0.0)
+MASKS = {
+    "one box": Variant(replace(ALONE, mask="box")),
+    **{f"grid {rate}": Variant(replace(ALONE, match_rate=rate, other_rate=rate)) for rate in (0.25, 0.5, 0.75)},
+}
 ABLATIONS: dict[str, Variant] = {
     "image tokens alone": Variant(use_net=False),
     "CLIP's pooled token alone": Variant(use_net=False, pooled=True),
@@ -78,10 +83,10 @@ ABLATIONS: dict[str, Variant] = {
     "mean of both attentions": Variant(fusion="mean"),
     "the reference seen at timestep 0": Variant(reference_timestep=0),
     "stills alone": Variant(replace(HOW, still_share=1.0)),
-    "gentle augmentation": Variant(replace(GENTLE, object_share=HOW.object_share, rough=HOW.rough, mask_weight=HOW.mask_weight)),
+    "gentle augmentation": Variant(gentle(HOW)),
     "the paper's samples": Variant(PairSamples()),
-    "one box": Variant(replace(HOW, mask="box", object_share=0.0)),
-    **{f"grid {rate}": Variant(replace(HOW, match_rate=rate, other_rate=rate, object_share=0.0)) for rate in (0.25, 0.5, 0.75)},
+    GRIDS: Variant(ALONE),
+    **MASKS,
 }
 
 
@@ -96,6 +101,15 @@ def has_stills(data: Path) -> bool:
 def pairs_folder(data: Path) -> Path:
     """Where a dataset's pairs lie."""
     return data / "pairs"
+
+
+def pairs_digest(data: Path) -> str:
+    """Of all that a dataset's pairs teach.
+
+    Raises:
+        FileNotFoundError: there are none; the message says how to make them.
+    """
+    return fingerprint_of([], repr(_digests(pairs_folder(data), "train")))
 
 
 def _key(folder: Path, split: str, how: PairSamples, variations: int, modules: list[nn.Module]) -> str:
@@ -176,10 +190,9 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
         name: of the run's folder.
     """
     how = variant.how
-    pairs = fingerprint_of([], repr(_digests(pairs_folder(options.data), "train")))
     run = options.run(
         Run(folder=options.folder(name), max_steps=37500, batch_size=16, learning_rate=4e-4, ema_decay=0.999, look_every=1000, seed=61),
-        data=f"pairs {pairs}", after=READ, batch_size=256, learning_rate=1e-3, max_steps=8000, **ON_GPU,
+        data=f"pairs {pairs_digest(options.data)}", after=READ, batch_size=256, learning_rate=1e-3, max_steps=8000, **ON_GPU,
     )  # fmt: skip
     unet = load_unet()
     side, held = prepared(options, "train", how, VARIATIONS), prepared(options, "validation", HOW, 1)  # of every variant the same

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
 import re
@@ -75,7 +74,7 @@ def read_manifest(path: str | Path) -> list[Line]:
         raise InputError(f"{path}: no such file; give a manifest, a JSON object a line (.jsonl) or a table with a header (.csv)")
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     if path.suffix == ".csv":
-        raw: list[tuple[int, Any]] = _table(path, text)
+        raw: list[tuple[int, Any]] = _table(text)
     elif path.suffix in (".jsonl", ".ndjson"):
         raw = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     else:
@@ -94,22 +93,39 @@ def read_manifest(path: str | Path) -> list[Line]:
     return lines
 
 
-def _table(path: Path, text: str) -> list[tuple[int, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise InputError(f"{path}: line {reader.line_num} is no table row ({error})") from None
-    return [(n, {k: v for k, v in row.items() if v not in ("", None)} if None not in row else "") for n, row in rows]
+def _table(text: str) -> list[tuple[int, Any]]:
+    """Rows by the numbers of their first lines, each a dict of its filled cells, or the error that it is no row; after one reading goes on in the next line."""
+    lines = text.splitlines(keepends=True)
+    rows: list[tuple[int, Any]] = []
+    header: list[str] = []
+    at = 0
+    while at < len(lines):
+        reader, number = csv.reader((lines[i] for i in range(at, len(lines))), strict=True), at + 1
+        try:
+            cells, at = next(reader), at + reader.line_num
+        except csv.Error as error:
+            rows.append((number, InputError(f"no table row ({error}): is a quote left open?")))
+            at += 1
+            continue
+        if not header:
+            header = cells
+        elif len(cells) > len(header):
+            rows.append((number, InputError("has more cells than the header")))
+        elif cells:
+            rows.append((number, {k: v for k, v in zip(header, cells, strict=False) if v}))
+    return rows
 
 
 def _line(number: int, content: Any, folder: Path) -> Line:
     name = f"{number:04d}"
     try:
-        values = json.loads(content) if isinstance(content, str) and content else content
+        if isinstance(content, InputError):
+            raise content
+        values = json.loads(content) if isinstance(content, str) else content
         if not isinstance(values, dict):
-            raise InputError("is no JSON object" if content else "has more cells than the header")
-        given = str(values.pop("id", name))
+            raise InputError("is no JSON object")
+        said = values.pop("id", None)
+        given = name if said is None else str(said)
         if not NAME.fullmatch(given):
             raise InputError(f"id {given!r}: give letters, digits, '.', '-' and '_', beginning with a letter or digit")
         name = given
@@ -274,7 +290,7 @@ def _write(studio: Family, p: Prepared, k: int, made: Made, folder: Path, made_b
     if score and studio.judges and p.photos:
         p.scores[k] = studio.likeness(made.pixels, p.photos[0], which=p.order.which)
     if len(made.matches) > 1:
-        p.people[k] = tuple({"person": m.name, "found": m.found is not None, "in_place": m.ok} for m in made.matches)
+        p.people[k] = tuple(m.to_json() for m in made.matches)
     p.notes += [note for note in made.notes if note not in p.notes]
     p.seconds += made.seconds + time.monotonic() - began
     p.left.remove(k)

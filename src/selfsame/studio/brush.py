@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, DepthA
 from selfsame.images.files import InputError, read_json
 from selfsame.methods.mimicbrush.checkpoint import depth_anything_from_official, load_strictly, mimicbrush_from_official
 from selfsame.methods.mimicbrush.method import MimicBrush
-from selfsame.methods.mimicbrush.modules import DepthProjector, ImageProjector, ReferenceNet
+from selfsame.methods.mimicbrush.modules import FUSIONS, DepthProjector, ImageProjector, ReferenceNet
 from selfsame.methods.mimicbrush.pictures import clip_pixels, depth_pixels
 from selfsame.models.latents import pictures_of
 from selfsame.perception.stock import read_stock
@@ -140,7 +141,9 @@ class BrushEditor(Editor):
         with init_empty_weights(include_buffers=False):
             reference = UNet2DConditionModel(**{k: v for k, v in config.items() if not k.startswith("_")})
             projector = ImageProjector(tower.config.hidden_size, imitative.config.cross_attention_dim)
-            fusion = "concat" if (self.folder / ABOUT).is_file() and read_json(self.folder / ABOUT).get("fusion") == "concat" else "mean"
+            fusion = read_json(self.folder / ABOUT).get("fusion", "mean") if (self.folder / ABOUT).is_file() else "mean"
+            if fusion not in get_args(FUSIONS):
+                raise InputError(f"{self.folder / ABOUT}: fusion {fusion!r}, known are {', '.join(get_args(FUSIONS))}")
             method = MimicBrush(imitative, ReferenceNet(reference), projector, DepthProjector(int(reference.config["in_channels"])), fusion)
         values = read_official(self.folder / PROJECTORS, "MimicBrush's projectors")
         try:
@@ -185,6 +188,7 @@ class BrushEditor(Editor):
             parts = {name: getattr(self.method, name).state_dict() for name in ("image_projector", "depth_projector")}
             values = {f"{name}.{k}": v.contiguous() for name, state in parts.items() for k, v in state.items()}
             save_file(values, partial / PROJECTORS, metadata={"format": "pt"})
+            (partial / ABOUT).write_text(json.dumps({"fusion": self.method.fusion}) + "\n")
             os.replace(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

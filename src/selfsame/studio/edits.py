@@ -238,8 +238,12 @@ def framed(picture: np.ndarray, mask: np.ndarray, context: float, side: int = SI
     window = window_around(mask > 0, context, side)
     if window.side > LARGEST:
         raise InputError(f"the mask and its surroundings are {window.side} pixels wide or high, at most {LARGEST} are painted at once: mask a smaller part")
-    enlarged = cv2.resize(window.crop(mask, 0), (side, side), interpolation=cv2.INTER_AREA if window.side > side else cv2.INTER_LINEAR)
-    return resized(window.crop(picture, 255), side), cells_of(enlarged), window
+    return resized(window.crop(picture, 255), side), _painted(mask, window, side), window
+
+
+def _painted(mask: np.ndarray, window: Window, side: int) -> np.ndarray:
+    """What of the square is painted, side side bool."""
+    return cells_of(cv2.resize(window.crop(mask, 0), (side, side), interpolation=cv2.INTER_AREA if window.side > side else cv2.INTER_LINEAR))
 
 
 def _must_fit(region: Region, source: np.ndarray) -> None:
@@ -270,6 +274,8 @@ def reference_square(region: Region, side: int = SIDE) -> np.ndarray:
 def put_back(picture: np.ndarray, result: np.ndarray, mask: np.ndarray, window: Window, request: EditRequest) -> np.ndarray:
     """A painted square back in its place, through the softened mask."""
     large = resized(result, window.side)
-    if request.match_colour:
-        large = colours_matched(large, window.crop(picture, 255), (window.crop(mask, 0) == 0) & (window.crop(np.ones_like(mask), 0) > 0))
+    if request.match_colour:  # measured where nothing was painted, which is less than what the mask leaves
+        cells = _painted(mask, window, len(result)).astype(np.uint8)
+        painted = cv2.resize(cells, (window.side, window.side), interpolation=cv2.INTER_NEAREST) > 0
+        large = colours_matched(large, window.crop(picture, 255), ~painted & (window.crop(np.ones_like(mask), 0) > 0))
     return laid_over(window.put(picture, large), picture, mask, request.feather)

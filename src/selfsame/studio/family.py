@@ -203,8 +203,8 @@ class Family(ABC):
         request = Request(prompt=request) if isinstance(request, str) else request
         people = people_of(who, pose)
         request = self.sized(request, people)
-        cast = placed(people, self.cast(people, request), *request.size)
-        faces, notes = shown(cast.faces, [self.embedding(p.identity, request.photos) for p in cast.faces], *request.size, request.strengths)
+        cast = placed(people, self.cast(people, request), *request.size, self.limits.least)
+        faces, notes = shown(cast.faces, [self.embedding(p.identity, request.photos) for p in cast.faces], *request.size, request.strengths, self.limits.least)
         notes = (*cast.notes, *notes)
         row = Row(request.full_prompt, request.negative_prompt, faces, None if start is None else self.to_latents(start, request))
         each = [replace(request, seed=(request.seed + i) % 2**63, num_images=1) for i in range(request.num_images)]
@@ -338,7 +338,8 @@ class Family(ABC):
         if any(not p.identity.num_photos for p in people):
             raise InputError("somebody without a photo cannot be recognised")
         found, embeddings = self.known_faces(image)
-        boxes = Places.of(people, *image.shape[:2]).boxes
+        height, width = image.shape[:2]
+        boxes = Places.of(people, height, width, self.limits.least).boxes
         known = F.normalize(torch.from_numpy(np.stack([p.identity.embeddings.mean(0) for p in people])).float(), dim=1)
         alike = known @ F.normalize(embeddings.float().cpu(), dim=1).T if found else known.new_zeros(len(known), 0)
         return matched(alike.numpy(), found, boxes, [p.name for p in people])

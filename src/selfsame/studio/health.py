@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
+from packaging.requirements import Requirement
+from packaging.version import Version
+
 from selfsame.studio.memory import CGROUP, installed_memory, memory_limit
 
 GB = 1 << 30
@@ -32,6 +35,12 @@ def _version(name: str) -> str:
         return ""
 
 
+def _least(name: str) -> str:
+    """The oldest version that this package asks for."""
+    said = (Requirement(text) for text in metadata.requires("selfsame") or ())
+    return next((spec.version for r in said if r.name == name for spec in r.specifier if spec.operator == ">="), "0")
+
+
 def checks() -> Iterator[Check]:
     """Look at everything, one after the other."""
     yield Check("python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or newer")
@@ -41,7 +50,9 @@ def checks() -> Iterator[Check]:
     known = (2, 6) <= (int(parts[0]), int(parts[1])) < (2, 14)
     yield Check("torch", known, torch.__version__, 'pip install "torch>=2.6,<2.14"')
     for name in ("diffusers", "transformers", "accelerate", "peft", "safetensors"):
-        yield Check(name, bool(_version(name)), _version(name) or "missing", f"pip install {name}")
+        least = _least(name)
+        fits = bool(_version(name)) and Version(_version(name)) >= Version(least)
+        yield Check(name, fits, _version(name) or "missing", f'pip install "{name}>={least}"')
     if importlib.util.find_spec("torchvision"):
         yield Check("torchvision", True, "installed, not needed")
     yield from _devices()
@@ -52,7 +63,7 @@ def checks() -> Iterator[Check]:
     folder = cache_folder()
     place = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(place).free / GB
-    yield Check("disk", free > 1, f"{free:.0f} GB free at {place}", "free some space, or set SELFSAME_HOME to another disk")
+    yield Check("disk", free > 1, f"{free:.0f} GB free at {place}", "free some space, or set SELFSAME_HOME to another disk (SDXL and InstantID are 11.5 GB)")
     faces = importlib.util.find_spec("onnxruntime") is not None
     yield Check("faces in photographs", True, f"onnxruntime {_version('onnxruntime')}" if faces else 'without onnxruntime (pip install "selfsame[faces]")')
     yield from _weights()

@@ -17,7 +17,7 @@ CONFIG_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8
 # Bytes that one row of one latent cell needs at its peak, in numbers of the computing precision: U-Net with IdentityNet, and a decoder's cell.
 PER_CELL, PER_DECODED = 40_000, 260_000
 CGROUP = Path("/sys/fs/cgroup")  # where a container finds its own limit
-TILE = 64 * 64  # latent cells that a tiled decoder sees at a time
+TILE_SIDE = 64  # latent cells across that a tiled decoder sees at a time
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Sizes:
     method: int  # Resampler, adapter and IdentityNet
     vae: int
     precision: int  # bytes of a number where it is computed with; the VAE's are 4
+    in_place: bool = False  # files are read where they lie, as on a CPU: one stays whole until all of it has been made small
 
 
 def needed(sizes: Sizes, plan: Plan, height: int, width: int, rows: int) -> Mapping[str, int]:
@@ -75,10 +76,10 @@ def needed(sizes: Sizes, plan: Plan, height: int, width: int, rows: int) -> Mapp
     p, cells = sizes.precision, height * width // 64
     text, vae = sizes.text * p, sizes.vae * 4
     base = sizes.unet * (1 if plan.fp8 else p) + sizes.method * p
-    seen = min(cells, TILE) if plan.tiles else cells
+    seen = min(cells, TILE_SIDE**2) if plan.tiles else cells
     here = 0 if plan.parks else text + vae
     phases = {
-        "loading": sizes.unet * p + here,  # whole, before it is made small
+        "loading": sizes.unet * (p + (plan.fp8 and sizes.in_place)) + here,  # whole, before it is made small
         "prompt": base + text + (0 if plan.parks else vae),  # of a second picture, when the base is there
         "painting": base + here + rows * cells * PER_CELL * p / 4,
         "decoding": base + vae + (0 if plan.parks else text) + seen * PER_DECODED,

@@ -143,7 +143,7 @@ def cast_of(people: Sequence[Person], request: Request) -> Cast:
     return Cast(tuple(faces), tuple(words))
 
 
-def placed(people: Sequence[Person], cast: Cast, height: int, width: int) -> Cast:
+def placed(people: Sequence[Person], cast: Cast, height: int, width: int, least: int) -> Cast:
     """Faces in the places that all people share out, those who are painted by words too: their places stay free of the others' faces.
 
     Raises:
@@ -152,7 +152,7 @@ def placed(people: Sequence[Person], cast: Cast, height: int, width: int) -> Cas
     by_words = [p for p in people if not any(p is face for face in cast.faces)]
     if not cast.faces or not by_words:
         return cast
-    masks = {id(p): mask for p, mask in zip(people, Places.of(people, height, width).masks, strict=True)}
+    masks = {id(p): mask for p, mask in zip(people, Places.of(people, height, width, least).masks, strict=True)}
     said = [f"{p.name or 'somebody'} is painted by words, which have no pose or strength of their own" for p in by_words if p.pose or p.strengths]
     faces = tuple(replace(p, region=masks[id(p)]) for p in cast.faces)
     return replace(cast, faces=faces, notes=(*cast.notes, *said))

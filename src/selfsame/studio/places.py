@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -13,11 +14,10 @@ from torch import Tensor
 from selfsame.images.files import InputError
 from selfsame.perception.detector import Found
 from selfsame.studio.crowd import Shown
-from selfsame.studio.request import Strengths
+from selfsame.studio.request import MANNEQUIN, Strengths
 from selfsame.values.identity import Identity
 
 Box = tuple[int, int, int, int]  # x0 y0 x1 y1, pixels, x1 and y1 just outside
-LEAST = 32  # pixels of a region's side: four latents, below which a face has no features
 FACE_TO_POINTS = 2.4  # a face's width over the extent of its five key points
 ROOM = 0.9  # of a region's width that a face may take
 OVERLAP = 0.02  # of the smaller region that may lie in another without a word
@@ -84,8 +84,11 @@ class Places:
     notes: tuple[str, ...] = field(default=())
 
     @classmethod
-    def of(cls, people: Sequence[Person], height: int, width: int) -> Places:
+    def of(cls, people: Sequence[Person], height: int, width: int, least: int = MANNEQUIN.least) -> Places:
         """One place a person.
+
+        Args:
+            least: pixels of a region's side, of the base's `Limits`.
 
         Raises:
             InputError: some people have a region and some have none, a region has another size than the picture, lies outside it, or is too small.
@@ -101,8 +104,10 @@ class Places:
             masks = [_checked(p.region, height, width, i + 1) for i, p in enumerate(people)]
             boxes = [_bounds(mask) for mask in masks]
         for i, (x0, y0, x1, y1) in enumerate(boxes):
-            if min(x1 - x0, y1 - y0) < LEAST:
-                raise InputError(f"region {i + 1} is {x1 - x0} x {y1 - y0}: a face needs at least {LEAST} x {LEAST} pixels; make it or the picture larger")
+            if min(x1 - x0, y1 - y0) < least:
+                raise InputError(f"region {i + 1} is {x1 - x0} x {y1 - y0}: this base needs at least {least} x {least} pixels; make it or the picture larger")
+            if (mask := masks[i]) is not None and not mask[::least, ::least].any():  # what the coarsest layers see of it
+                raise InputError(f"region {i + 1} is too thin: this base sees nothing of it in cells of {least} x {least} pixels; make it broader")
         return cls(tuple(masks), tuple(boxes), tuple(_overlaps(masks)))
 
 
@@ -148,14 +153,17 @@ def _overlaps(masks: Sequence[np.ndarray]) -> list[str]:
     return notes
 
 
-def shown(people: Sequence[Person], embeddings: Sequence[Tensor], height: int, width: int, strengths: Strengths) -> tuple[tuple[Shown, ...], tuple[str, ...]]:
+def shown(
+    people: Sequence[Person], embeddings: Sequence[Tensor], height: int, width: int, strengths: Strengths, least: int = MANNEQUIN.least
+) -> tuple[tuple[Shown, ...], tuple[str, ...]]:
     """Faces in their places, and warnings.
 
     Args:
         embeddings: 1 k 512 of each person.
         strengths: of those who have none of their own.
+        least: as of `Places.of`.
     """
-    places = Places.of(people, height, width)
+    places = Places.of(people, height, width, least)
     faces = []
     for person, embedding, mask, box in zip(people, embeddings, places.masks, places.boxes, strict=True):
         pose = person.pose or Pose.of(person.identity)
@@ -173,15 +181,27 @@ class Match:
     likeness: float | None = None  # cosine with the photo, of the encoder that conditioned the picture: it tells people apart, it measures nothing
     name: str = ""
     in_place: bool = False  # whether its middle lies in the person's region
+    is_likest: bool = True  # whether no other person of the picture is more like it
 
     @property
     def ok(self) -> bool:
-        return self.found is not None and self.in_place
+        return self.found is not None and self.in_place and self.is_likest
 
     def told(self) -> str:
         """One phrase about this person."""
-        where = "not found" if self.found is None else "in place" if self.in_place else "found elsewhere"
-        return f"{self.name or f'person {self.person + 1}'}: {where}"
+        where = "in place" if self.in_place else "found elsewhere"
+        if self.found is None:
+            where = "not found"
+        elif not self.is_likest:
+            where = "looks more like somebody else of the picture"
+        alike = "" if self.likeness is None else f" (likeness {self.likeness:.2f})"
+        return f"{self.name or f'person {self.person + 1}'}: {where}{alike}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For reports; the box is x0, y0, x1, y1 in pixels."""
+        box = None if self.found is None else [round(float(v), 1) for v in self.found.box]
+        alike = None if self.likeness is None else round(self.likeness, 3)
+        return {"person": self.name, "found": self.found is not None, "in_place": self.ok, "likeness": alike, "box": box}
 
 
 def matched(alike: np.ndarray, faces: Sequence[Found], boxes: Sequence[Box], names: Sequence[str] = ()) -> list[Match]:
@@ -197,5 +217,6 @@ def matched(alike: np.ndarray, faces: Sequence[Found], boxes: Sequence[Box], nam
     for i, j in zip(*linear_sum_assignment(-alike), strict=True) if alike.size else ():
         x, y = faces[j].kps.mean(0)
         x0, y0, x1, y1 = boxes[i]
-        matches[int(i)] = Match(int(i), faces[j], float(alike[i, j]), called[i], bool(x0 <= x < x1 and y0 <= y < y1))
+        in_place = bool(x0 <= x < x1 and y0 <= y < y1)
+        matches[int(i)] = Match(int(i), faces[j], float(alike[i, j]), called[i], in_place, bool(alike[i, j] >= alike[:, j].max()))
     return list(matches.values())

@@ -24,13 +24,18 @@ T = TypeVar("T")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
+def is_picture(path: Path) -> bool:
+    """By its name; hidden files, such as those that a Mac leaves beside each file, are none."""
+    return path.suffix.lower() in PICTURES and not path.name.startswith(".")
+
+
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures of a folder, in order of their names; what lies beside them (captions, hidden files) is left out.
 
     Raises:
         InputError: there are none.
     """
-    photos = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+    photos = sorted(p for p in folder.iterdir() if is_picture(p))
     if not photos:
         raise InputError(f"{folder}: no pictures in this folder; put photos of one person there")
     return photos

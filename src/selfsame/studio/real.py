@@ -18,7 +18,7 @@ from selfsame.images.draw import draw_kps
 from selfsame.images.files import InputError, read_json
 from selfsame.images.head import head_kps
 from selfsame.images.resize import official_size, resize_official
-from selfsame.methods.instantid.checkpoint import ABOUT, NET_FOLDER, OFFICIAL_ENCODER, encoder_of, instantid_from_official
+from selfsame.methods.instantid.checkpoint import ABOUT, OFFICIAL_ENCODER, encoder_of, instantid_from_official, weights_in
 from selfsame.methods.instantid.method import InstantID
 from selfsame.models.latents import encode, pictures_of
 from selfsame.models.loras import Lora, fuse_text, fuse_unet
@@ -27,7 +27,7 @@ from selfsame.models.weighted import WINDOW, encode_weighted, encode_windows, we
 from selfsame.perception.detector import Found
 from selfsame.perception.real_faces import RealFace, gpu_providers, reader_of
 from selfsame.studio.family import Family, Job
-from selfsame.studio.memory import CHOICES, PLANS, SPARE, Plan, Sizes, chosen, free_memory, needed, numbers_in
+from selfsame.studio.memory import CHOICES, PLANS, SPARE, TILE_SIDE, Plan, Sizes, chosen, free_memory, needed, numbers_in
 from selfsame.studio.painting import Painter, Told, scheduler_of
 from selfsame.studio.people import Cast, Towers, cast_of, check_words, chosen_face, is_cut, lent_embedding, vectors_of
 from selfsame.studio.places import Person, Pose
@@ -37,7 +37,7 @@ from selfsame.values.identity import Identity, LearnedWords
 from selfsame.weights.catalogue import CATALOGUE
 from selfsame.weights.fetch import cache_folder, local, missing_of
 
-SD15, SDXL = Limits(512, 8, 1024), Limits(1024, 8, 2048)
+SD15, SDXL = Limits(512, 8, 1024, least=64), Limits(1024, 8, 2048)
 LONGEST = {512: 640, 1024: 1280}  # the longer side of a photo before it is read, and of a picture in its shape; officially 1280 for SDXL
 SHORTEST = 64
 PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -143,8 +143,8 @@ class RealStudio(Family):
         """Numbers in each part, read off the files' headers."""
         base, own = self.folders.base, self.folders.instantid
         text = sum(numbers_in(base / name) for name in ("text_encoder", "text_encoder_2") if (base / name).is_dir())
-        method = 0 if own is None else sum(numbers_in(p) for p in (own, own / NET_FOLDER))
-        return Sizes(text, numbers_in(base / "unet"), method, numbers_in(base / "vae"), self.dtype.itemsize)
+        method = 0 if own is None else sum(numbers_in(p) for p in weights_in(own))
+        return Sizes(text, numbers_in(base / "unet"), method, numbers_in(base / "vae"), self.dtype.itemsize, self.device.type == "cpu")
 
     def planned(self, request: Request) -> tuple[Plan, int]:
         """The preset for a request, and the bytes that its picture will need; for a larger picture than before what is loaded may leave.
@@ -227,6 +227,9 @@ class RealStudio(Family):
         fuse_unet(self.loras, unet, is_xl=self.is_xl)
         if self._plan.fp8:
             unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=self.dtype)
+            for own in (*unet.parameters(), *unet.buffers()):
+                if own.dtype != torch.float8_e4m3fn:
+                    own.data = own.data.clone()  # what is not cast would keep the whole file in memory
         return unet
 
     @cached_property
@@ -237,6 +240,8 @@ class RealStudio(Family):
         vae = self._part(AutoencoderKL, "vae", torch.float32)
         if self._plan.tiles:
             vae.enable_tiling()
+            vae.tile_sample_min_size, vae.tile_latent_min_size = 8 * TILE_SIDE, TILE_SIDE  # SDXL's own are four times as many cells
+        vae.enable_slicing()  # one picture at a time, however many are painted together
         return vae
 
     @cached_property
@@ -244,7 +249,14 @@ class RealStudio(Family):
         """The first one, whose ids both of SDXL's encoders read."""
         from transformers import CLIPTokenizer
 
-        return CLIPTokenizer.from_pretrained(self.folders.base / "tokenizer", local_files_only=True)
+        folder = self.folders.base / "tokenizer"
+        absent = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
+        if absent and not (folder / "tokenizer.json").is_file():  # transformers would read every prompt as nothing
+            raise InputError(f"{folder}: lacks {' and '.join(absent)}; fetch it again")
+        try:
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # tokenizers has no kinds of its own
+            raise InputError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:160]}); fetch it again") from None
 
     @cached_property
     def encoders(self) -> list[Any]:
@@ -351,8 +363,9 @@ class RealStudio(Family):
         both = [encode_weighted(tokenizer, encoders, a, b, words) for a, b in zip(prompts, against, strict=True)]
         ids = torch.tensor([[request.height, request.width, 0, 0, request.height, request.width]] * len(prompts), device=self.device, dtype=self.dtype)
         told, not_told = ((torch.cat([p[k].encoder_hidden_states for p in both]), torch.cat([p[k].pooled for p in both])) for k in (0, 1))
-        if self._zero_negative and not any(against):
-            not_told = torch.zeros_like(not_told[0]), torch.zeros_like(not_told[1])
+        if self._zero_negative:  # of rows that say nothing against, whatever the others of the batch say
+            says = torch.tensor([bool(text) for text in against], device=self.device, dtype=self.dtype)
+            not_told = not_told[0] * says[:, None, None], not_told[1] * says[:, None]
         return Told(*told, ids), Told(*not_told, ids)
 
     def painter(self, words: Sequence[LearnedWords] = ()) -> Painter:

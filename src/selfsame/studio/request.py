@@ -87,6 +87,7 @@ class Limits:
     guidance_scale: float = 5.0  # likewise
     strength: float = 0.8  # likewise, of the Image Adapter and of IdentityNet
     turbo: FewSteps = FewSteps("lcm", FEW_STEPS)  # LCM-LoRA's
+    least: int = 32  # pixels of a person's region, the cells of the coarsest layers: smaller ones may fall between those
 
     def settled(self, num_steps: int, guidance_scale: float, solver: str, speed: str = "exact") -> dict[str, Any]:
         """Steps, guidance and solver in full; few steps and no guidance for weights distilled to that."""

@@ -195,3 +195,9 @@ def must_be_commercial(model: Model) -> None:
     """Raise InputError, naming what to use instead, when a model may not be used commercially."""
     if not model.commercial:
         raise InputError(f"{model.name}: its weights are {model.weights}; commercially: {model.instead or 'another model'}")
+
+
+def model_with(sha256: str) -> str:
+    """Which one of the catalogue's models has a file of this hash; "" where none has, or several."""
+    known = [m.name for m in _ALL if any(sha256 in part.sha256.values() for part in m.parts)]
+    return known[0] if len(known) == 1 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import hashlib
@@ -14,7 +15,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,7 +25,7 @@ from selfsame.weights.catalogue import HUB, Model, Part
 from selfsame.weights.mannequin import sha256
 
 CACHE_VARIABLE = "SELFSAME_HOME"
-RECORD = "selfsame.json"  # hashes of what was fetched, beside it
+RECORD = "fetched.json"  # hashes of what was fetched, beside it
 CHUNK = 1 << 20
 LARGEST = 20_000_000_000  # bytes of an unpacked archive: more is no model of ours
 SECONDS = 30  # without a byte after which an address is given up
@@ -81,10 +82,16 @@ def local(model: Model, *, thorough: bool = False) -> Path:
             path = folder_of(model) / part.into / name
             if f"{part.into}/{name}".lstrip("/") not in record and name in part.files and _sha256_once(path, tuple(_stat(path))) != expected:
                 raise InputError(f"{path}: is not {model.name}'s file of that name; delete it and fetch it (selfsame models fetch {model.name})")
+    moved = False
     for name, known in record.items():
         path = folder_of(model) / name
-        if (thorough or _stat(path) != known["stat"]) and sha256(path) != known["sha256"]:
+        seen = _stat(path)
+        if (thorough or seen != known["stat"]) and sha256(path) != known["sha256"]:
             raise InputError(f"{path}: has changed since it was fetched; delete it and fetch it again (selfsame models fetch {model.name})")
+        moved, known["stat"] = moved or seen != known["stat"], seen
+    if moved:  # copied, say: not to be hashed again next time
+        with contextlib.suppress(OSError):
+            _write_record(model, record)
     return folder_of(model)
 
 
@@ -102,8 +109,8 @@ def _record(model: Model) -> dict[str, dict[str, Any]]:
     """What is known of a model's files: sha256 and, to notice a change quickly, size and time."""
     path = folder_of(model) / RECORD
     try:
-        return read_json(path)["files"] if path.exists() else {}
-    except InputError:  # cut off: the files are looked at anew
+        return dict(read_json(path)["files"]) if path.exists() else {}
+    except (InputError, KeyError, TypeError, ValueError):  # cut off: the files are looked at anew
         return {}
 
 
@@ -133,10 +140,15 @@ def fetch(model: Model, tick: Tick = lambda count, name: None) -> Path:
         for name in part.files:
             path = target / name
             files[f"{part.into}/{name}".lstrip("/")] = {"sha256": sha256(path), "stat": _stat(path)}
+    _write_record(model, files)
+    return folder
+
+
+def _write_record(model: Model, files: Mapping[str, Any]) -> None:
+    folder = folder_of(model)
     partial = folder / f".{RECORD}.{os.getpid()}.part"
     partial.write_text(json.dumps({"model": model.name, "licence": model.weights, "files": files}, indent=1) + "\n")
     os.replace(partial, folder / RECORD)
-    return folder
 
 
 def _bring(model: Model, part: Part, wanted: list[str], target: Path, tick: Tick) -> None:
@@ -147,6 +159,8 @@ def _bring(model: Model, part: Part, wanted: list[str], target: Path, tick: Tick
     for source in part.sources:
         try:
             (_from_hub if source.startswith(HUB) else _from_address)(source, wanted, target, tick)
+            for name in wanted:
+                _check(target / name, part.sha256.get(name, ""), "the catalogue says")
             break
         except (OSError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
@@ -156,15 +170,21 @@ def _bring(model: Model, part: Part, wanted: list[str], target: Path, tick: Tick
         raise InputError(f"{model.name}: no address gave {', '.join(wanted[:3])}; tried {'; '.join(tried)}. Put the files into {target} by hand")
     record, known = folder_of(model) / RECORD, _record(model)
     for name in wanted:
-        before = known.get(f"{part.into}/{name}".lstrip("/"), {}).get("sha256", "")
-        _check(target / name, part.sha256.get(name, ""), "the catalogue says", "it was deleted, try again later")
-        _check(target / name, before, "when it was first fetched it was", f"it was deleted; if you trust the new one, delete {record} and fetch again")
+        try:
+            _check(target / name, known.get(f"{part.into}/{name}".lstrip("/"), {}).get("sha256", ""), "when it was first fetched it was")
+        except OSError as error:
+            raise InputError(f"{error}; if you trust the new one, delete {record} and fetch again") from None
 
 
-def _check(path: Path, expected: str, says: str, remedy: str) -> None:
+def _check(path: Path, expected: str, says: str) -> None:
+    """A file with another hash is deleted.
+
+    Raises:
+        OSError: it had another.
+    """
     if expected and (actual := sha256(path)) != expected:
         path.unlink()
-        raise InputError(f"{path.name}: arrived with sha256 {actual[:12]}..., {says} {expected[:12]}...; {remedy}")
+        raise OSError(f"{path.name}: arrived with sha256 {actual[:12]}..., {says} {expected[:12]}..., and was deleted")
 
 
 def _from_hub(source: str, wanted: list[str], target: Path, tick: Tick) -> None:

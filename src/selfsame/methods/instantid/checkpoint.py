@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,6 @@ from accelerate import init_empty_weights
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from selfsame.images.files import InputError, read_json
@@ -27,6 +27,7 @@ ABOUT = "selfsame.json"  # beside one's own weights: which encoder's embeddings 
 OFFICIAL_ENCODER = "antelopev2"
 NET_FOLDER = "ControlNetModel"
 DIM_HEAD = 64  # of the official Resampler; shapes do not tell it
+FREE_NAME = re.compile(r"ip.?adapter.*instant.?id.*\.(bin|pth|safetensors)")
 HINT = "controlnet_cond_embedding."  # how keys begin that only a ControlNet has
 LOOKS = (  # the beginning or an inner part of a key that only such files have
     (HINT, "a ControlNet"),
@@ -66,7 +67,7 @@ def adapter_from_official(values: Mapping[str, Tensor], adapter: ImageAdapter) -
     if missing or extra:
         raise ValueError(
             f"ip_adapter does not fit this base: {len(missing)} keys missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}; "
-            "the base must have the checkpoint's number of cross-attention layers"
+            f"the base must have the checkpoint's number of cross-attention layers (it looks like {looks_like({'ip_adapter': dict(values)})})"
         )
     adapter.load_state_dict(ours, strict=True)
 
@@ -178,8 +179,14 @@ def is_instantid(folder: Path) -> bool:
 
 def dtype_of(folder: Path) -> torch.dtype:
     """What the adapter in a folder is written in."""
-    path = next(folder / name for name in (*ADAPTER_FILES, OURS) if (folder / name).is_file())
+    path = adapters_in(folder)[0]
     return next(iter(read_adapter(path)[0].values())).dtype
+
+
+def adapters_in(folder: Path) -> list[Path]:
+    """Files that hold an adapter by their names: the official and our own, else such as A1111 keeps them (ip-adapter_instant_id_sdxl.bin)."""
+    known = [folder / name for name in (*ADAPTER_FILES, OURS) if (folder / name).is_file()]
+    return known or sorted(p for p in folder.glob("*") if FREE_NAME.fullmatch(p.name.lower()))
 
 
 def net_file_of(folder: Path) -> Path | None:
@@ -188,19 +195,26 @@ def net_file_of(folder: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
+def weights_in(folder: Path) -> list[Path]:
+    """What is loaded of a folder: the adapter's file, and IdentityNet's folder or file."""
+    alone = None if (folder / NET_FOLDER / "config.json").is_file() else net_file_of(folder)
+    return [*adapters_in(folder)[:1], alone or folder / NET_FOLDER]
+
+
 def identity_net_in(path: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
     """IdentityNet from one file of diffusers' keys, strictly: made as the base's own ControlNet, which the released one is.
 
     Raises:
         InputError: it holds other keys or shapes; the message names three.
     """
-    values = load_file(path)
+    values = read_official(path, "IdentityNet")
     with init_empty_weights():
         net = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
     own = net.state_dict()
     wrong = sorted((set(own) ^ set(values)) | {k for k in own if k in values and own[k].shape != values[k].shape})
     if wrong:
-        raise InputError(f"{path}: no ControlNet of this base, {len(wrong)} keys are missing, extra or of another shape: {', '.join(wrong[:3])}")
+        some = ", ".join(wrong[:3])
+        raise InputError(f"{path}: no ControlNet of this base but {looks_like(values)}; {len(wrong)} keys are missing, extra or of another shape: {some}")
     net.load_state_dict({k: v.to(dtype) for k, v in values.items()}, strict=True, assign=True)
     return net
 
@@ -220,7 +234,9 @@ def identity_net_of(folder: Path, dtype: torch.dtype) -> ControlNetModel:
     net, about = loaded
     wrong = [*about["missing_keys"], *about["unexpected_keys"], *(k[0] for k in about["mismatched_keys"])]
     if wrong:
-        raise InputError(f"{folder}: not a whole IdentityNet, {len(wrong)} keys are missing, extra or of another shape: {', '.join(sorted(wrong)[:3])}")
+        seen = looks_like({k: v for p in folder.glob("*.safetensors") for k, v in header_of(p).items()})
+        some = ", ".join(sorted(wrong)[:3])
+        raise InputError(f"{folder}: not a whole IdentityNet but {seen}; {len(wrong)} keys are missing, extra or of another shape: {some}")
     return net
 
 
@@ -238,7 +254,7 @@ def instantid_from_official(folder: str | Path, unet: UNet2DConditionModel, *, d
     """
     folder = Path(folder)
     dtype = dtype or unet.dtype
-    there = [folder / name for name in (*ADAPTER_FILES, OURS) if (folder / name).is_file()]
+    there = adapters_in(folder)
     if len(there) != 1:
         found = " and ".join(p.name for p in there) or "none of them"
         raise InputError(f"{folder}: give a folder with one of {', '.join((*ADAPTER_FILES, OURS))}, such as InstantX/InstantID's; it holds {found}")
@@ -249,8 +265,8 @@ def instantid_from_official(folder: str | Path, unet: UNet2DConditionModel, *, d
     width = int(unet.config["cross_attention_dim"])
     if size.output_dim != width:
         raise ValueError(f"{path}: made for a base whose context is {size.output_dim} wide, this one's is {width}: SDXL has 2048, SD 2 1024, SD 1 768")
-    alone = None if (folder / NET_FOLDER / "config.json").is_file() else net_file_of(folder)
-    net = identity_net_of(folder / NET_FOLDER, dtype) if alone is None else identity_net_in(alone, unet, dtype)
+    where = weights_in(folder)[-1]
+    net = identity_net_in(where, unet, dtype) if where.is_file() else identity_net_of(where, dtype)
     if int(net.config["cross_attention_dim"]) != width:
         raise ValueError(f"{folder / NET_FOLDER}: its context is {net.config['cross_attention_dim']} wide, this base's is {width}: it belongs to another base")
     method = InstantID(Resampler(**asdict(size)), ImageAdapter.of(unet, from_base=False), net, size)

@@ -36,7 +36,7 @@ from selfsame.recipes.common import Options, to_pixels
 from selfsame.recipes.measure.judging import measured_with, notes_on_weights, reader_net
 from selfsame.recipes.measure.protocols import protocol
 from selfsame.recipes.measure.trainings import Trainings, chosen
-from selfsame.recipes.mimicbrush import ABLATIONS, READ, Variant, has_stills, mimicbrush
+from selfsame.recipes.mimicbrush import ABLATIONS, GRIDS, MASKS, READ, Variant, has_stills, mimicbrush, pairs_digest
 from selfsame.studio.brush import BrushEditor
 from selfsame.studio.edits import SIDE, Editor, Region, framed, put_back
 from selfsame.studio.painting import Row as PaintRow
@@ -322,7 +322,8 @@ def ablated(out: Path, options: Options, *, only: Sequence[str] = (), **measurin
 
     variants, left_out = chosen({OURS: Variant()} | ABLATIONS, only, lacks)
     more = ["none of these rows is of the weights that ship", *left_out]
-    trainings = Trainings("mimicbrush", mimicbrush, variants, options, READ, measuring.get("on_progress", lambda share, note: None), more)
+    tell = measuring.get("on_progress", lambda share, note: None)
+    trainings = Trainings("mimicbrush", mimicbrush, variants, options, READ, pairs_digest(options.data), tell, more)
 
     def made(name: str) -> MimicBrush:
         module = trainings.trained(name).module
@@ -339,20 +340,22 @@ def _hidden(case: EditCase) -> np.ndarray:
 
 
 def _comparisons(track: str, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """Ours minus every baseline, paired over the cases that both answered, for the columns that count on this track; ours as a share of the oracle's."""
+    """Ours minus every baseline, paired over the cases that both answered, for the columns that count on this track; ours as a share of the oracle's.
+    Masks that alone hide are compared with the published grid that alone hides."""
     lines = []
-    ours = scores.get(OURS, {})
     keys = INNER if is_inner(track) else INTER[:-1]
 
-    def paired(name: str, key: str) -> list[tuple[float, float]]:
+    def paired(name: str, key: str, first: str = OURS) -> list[tuple[float, float]]:
+        ours = scores.get(first, {})
         return [(a[key], scores[name][case][key]) for case, a in ours.items() if case in scores[name] and key in a and key in scores[name][case]]
 
     for name in (n for n in scores if n not in (OURS, "oracle")):
+        first = GRIDS if name in MASKS and GRIDS in scores else OURS
         for key in ("depth error",) if name == SHAPE_FREE else keys:
-            if pairs := paired(name, key):
+            if pairs := paired(name, key, first):
                 middle, low, high = paired_interval(*zip(*pairs, strict=True))
                 better = "less is better" if key in LESS_IS_BETTER else "more is better"
-                lines.append(f"{track}, {key} ({better}), {OURS} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired over {len(pairs)} cases)")
+                lines.append(f"{track}, {key} ({better}), {first} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired over {len(pairs)} cases)")
     shares = [("oracle", key, "the oracle's") for key in keys if key not in LESS_IS_BETTER]
     for name, key, whose in (*shares, (SHAPE_FREE, "depth error", "that with the shape free")):
         if pairs := paired(name, key) if name in scores else []:

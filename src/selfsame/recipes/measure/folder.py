@@ -17,7 +17,7 @@ from selfsame.methods.instantid.checkpoint import OFFICIAL_ENCODER
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.perception.real_faces import reader_of
 from selfsame.recipes.revision import revision
-from selfsame.studio.ready import PICTURES
+from selfsame.studio.ready import is_picture
 from selfsame.studio.studio import ENCODER_NAME, Studio
 
 See = Callable[[np.ndarray], np.ndarray | None]  # a picture -> unit vector of its largest face, None without one
@@ -29,7 +29,19 @@ class FaceJudge:
 
     name: str
     see: See
-    is_conditioner: bool = False  # it also made the pictures: its scores flatter them
+    known_as: tuple[str, ...] = ()  # what else it is called where it conditions
+
+    def conditioned(self, conditioner: str) -> bool:
+        """Whether it also made pictures, whose scores by it then flatter them.
+
+        Args:
+            conditioner: of the pictures, by its name or hash; "": none, or nobody knows.
+        """
+        return bool(conditioner) and conditioner in (self.name, *self.known_as)
+
+    def called(self, conditioner: str) -> str:
+        """Its name in a table."""
+        return self.name + (" (also the conditioner)" if self.conditioned(conditioner) else "")
 
 
 @dataclass
@@ -41,27 +53,39 @@ class Known:
     pictures: list[Path] = field(default_factory=list)
 
 
-def judge_called(name: str, studio: Studio, conditioner: str) -> FaceJudge:
+def conditioner_called(text: str) -> str:
+    """The name or hash of what conditioned pictures, said as a judge is.
+
+    Raises:
+        InputError: neither a name that is known nor a folder of face models.
+    """
+    if text in ("", "judge", "encoder", ENCODER_NAME, OFFICIAL_ENCODER):
+        return text
+    if not Path(text).is_dir():
+        raise InputError(f"conditioner {text!r}: choose judge, encoder, or a folder of face models, as for --judges")
+    return reader_of(Path(text)).digest
+
+
+def judge_called(name: str, studio: Studio) -> FaceJudge:
     """The miniature's `judge` or `encoder`, or a folder of real face models.
 
     Raises:
         InputError: it is neither.
     """
-    flagged = name == conditioner
     if name == "judge":
 
         def see(image: np.ndarray) -> np.ndarray | None:
             vector = studio.judged(image)
             return None if vector is None else vector.numpy()
 
-        return FaceJudge(name, see, flagged)
+        return FaceJudge(name, see)
     if name == "encoder":
 
         def read(image: np.ndarray) -> np.ndarray | None:
             found = studio.faces(image)
             return F.normalize(embed(studio.encoder, to_crops([image], [found[0].kps], ENCODER_CROP))[0], dim=0).numpy() if found else None
 
-        return FaceJudge(name, read, flagged or conditioner == ENCODER_NAME)
+        return FaceJudge(name, read, (ENCODER_NAME,))
     if not Path(name).is_dir():
         raise InputError(f"judge {name!r}: choose judge or encoder (the miniature's), or a folder of face models such as antelopev2's")
     reader = reader_of(Path(name))
@@ -70,8 +94,7 @@ def judge_called(name: str, studio: Studio, conditioner: str) -> FaceJudge:
         found = reader(image)
         return None if not found else found[0].embedding / np.linalg.norm(found[0].embedding)
 
-    same = conditioner == reader.name or (Path(conditioner).is_dir() and bool(conditioner) and reader_of(Path(conditioner)).digest == reader.digest)
-    return FaceJudge(reader.name, look, same)
+    return FaceJudge(reader.name, look, (reader.digest,))
 
 
 def people_in(pictures: Path, references: Path) -> tuple[list[Known], list[str]]:
@@ -88,13 +111,13 @@ def people_in(pictures: Path, references: Path) -> tuple[list[Known], list[str]]
             raise InputError(f"{folder}: no such folder")
     known: dict[str, Known] = {}
     for entry in sorted(references.iterdir()):
-        photos = sorted(p for p in entry.iterdir() if p.suffix.lower() in PICTURES) if entry.is_dir() else [entry] if entry.suffix.lower() in PICTURES else []
+        photos = sorted(p for p in (entry.iterdir() if entry.is_dir() else [entry]) if is_picture(p))
         name = entry.stem if entry.is_file() else entry.name
         if photos:
             known.setdefault(name, Known(name, [])).photos += photos
     if not known:
         raise InputError(f"{references}: no pictures; put a photo NAME.png or a folder of photos NAME/ there for each person")
-    files = sorted(p for p in pictures.rglob("*") if p.suffix.lower() in PICTURES)
+    files = sorted(p for p in pictures.rglob("*") if is_picture(p) and not any(part.startswith(".") for part in p.relative_to(pictures).parts))
     if not files:
         raise InputError(f"{pictures}: no pictures in this folder")
     strangers = []
@@ -141,11 +164,9 @@ def folder(
         InputError: a folder or judge that cannot be used.
     """
     people, strangers = people_in(pictures, references)
-    conditioner = conditioner or conditioner_of(person.pictures for person in people)
+    made_by = conditioner_called(conditioner) or conditioner_of(person.pictures for person in people)
     studio = Studio()
-    seers = [judge_called(name, studio, conditioner) for name in judges]
-    if conditioner and conditioner not in ("judge", "encoder", ENCODER_NAME, OFFICIAL_ENCODER) and not Path(conditioner).is_dir():
-        raise InputError(f"conditioner {conditioner!r}: choose judge, encoder, or a folder of face models, as for --judges")
+    seers = [judge_called(name, studio) for name in judges]
     count = sum(len(p.pictures) + len(p.photos) for p in people) * len(seers)
     rows, cases, notes = [], [], []
     for judge in seers:
@@ -169,12 +190,12 @@ def folder(
         columns["copy-paste"] = mean([s["copied"] for s in scores])
         columns["no face"] = mean([s["no face"] for s in scores])
         columns["alike among themselves"] = mean([v for p in people for v in _among(p, seen)])
-        rows.append(Row(judge.name + (" (also the conditioner)" if judge.is_conditioner else ""), columns))
+        rows.append(Row(judge.called(made_by), columns))
         if not cases:
             cases = _worst(people, scores)
     if strangers:
         notes.append(f"{len(strangers)} pictures are named after nobody and were not judged, such as {strangers[0]}")
-    if any(j.is_conditioner for j in seers):
+    if any(j.conditioned(made_by) for j in seers):
         notes.append("a judge that also conditioned the pictures flatters them: compare such rows with nothing else")
     notes.append("a picture without a face counts as cosine 0 and as missed")
     notes.append("copy-paste needs a second photo: (cosine to the photo - cosine to the other) / (1 - the photos' own)")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from selfsame.data.tables import open_table
 from selfsame.evaluation.metrics import ratio_interval
 from selfsame.evaluation.report import Report, write_report
 from selfsame.mannequins.render import Picture
@@ -22,7 +23,7 @@ from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.caches import clip_features, fingerprint_of
 from selfsame.recipes.common import Options
 from selfsame.recipes.instantid import ABLATIONS, READ, WHOLE, Variant, instantid, people_in
-from selfsame.recipes.measure.folder import judge_called
+from selfsame.recipes.measure.folder import conditioner_called, conditioner_of, judge_called
 from selfsame.recipes.measure.judging import measured_with, notes_on_weights, oracle_pictures, worst_of
 from selfsame.recipes.measure.person_lora import CALLED, with_lora
 from selfsame.recipes.measure.pictures import Kept, Paint, hand_out, theirs
@@ -50,6 +51,8 @@ ROW_NAMES = ("base without a face", "Image Adapter alone", "IdentityNet alone", 
 # Asked for by name (--rows): what more photos bring, what speed costs, a baseline that pastes, and one that learns each person.
 LORA = "LoRA of the person"
 EXTRA = ("both, 2 photos", "both, 8 photos", "both, fast", "both, turbo", "face swap", LORA)
+THEIRS = "pictures of "  # and the name of another tool's folder
+NOBODYS = ("base without a face", "face swap", LORA, "oracle")  # rows that no face encoder conditioned
 UNPOSED = ("base without a face", "Image Adapter alone", "face swap", LORA)  # rows whose model sees no key points
 BATCH = 4
 ABLATED = 25  # people, unless more are asked for
@@ -119,7 +122,7 @@ def painter_of(studio: Studio, name: str, split: str, request: Request, tick: Ca
 def _of_oracle(tasks: Sequence[Task], judged: Mapping[str, list[dict[str, float]]]) -> list[str]:
     """How much of the oracle's rank-1 each row of both parts reaches, by gallery and over photo-like prompts."""
     lines = []
-    for name in (n for n in judged if n.startswith("both") and "oracle" in judged):
+    for name in (n for n in judged if n.startswith(("both", THEIRS)) and "oracle" in judged):
         for said, key, style in (
             ("photo-like prompts, of 100", "rank1", "photo"),
             ("all styles, of 100", "rank1", ""),
@@ -174,7 +177,8 @@ def ablated(out: Path, options: Options, *, people: int = 0, only: Sequence[str]
 
     variants, left_out = chosen({"both": WHOLE} | ABLATIONS, only, lacks)
     more = [ABOUT_ABLATIONS, *left_out]
-    trainings = Trainings("instantid", instantid, variants, options, READ, measuring.get("on_progress", lambda share, note: None), more)
+    tell = measuring.get("on_progress", lambda share, note: None)
+    trainings = Trainings("instantid", instantid, variants, options, READ, open_table(options.data, "train").digest, tell, more)
 
     def made(name: str) -> Rival:
         module = trainings.trained(name).module
@@ -225,11 +229,13 @@ def identity(
     p = checked_protocol(IDENTITY)
     count, names = asked(p, people, only, ROW_NAMES, (*EXTRA, *(rivals or {})))
     studio, split, notes = load(device=device), p["split"], extent(p, count)
-    others = [judge_called(name, studio, conditioner or ENCODER_NAME) for name in judges if name != "judge"]
-    table = Table(studio, p, count)
+    others, made_by = [judge_called(name, studio) for name in judges if name != "judge"], conditioner_called(conditioner)
+    tool = f"{THEIRS}{pictures.resolve().name}" if pictures else ""
+    table = Table(studio, p, count, tool or "both")
     if pictures:
-        answers, missing = theirs(pictures, table.tasks)
-        table.add(f"pictures of {pictures.resolve().name}", answers, float("nan"), asked_kps=True, others=others)
+        answers, missing = theirs(pictures, table.tasks, p["name"])
+        made_by = made_by or conditioner_of([sorted(pictures.glob("*.png"))])
+        table.add(tool, answers, float("nan"), asked_kps=True, others=others, conditioner=made_by)
         notes += missing
     trained = {name: make() for name, make in (rivals or {}).items()}
     request = Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
@@ -242,10 +248,13 @@ def identity(
         rival = trained.get(name)
         mark = "" if rival is None else [repr(rival.variant), fingerprint_of([rival.method], name)]
         images = kept.row(name, table.tasks, painter_of(studio, name, split, request, tick, rival), tick, mark)
-        table.add(name, images, kept.seconds[name], asked_kps=name not in UNPOSED and (rival is None or rival.variant.use_net), others=others)
+        own = "" if name in NOBODYS or (rival is not None and rival.variant.reads != "face") else ENCODER_NAME
+        posed = name not in UNPOSED and (rival is None or rival.variant.use_net)
+        table.add(name, images, kept.seconds[name], asked_kps=posed, others=others, conditioner=own)
     notes += more  # complete only now: trainings say what they gave
     notes += table.compared(
         [
+            *((tool, name) for name in ("both", "oracle")),
             *(("both", name) for name in ("Image Adapter alone", "IdentityNet alone", "face swap", LORA)),
             *((name, "both") for name in names if name.startswith("both, ")),
             *(("both", name) for name in trained if name != "both"),
@@ -256,7 +265,7 @@ def identity(
     notes.append("'alike among themselves' is the mean cosine between the pictures of one person: near 1 they repeat one face, expression and all")
     notes.append("diversity over seeds: how differently the faces of one prompt look from seed to seed, by the reader's features, the mean over pairs")
     notes.append("a picture without a face counts as cosine 0 and as missed; key-point errors are over pictures with a face")
-    if any(j.is_conditioner for j in others):
+    if any("(also the conditioner)" in column for row in table.rows for column in row.columns):
         notes.append("a judge that also conditioned the pictures flatters them: compare its columns with nothing else")
     references = [reference_photo(split, t.person, 0).image for t in table.of_main(table.tasks)[:8]]
     report = Report(

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from selfsame.data.shards import write_json
-from selfsame.images.files import InputError, read_image, write_image
+from selfsame.images.files import InputError, read_image, read_json, write_image
 from selfsame.mannequins.world import SIZE
 from selfsame.recipes.measure.protocols import Task, canonical_kps, reference_photo
 from selfsame.recipes.revision import revision
@@ -88,11 +88,14 @@ def hand_out(p: dict[str, Any], tasks: Sequence[Task], out: Path) -> Path:
     return path
 
 
-def theirs(folder: Path, tasks: Sequence[Task]) -> tuple[list[np.ndarray], list[str]]:
+def theirs(folder: Path, tasks: Sequence[Task], protocol: str) -> tuple[list[np.ndarray], list[str]]:
     """Another tool's answers, and what a report must say of those that cannot be judged: they are blank, so nobody is found in them.
 
+    Args:
+        protocol: that is judged by; `asked.json` in the folder or beside it says which was answered.
+
     Raises:
-        InputError: none of them is there.
+        InputError: none of them is there, or they answer another protocol.
     """
     names = names_of(tasks)
     if not any((folder / name).is_file() for name in names):
@@ -100,6 +103,11 @@ def theirs(folder: Path, tasks: Sequence[Task]) -> tuple[list[np.ndarray], list[
             f"{folder}: none of the protocol's pictures is here, such as {names[0]}; `selfsame evaluate identity --ask` writes what each shall show"
         )
     images, notes = [], []
+    asked = next((path for path in (folder / "asked.json", folder.resolve().parent / "asked.json") if path.is_file()), None)
+    if asked is None:
+        notes.append(f"{folder}: no asked.json in it or beside it; the pictures are taken for answers to {protocol}")
+    elif (asks := read_json(asked).get("protocol")) != protocol:
+        raise InputError(f"{asked}: asks protocol {asks}, this version judges by {protocol}: write the questions anew with --ask and answer those")
     for name in names:
         image = np.full((SIZE, SIZE, 3), 127, np.uint8)
         try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from selfsame.data.tables import open_table
 from selfsame.evaluation.metrics import paired_interval
 from selfsame.evaluation.report import Report, Row, write_report
 from selfsame.mannequins.attributes import STYLES
@@ -51,7 +52,7 @@ def restyling(
     painted = [replace(t, attributes=t.attributes | {"style": style}) for t in photos]  # what the restyled base makes of the same prompts
     said = [replace(t, prompt=caption_person(t.attributes, None, None)) for t in painted]
     tasks: dict[str, list[Task]] = {PLAIN: photos, worded: said, RESTYLED: painted, BARE: painted, "oracle": painted}
-    trainings = Trainings("base", restyled, {RESTYLED: style}, options, READS, on_progress)
+    trainings = Trainings("base", restyled, {RESTYLED: style}, options, READS, open_table(options.data, "train").digest, on_progress)
     module = trainings.trained(RESTYLED).module
     assert isinstance(module, Denoiser)
     studio = load(device=device)

@@ -22,8 +22,12 @@ from selfsame.studio.studio import Studio
 class Table:
     """What is asked, and what has been measured so far."""
 
-    def __init__(self, studio: Studio, p: dict[str, Any], people: int) -> None:
-        self.p, self.judges = p, Judges(studio, p, people)
+    def __init__(self, studio: Studio, p: dict[str, Any], people: int, main: str) -> None:
+        """
+        Args:
+            main: the row whose worst pictures are shown; without it the first.
+        """
+        self.p, self.judges, self.main_row = p, Judges(studio, p, people), main
         self.tasks = everything_of(p, people)
         self.main = [i for i, t in enumerate(self.tasks) if not t.again]  # what is judged; the others show how much seeds change
         self.groups = [self.tasks[i].person for i in self.main]
@@ -37,19 +41,23 @@ class Table:
     def of_main(self, values: Sequence[Any]) -> list[Any]:
         return [values[i] for i in self.main]
 
-    def add(self, name: str, images: Sequence[np.ndarray], seconds: float, *, asked_kps: bool, others: Sequence[FaceJudge] = ()) -> None:
-        """Judge a row's pictures, all of `tasks`."""
+    def add(self, name: str, images: Sequence[np.ndarray], seconds: float, *, asked_kps: bool, others: Sequence[FaceJudge] = (), conditioner: str = "") -> None:
+        """Judge a row's pictures, all of `tasks`.
+
+        Args:
+            conditioner: what made them: it is marked where it is one of `others`.
+        """
         points, tasks, own = self.judges.kps(images), self.of_main(self.tasks), self.of_main(images)
         results = self.judges.results(tasks, own, self.of_main(points), asked_kps=asked_kps)
         self.judged[name] = results
         columns = columns_of(results, seconds, self.p["bootstrap"], self.groups)
         columns["diversity over seeds"] = mean([spread(self.judges, [images[i] for i in rows], [points[i] for i in rows]) for rows in self._seeds()])
         for judge in others:
-            columns |= self._by(judge, own)
+            columns |= self._by(judge, own, conditioner)
         self.rows.append(Row(name, columns))
         self.by_style += rows_by_style(name, tasks, results)
         self.strips.append((name, own[:8]))
-        if name == "both" or not self.seen:
+        if name == self.main_row or not self.seen:
             together = zip(tasks, results, own, strict=True)
             self.seen = [Seen.of_one(t.prompt, None if r["no_face"] else r["cosine"], image, t.person) for t, r, image in together]
 
@@ -59,13 +67,13 @@ class Table:
         firsts = {self.tasks[i].person: next(k for k in self.main if self.tasks[k].person == self.tasks[i].person) for i in again}
         return [[first, *(i for i in again if self.tasks[i].person == who)] for who, first in firsts.items()]
 
-    def _by(self, judge: FaceJudge, images: Sequence[np.ndarray]) -> dict[str, float | str]:
+    def _by(self, judge: FaceJudge, images: Sequence[np.ndarray], conditioner: str) -> dict[str, float | str]:
         """What another judge says; a picture without a face counts as cosine 0 and as missed."""
         gallery = self._gallery(judge)
         vectors = [judge.see(image) for image in images]
         cosines = [0.0 if v is None else float(gallery[who] @ v) for v, who in zip(vectors, self.groups, strict=True)]
         hits = [float(is_first(v, gallery, who)) for v, who in zip(vectors, self.groups, strict=True)]
-        called = judge.name + (" (also the conditioner)" if judge.is_conditioner else "")
+        called = judge.called(conditioner)
         return {f"rank-1, {called}": mean(hits), f"cosine, {called}": mean(cosines)}
 
     def _gallery(self, judge: FaceJudge) -> np.ndarray:

@@ -27,12 +27,13 @@ class Trainings(Generic[V]):
     variants: Mapping[str, V]  # by the names of their rows, the whole one first
     options: Options
     reads: Sequence[str]  # shipped files or folders that they learn from
+    data: str  # hash of the dataset that they learn from
     tell: Callable[[float, str], None] = lambda share, note: None
     seen: list[str] = field(default_factory=list)  # what a report shall say of those that were trained
 
     def folder(self, name: str) -> str:
         """Of a run, below the folder of all runs."""
-        key = hashlib.sha256(f"{self.variants[name]!r} {digest_of(self.reads)}".encode()).hexdigest()[:8]
+        key = hashlib.sha256(f"{self.variants[name]!r} {digest_of(self.reads)} {self.data}".encode()).hexdigest()[:8]
         return f"ablations/{self.of}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{self.options.steps}-{key}"
 
     def trained(self, name: str) -> Trained:

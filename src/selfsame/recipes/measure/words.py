@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from selfsame.data.tables import open_table
 from selfsame.evaluation.metrics import bootstrap_interval, frechet_distance, mean, paired_interval, ratio_interval
 from selfsame.evaluation.report import Report, Row, span, write_report
 from selfsame.mannequins.people import celebrities
@@ -127,7 +128,9 @@ def ablated(out: Path, options: Options, *, people: int = 0, only: Sequence[str]
     loss = [name for name in ABLATIONS if not only or name in only]
     start = [name for name in TAUGHT if not only or name in only]
     rows = ([OURS, REFINED, *(name for name in loss if name != REFINED)] if loss else []) + [BRIEF] * bool(start) + [name for name in start if name != BRIEF]
-    trainings = Trainings("words", naming, {name: variant for name, (_, variant) in TAUGHT.items()}, options, NAMING_READS, on_progress)
+    variants = {name: variant for name, (_, variant) in TAUGHT.items()}
+    data = open_table(options.data, "train").digest if start else ""
+    trainings = Trainings("words", naming, variants, options, NAMING_READS, data, on_progress)
 
     def made(name: str) -> WordProjection:
         projection = trainings.trained(name).module.words[0]  # type: ignore[index]
