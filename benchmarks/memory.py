@@ -37,7 +37,7 @@ VAE: dict[str, Any] = {
 }  # fmt: skip
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768}
 CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20, "projection_dim": 1280}
-CASES = [(plan, side) for side in (256, 512) for plan in PLANS]
+CASES = [*((plan, side, 1) for side in (256, 512) for plan in PLANS), ("high", 512, 4)]  # preset, pixels, people in the picture
 
 
 def made(size: str, folder: Path, dtype: torch.dtype) -> None:
@@ -49,7 +49,7 @@ def made(size: str, folder: Path, dtype: torch.dtype) -> None:
     method = InstantID.new(unet, ResamplerSize(**RESAMPLERS[size], output_dim=SIZES[size]["cross_attention_dim"]))
     instantid_to_official(method, folder / "InstantID", form="safetensors")
     del unet, method
-    AutoencoderKL(**VAE).save_pretrained(folder / "base/vae")
+    AutoencoderKL(**VAE, sample_size=512 if size == "sd15" else 1024).save_pretrained(folder / "base/vae")
     CLIPTextModel(CLIPTextConfig(**CLIP_L)).save_pretrained(folder / "base/text_encoder")
     if size == "sdxl":
         CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G)).save_pretrained(folder / "base/text_encoder_2")
@@ -57,18 +57,19 @@ def made(size: str, folder: Path, dtype: torch.dtype) -> None:
     DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(folder / "base/scheduler")
 
 
-def one(folder: Path, plan: str, side: int, dtype: torch.dtype) -> dict[str, float]:
+def one(folder: Path, plan: str, side: int, people: int, dtype: torch.dtype) -> dict[str, float]:
     """Paint one picture; estimated and measured GB."""
     studio = RealStudio(Folders(folder / "base", folder / "InstantID"), dtype=dtype, memory=plan)
-    studio.__dict__["reader"] = type("Reader", (), {"name": "antelopev2"})()
+    studio.__dict__["reader"] = type("Reader", (), {"name": "antelopev2", "__call__": lambda self, image: []})()
     kps = np.array([[0.4, 0.4], [0.6, 0.4], [0.5, 0.5], [0.42, 0.6], [0.58, 0.6]]) * side
     who = Identity(np.ones((1, 512), np.float32), "antelopev2", kps[None].astype(np.float32), np.array([[side, side]]), ("made up",))
     request = Request(prompt="a person", height=side, width=side, num_steps=2, guidance_scale=5)
+    everybody = [Person(who, pose=Pose(kps, side, side))] * people
     for _ in range(2):  # of the second picture the prompt is read beside the loaded base
-        studio.generate(request, [Person(who, pose=Pose(kps, side, side))])
+        studio.generate(request, everybody)
         studio.__dict__["_said"] = None
     peak = next(int(x.split()[1]) for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")) * 1024
-    estimate = max(needed(studio.sizes, PLANS[plan], side, side, 2).values())
+    estimate = max(needed(studio.sizes, PLANS[plan], side, side, 2, people).values())
     return {"estimate": estimate / GB, "measured": peak / GB}
 
 
@@ -76,20 +77,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("sd15", "sdxl"), default="sd15")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--case", nargs=3, metavar=("FOLDER", "PRESET", "SIDE"), help="one case, as this program calls itself")
+    parser.add_argument("--case", nargs=4, metavar=("FOLDER", "PRESET", "SIDE", "PEOPLE"), help="one case, as this program calls itself")
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
     if args.case:
-        print(json.dumps(one(Path(args.case[0]), args.case[1], int(args.case[2]), dtype)))
+        print(json.dumps(one(Path(args.case[0]), args.case[1], int(args.case[2]), int(args.case[3]), dtype)))
         return
     with tempfile.TemporaryDirectory() as folder:
         made(args.size, Path(folder), dtype)
         print(f"{args.size}, {args.dtype}, two guided steps, two pictures; GB of the whole process")
-        for plan, side in CASES:
-            command = [sys.executable, "-m", "benchmarks.memory", "--dtype", args.dtype, "--case", folder, plan, str(side)]
+        for plan, side, people in CASES:
+            command = [sys.executable, "-m", "benchmarks.memory", "--dtype", args.dtype, "--case", folder, plan, str(side), str(people)]
             said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
             off = said["estimate"] / said["measured"] - 1
-            print(f"{plan:8} {side:5} px   estimate {said['estimate']:6.2f}   measured {said['measured']:6.2f}   {off:+.0%}", flush=True)
+            print(f"{plan:8} {side:5} px  {people} in it   estimate {said['estimate']:6.2f}   measured {said['measured']:6.2f}   {off:+.0%}", flush=True)
 
 
 if __name__ == "__main__":

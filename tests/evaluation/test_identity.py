@@ -71,8 +71,9 @@ def test_any_tools_pictures_are_judged_like_our_own(tmp_path: Path, brief: None)
     where = identity.ask(tmp_path / "asked", people=1)
     asked = json.loads(where.read_text())["pictures"]
     assert [a["file"] for a in asked] == [f"000-{k}.png" for k in range(7)]
-    assert (where.parent / asked[0]["photos"][3]).exists()
-    assert np.array(asked[0]["kps"]).shape == (5, 2)
+    (part,) = asked[0]["people"]
+    assert (where.parent / part["photos"][3]).exists()
+    assert (np.array(part["kps"]).shape, part["share"]) == ((5, 2), 1)
     ours = identity.identity(tmp_path, people=1, only=("oracle",)).rows[0].columns
     (painted,) = (tmp_path / "pictures").iterdir()
     report = identity.identity(tmp_path / "b", people=1, only=("oracle",), pictures=painted, judges=("judge", "encoder"), conditioner="encoder")
@@ -97,7 +98,7 @@ def test_any_tools_pictures_are_judged_like_our_own(tmp_path: Path, brief: None)
     write_image(painted / "000-1.png", np.zeros((64, 96, 3), np.uint8))
     less = identity.identity(tmp_path / "c", people=1, only=("oracle",), pictures=painted)
     assert less.rows[0].columns["no face"] == 0.75
-    assert any("000-1.png: 96 x 64, not square" in n for n in less.notes)
+    assert any("000-1.png: 96 x 64, not of the shape" in n for n in less.notes)
     with pytest.raises(InputError, match=r"none of the protocol's pictures is here, such as 000-0\.png"):
         identity.identity(tmp_path / "d", people=1, pictures=tmp_path)
 

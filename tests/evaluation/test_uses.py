@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from selfsame.cli.main import main
 from selfsame.evaluation.metrics import copy_paste, is_monotonic
 from selfsame.images.files import InputError, read_image, write_image
-from selfsame.recipes.measure import uses
+from selfsame.recipes.measure import protocols, uses
 from selfsame.recipes.measure.folder import folder, people_in
-from selfsame.recipes.measure.protocols import protocol, reference_photo
+from selfsame.recipes.measure.protocols import reference_photo
+from selfsame.recipes.measure.uses import Asking
 from selfsame.studio.studio import ENCODER_NAME
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -25,19 +27,20 @@ DIGESTS: dict[str, Any] = {uses.PEOPLE: uses.people_digest, uses.VIEWS: uses.vie
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uses, "pinned", lambda name, digest: protocol(name) | {"num_steps": 2, "people": 6})
+    monkeypatch.setattr(uses, "checked_protocol", lambda name, digest: protocols.protocol(name) | {"num_steps": 2, "people": 6})
 
 
 @pytest.mark.parametrize("name", DIGESTS)
 def test_the_protocols_are_pinned(name: str, monkeypatch: pytest.MonkeyPatch):
-    assert uses.pinned(name, DIGESTS[name])["name"] == name
-    monkeypatch.setattr(uses, "protocol", lambda n: protocol(n) | {"seed": 1})
+    p = protocols.checked_protocol(name, DIGESTS[name])
+    assert p["name"] == name
+    monkeypatch.setattr(protocols, "protocol", lambda n: p | {"seed": 1})
     with pytest.raises(ValueError, match="pin a new protocol"):
-        uses.pinned(name, DIGESTS[name])
+        protocols.checked_protocol(name, DIGESTS[name])
 
 
 def test_groups_are_judged_where_everyone_was_to_stand(small: None, tmp_path: Path):
-    report = uses.people(tmp_path, cases=3, only=("both, a region each", "oracle"))
+    report = uses.people(Asking(tmp_path), cases=3, only=("both, a region each", "oracle"))
     both, oracle = report.rows
     assert both.name == "both, a region each"
     assert oracle.columns["no face there"] == 0
@@ -53,18 +56,56 @@ def test_groups_are_judged_where_everyone_was_to_stand(small: None, tmp_path: Pa
 
 
 def test_views_and_mixes_run(small: None, tmp_path: Path):
-    views = uses.views(tmp_path, people=1, only=("yaw +0", "yaw +30"))
+    views = uses.views(Asking(tmp_path), people=1, only=("yaw +0", "yaw +30"))
     assert [r.name for r in views.rows] == ["yaw +0", "yaw +30"]
     assert any("minus frontal" in n for n in views.notes)
     assert len(views.cases) == 2
-    mixes = uses.mixes(tmp_path, pairs=1, only=("linear",))
+    mixes = uses.mixes(Asking(tmp_path), pairs=1, only=("linear",))
     assert set(mixes.rows[0].columns) == {
         "monotonic to both ends", "95 %", "single strips", "cosine from end to end", "strips with a step without a face", "s",
     }  # fmt: skip
     assert any(note.startswith("linear, mean cosine to the first and to the second at each share: 0: ") for note in mixes.notes)
     assert any("only 1 of the protocol's 6" in n for n in mixes.notes)
     with pytest.raises(ValueError, match="row 'cubic' is unknown"):
-        uses.mixes(tmp_path, only=("cubic",))
+        uses.mixes(Asking(tmp_path), only=("cubic",))
+
+
+BRIEF: dict[str, dict[str, Any]] = {uses.PEOPLE: {"num_steps": 2}, uses.VIEWS: {"num_steps": 2}, uses.MIX: {"num_steps": 2, "seeds": 1, "shares": [0.0, 1.0]}}
+
+
+@pytest.mark.parametrize(
+    ("what", "more"),
+    [("people", {"cases": 1, "only": ("oracle",)}), ("views", {"people": 1, "only": ("yaw +0", "yaw +30")}), ("mix", {"pairs": 1, "only": ("linear",)})],
+)
+def test_any_tools_answers_give_the_numbers_of_our_own_pictures(what: str, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Questions are written out under the names of the pictures; a second run paints nothing anew, and other judges look too."""
+    monkeypatch.setattr(uses, "checked_protocol", lambda name, digest: protocols.protocol(name) | BRIEF[name])
+    run = {"people": uses.people, "views": uses.views, "mix": uses.mixes}[what]
+    where = uses.ask(what, tmp_path / "asked", count=1)
+    asked = json.loads(where.read_text())["pictures"]
+    assert all((where.parent / photo).exists() for a in asked for part in a["people"] for photo in part["photos"])
+    ours = run(Asking(tmp_path), **more).rows
+    (painted,) = (tmp_path / "pictures").iterdir()
+    when = {p.name: p.stat().st_mtime_ns for p in painted.iterdir()}
+    assert when.keys() <= {a["file"] for a in asked}
+    shutil.copy(where, painted)
+    both = run(Asking(tmp_path, painted, ("judge", "encoder"), "encoder"), **more).rows
+    assert {p.name: p.stat().st_mtime_ns for p in painted.glob("*.png")} == when
+    theirs = [r for r in both if r.name.startswith(f"pictures of {painted.name}")]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert str({k: other.columns[k] for k in mine.columns if k != "s"}) == str({k: v for k, v in mine.columns.items() if k != "s"})
+        assert any("encoder (also the conditioner)" in column for column in other.columns)
+
+
+def test_views_go_on_where_they_were_stopped(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = uses.views(Asking(tmp_path), people=2, only=("yaw +0", "yaw +30"))
+    (made,) = (tmp_path / "pictures").iterdir()
+    assert sorted(p.name for p in made.iterdir()) == ["000+00.png", "000+30.png", "001+00.png", "001+30.png"]
+    before = {p.name: p.stat().st_mtime_ns for p in made.iterdir()}
+    (made / "001+30.png").unlink()
+    second = uses.views(Asking(tmp_path), people=2, only=("yaw +0", "yaw +30"))
+    assert [name for name, when in before.items() if (made / name).stat().st_mtime_ns != when] == ["001+30.png"]
+    assert [{k: v for k, v in r.columns.items() if k != "s"} for r in second.rows] == [{k: v for k, v in r.columns.items() if k != "s"} for r in first.rows]
 
 
 def test_nothing_of_a_person_is_in_the_asked_points():

@@ -296,13 +296,19 @@ def test_a_turned_head_moves_its_points_as_a_head_does(who: str, studio: Studio)
 
 
 def test_a_mix_is_somebody_between(ada: Identity, bo: Identity):
-    for how in ("linear", "spherical"):
+    for how in ("linear", "spherical", "even"):
         ends = [mixed([ada, bo], s, how).embeddings[0] for s in ((1, 0), (0, 1))]
         assert np.allclose(ends[0], ada.embeddings[0], atol=1e-5)
         assert np.allclose(ends[1], bo.embeddings[0], atol=1e-5)
         half = mixed([ada, bo], (2, 2), how).embeddings[0]
         toward = [half @ e / np.linalg.norm(half) / np.linalg.norm(e) for e in ends]
         assert min(toward) > ends[0] @ ends[1] / np.linalg.norm(ends[0]) / np.linalg.norm(ends[1])
+    between = mixed([ada, bo], (0.75, 0.25), "even").embeddings[0]
+    a, b = (who.embeddings[0] / np.linalg.norm(who.embeddings[0]) for who in (ada, bo))
+    aside = b - (a @ b) * a  # at right angles the squared cosines are the shares
+    upright = mixed([ada, replace(bo, embeddings=20 * aside[None] / np.linalg.norm(aside))], (0.75, 0.25), "even").embeddings[0]
+    assert (upright @ a / np.linalg.norm(upright)) ** 2 == pytest.approx(0.75, rel=1e-4)
+    assert np.linalg.norm(between) == pytest.approx(0.75 * np.linalg.norm(ada.embeddings) + 0.25 * np.linalg.norm(bo.embeddings), rel=1e-5)
     spherical = mixed([ada, bo], (1, 1), "spherical").embeddings[0]
     assert np.linalg.norm(spherical) == pytest.approx((np.linalg.norm(ada.embeddings) + np.linalg.norm(bo.embeddings)) / 2, rel=1e-5)
     for people, shares, how, match in (

@@ -72,7 +72,7 @@ class Generate(ModelFlags, Order):
         studio = self.studio()
         jobs, notes, photos = jobs_of(self, studio)
         sources = [s for p in jobs[0].people for s in p.identity.sources]
-        made_by, files = self.made_by(studio, jobs[0].request), files_digest(self)
+        made_by, files = self.made_by(studio, jobs[0].request, len(jobs[0].people)), files_digest(self)
         if self.like:
             _warn_if_changed(self.like, made_by | {"sources": sources, "files": files})
         calls = studio.num_calls(self.request, has_start=self.start is not None) * -(-len(jobs) // studio.together)

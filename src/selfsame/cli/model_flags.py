@@ -68,12 +68,12 @@ class ModelFlags:
             if name in CATALOGUE:
                 must_be_commercial(CATALOGUE[name])
 
-    def made_by(self, studio: Any, request: Any) -> dict[str, Any]:
+    def made_by(self, studio: Any, request: Any, people: int = 1) -> dict[str, Any]:
         """What of the model decides about pictures; says what memory a picture will need, where that is worth saying."""
         import sys
 
         if self.model != "mannequin":
-            plan, peak = studio.planned(request)
+            plan, peak = studio.planned(request, people)
             print(f"memory {plan.name}: about {peak / 2**30:.1f} GB at the peak", file=sys.stderr)
         folders = [str(p.resolve()) if p else None for p in (getattr(self, name) for name in FOLDERS)]
         return {

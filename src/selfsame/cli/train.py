@@ -205,6 +205,9 @@ class Train:
         return trained
 
 
+ASKED = ("identity", "people", "views", "mix")  # protocols whose questions any tool can answer
+
+
 @dataclass(frozen=True)
 class Evaluate:
     """Measure identity, prompt and pose by pinned protocols, the figure of each small model, or anybody's folder of pictures.
@@ -220,14 +223,14 @@ class Evaluate:
     learned as words. edits: MimicBrush on held-out things. restyled: InstantID, unchanged, upon a fine-tune of the base in one --style, which is made first.
     models: each small model's figure. folder: image files, whoever made them."""
     pictures: Path | None = None
-    """For `folder`: the pictures to judge; ada-1.png, ada_beach.png and ada/7.png are of ada. For `identity`: another tool's answers to --ask, as one more
-    row."""
+    """For `folder`: the pictures to judge; ada-1.png, ada_beach.png and ada/7.png are of ada. For identity, people, views and mix: another tool's answers to
+    --ask, as one more row."""
     ask: bool = False
-    """For `identity`: only write what is asked (prompts, seeds, key points in asked.json, photos/) into --out, for any tool to answer."""
+    """For identity, people, views and mix: only write what is asked (prompts, seeds, key points in asked.json, photos/) into --out, for any tool to answer."""
     references: Path | None = None
     """For `folder`: ada.png, or ada/ with several photos, the first of which the pictures were made from."""
     judges: tuple[str, ...] = ("judge",)
-    """For `folder` and, beside its own, `identity`: judge or encoder (the miniature's), or folders of real face models; any number."""
+    """For `folder` and, beside their own, identity, people, views and mix: judge or encoder (the miniature's), or folders of real face models; any number."""
     conditioner: str = ""
     """For --pictures: the face model that made them, by the same name; as a judge it is flagged."""
     out: Path = Path("out/evaluation")
@@ -267,9 +270,9 @@ class Evaluate:
         if self.what == "words" and self.device != "cpu":
             raise InputError(f"--device {self.device}: people are learned on the CPU here")
         owners: dict[str, tuple[object, tuple[str, ...]]] = {  # flags of some kinds of measurement: what was given, whose they are
-            "--pictures": (self.pictures, ("folder", "identity")), "--references": (self.references, ("folder",)),
-            "--judges": (self.judges != ("judge",), ("folder", "identity")), "--conditioner": (self.conditioner, ("folder", "identity")),
-            "--ask": (self.ask, ("identity",)), "--edit-set": (self.edit_set, ("edits",)), "--weights": (self.weights, ("edits",)),
+            "--pictures": (self.pictures, ("folder", *ASKED)), "--references": (self.references, ("folder",)),
+            "--judges": (self.judges != ("judge",), ("folder", *ASKED)), "--conditioner": (self.conditioner, ("folder", *ASKED)),
+            "--ask": (self.ask, ASKED), "--edit-set": (self.edit_set, ("edits",)), "--weights": (self.weights, ("edits",)),
             "--clip": (self.clip, ("edits",)),
             "--dino": (self.dino, ("edits",)), "--style": (self.style != "watercolour", ("restyled",)),
         }  # fmt: skip
@@ -285,9 +288,9 @@ class Evaluate:
             raise InputError("--ask only writes what is asked: give it with --out and --people alone")
         self.out.mkdir(parents=True, exist_ok=True)
         if self.ask:
-            from selfsame.recipes.measure.identity import ask
+            from selfsame.recipes.measure import identity, uses
 
-            print(ask(self.out, people=self.people))
+            print(identity.ask(self.out, people=self.people) if self.what == "identity" else uses.ask(self.what, self.out, count=self.people))
             return 0
         if self.what == "models":
             return models(self.data, self.out, only=self.rows, device=self.device)
@@ -307,6 +310,7 @@ class Evaluate:
         from selfsame.recipes.measure.words import ablated as words_ablated
         from selfsame.recipes.measure.words import words
 
+        asking = uses.Asking(self.out, self.pictures, self.judges, self.conditioner, self.device, tick)
         rows: dict[str, Any] = {"only": self.rows, "on_progress": tick}
         options = Options(data=self.data, runs=self.runs, steps=self.steps)
         if self.what == "folder":
@@ -321,11 +325,11 @@ class Evaluate:
                 raise InputError("--weights are not trained anew: leave out --ablations")
             return edits_ablated(self.out, options, **asked) if self.ablations else edits(self.out, weights=self.weights, **asked)
         if self.what == "people":
-            return uses.people(self.out, cases=self.people, device=self.device, **rows)
+            return uses.people(asking, cases=self.people, only=self.rows)
         if self.what == "views":
-            return uses.views(self.out, people=self.people, device=self.device, **rows)
+            return uses.views(asking, people=self.people, only=self.rows)
         if self.what == "mix":
-            return uses.mixes(self.out, pairs=self.people, device=self.device, **rows)
+            return uses.mixes(asking, pairs=self.people, only=self.rows)
         rows |= {"people": self.people, "device": self.device}
         if self.what == "restyled":
             return restyling(self.out, options, style=self.style, **rows)

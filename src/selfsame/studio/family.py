@@ -82,8 +82,8 @@ class Family(ABC):
         """Rows share a batch only where this agrees: a prompt that was filled to another's length would be told otherwise than alone."""
         return None
 
-    def prepare(self, request: Request) -> None:
-        """Hears of the next requests to be painted, before anything of them is."""
+    def prepare(self, request: Request, people: int) -> None:
+        """Hears of the next requests to be painted, before anything of them is, and how many people stand in one at most."""
         return
 
     @abstractmethod
@@ -227,7 +227,7 @@ class Family(ABC):
         for i, job in enumerate(jobs):
             kinds.setdefault((job.kind, self.text_kind(job)), []).append(i)
         for numbers in kinds.values():
-            self.prepare(jobs[numbers[0]].request)
+            self.prepare(jobs[numbers[0]].request, max(len(jobs[i].people) for i in numbers))
             painter = self.painter(jobs[numbers[0]].words)
             for start in range(0, len(numbers), self.together):
                 group, began = [jobs[i] for i in numbers[start : start + self.together]], time.monotonic()

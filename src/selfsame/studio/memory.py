@@ -14,8 +14,8 @@ GB = 1 << 30
 ALONE = 0.5 * GB  # Python, torch and diffusers before any weights; on a GPU about what its driver takes
 SPARE = 0.9  # of what is free may be taken
 CONFIG_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
-# Bytes that one row of one latent cell needs at its peak, in numbers of the computing precision: U-Net with IdentityNet, and a decoder's cell.
-PER_CELL, PER_DECODED = 40_000, 260_000
+# Bytes that one row of one latent cell needs at its peak in full precision: U-Net, IdentityNet for each person, and a decoder's cell.
+PER_CELL, PER_NET_CELL, PER_DECODED = 40_000, 30_000, 260_000
 CGROUP = Path("/sys/fs/cgroup")  # where a container finds its own limit
 TILE_SIDE = 64  # latent cells across that a tiled decoder sees at a time
 
@@ -67,11 +67,12 @@ class Sizes:
     in_place: bool = False  # files are read where they lie, as on a CPU: one stays whole until all of it has been made small
 
 
-def needed(sizes: Sizes, plan: Plan, height: int, width: int, rows: int) -> Mapping[str, int]:
+def needed(sizes: Sizes, plan: Plan, height: int, width: int, rows: int, people: int = 1) -> Mapping[str, int]:
     """Bytes at the peak of each phase: loading the base, reading the prompt, painting, decoding.
 
     Args:
         rows: of the batch; guidance doubles them.
+        people: in each row, for each of whom IdentityNet runs.
     """
     p, cells = sizes.precision, height * width // 64
     text, vae = sizes.text * p, sizes.vae * 4
@@ -81,7 +82,7 @@ def needed(sizes: Sizes, plan: Plan, height: int, width: int, rows: int) -> Mapp
     phases = {
         "loading": sizes.unet * (p + (plan.fp8 and sizes.in_place)) + here,  # whole, before it is made small
         "prompt": base + text + (0 if plan.parks else vae),  # of a second picture, when the base is there
-        "painting": base + here + rows * cells * PER_CELL * p / 4,
+        "painting": base + here + rows * cells * max(PER_CELL, people * PER_NET_CELL) * p / 4,
         "decoding": base + vae + (0 if plan.parks else text) + seen * PER_DECODED,
     }
     return {name: int(ALONE + size) for name, size in phases.items()}
@@ -128,7 +129,7 @@ def allowed_memory(cgroup: Path) -> int:
         return 0
 
 
-def chosen(name: str, sizes: Sizes, free: int, height: int, width: int, rows: int, *, has_fp8: bool = True) -> Plan:
+def chosen(name: str, sizes: Sizes, free: int, height: int, width: int, rows: int, people: int = 1, *, has_fp8: bool = True) -> Plan:
     """A plan by its name; `auto` is the fastest whose peak fits into what is free.
 
     Args:
@@ -144,7 +145,7 @@ def chosen(name: str, sizes: Sizes, free: int, height: int, width: int, rows: in
     if name != "auto":
         raise InputError(f"memory {name!r}: choose from {', '.join(CHOICES)}")
     plans = [plan for plan in PLANS.values() if has_fp8 or not plan.fp8]
-    peaks = {plan.name: max(needed(sizes, plan, height, width, rows).values()) for plan in plans}
+    peaks = {plan.name: max(needed(sizes, plan, height, width, rows, people).values()) for plan in plans}
     for plan in plans:
         if not free or peaks[plan.name] <= SPARE * free:
             return plan

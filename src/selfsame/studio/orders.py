@@ -41,7 +41,7 @@ class Order(Request):
     mix: tuple[str, ...] = ()
     """A person between others, as in ada.png:0.3 ben.png:0.7."""
     mix_how: str = "linear"
-    """How --mix goes from one to the next: linear, or spherical (two people), which keeps the embedding's length."""
+    """How --mix goes from one to the next: linear; spherical (two people), which keeps the embedding's length; even, whose equal steps look equally large."""
     mix_steps: int = 0
     """With --mix of two: so many pictures from one to the other, by one seed, and all side by side in --out."""
     pose: Path | None = None

@@ -146,8 +146,11 @@ class RealStudio(Family):
         method = 0 if own is None else sum(numbers_in(p) for p in weights_in(own))
         return Sizes(text, numbers_in(base / "unet"), method, numbers_in(base / "vae"), self.dtype.itemsize, self.device.type == "cpu")
 
-    def planned(self, request: Request) -> tuple[Plan, int]:
+    def planned(self, request: Request, people: int = 1) -> tuple[Plan, int]:
         """The preset for a request, and the bytes that its picture will need; for a larger picture than before what is loaded may leave.
+
+        Args:
+            people: in it.
 
         Raises:
             InputError: no preset fits into what is free.
@@ -156,17 +159,17 @@ class RealStudio(Family):
         self._computes(request.speed)
         height, width = request.size
         each = 2 if request.guidance_scale > 1 else 1
-        rows = each
-        if height * width * rows > self._largest:
+        rows, people = each, max(1, people)
+        if height * width * rows * people > self._largest:
             if self._free < 0:  # before anything was loaded
                 self._free = free_memory(str(self.device))
-            plan = chosen(self.memory, self.sizes, self._free, height, width, rows, has_fp8=self.device.type != "mps")
+            plan = chosen(self.memory, self.sizes, self._free, height, width, rows, people, has_fp8=self.device.type != "mps")
             if plan != self._plan:
                 self._unloaded()
-            self._plan, self._largest = plan, height * width * rows
+            self._plan, self._largest = plan, height * width * rows * people
 
         def peak(count: int) -> int:
-            return max(needed(self.sizes, self._plan, height, width, count * each).values())
+            return max(needed(self.sizes, self._plan, height, width, count * each, people).values())
 
         most = self.most_together.get(self.device.type, 1)
         self.together = next((n for n in range(most, 1, -1) if not self._free or peak(n) <= SPARE * self._free), 1)
@@ -183,9 +186,9 @@ class RealStudio(Family):
         longest = max(len(weighted_ids(self.tokenizer, prompt, counts)[0]) for prompt in (job.row.prompt, job.row.negative_prompt))
         return longest if self.is_xl else max(1, -(-longest // WINDOW))
 
-    def prepare(self, request: Request) -> None:
+    def prepare(self, request: Request, people: int) -> None:
         """What is loaded fits the request's size and speed."""
-        self.planned(request)
+        self.planned(request, people)
 
     def _computes(self, speed: str) -> None:
         """The precision that a speed asks for when nobody said another."""
@@ -425,5 +428,5 @@ class RealStudio(Family):
             raise InputError(
                 f"speed turbo paints with LCM-LoRA: add --lora {name} (selfsame models fetch {name}); a base that holds one already needs --solver lcm"
             )
-        self.planned(request)  # before anything is loaded
+        self.planned(request, len(people))  # before anything is loaded
         return request.sized(self.limits)

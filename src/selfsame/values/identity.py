@@ -171,12 +171,14 @@ def mixed(people: Sequence[Identity], shares: Sequence[float], how: str = "linea
 
     linear:     sum of w_i e_i, w normalised to 1
     spherical:  along the great circle between two unit embeddings, with the length going linearly from one to the other
+    even:       the direction of sum of sqrt(w_i) e_i / |e_i|, with the length as in spherical: strangers' embeddings are nearly at right angles, so that the
+                squared cosine to each is about its share, and equal steps look equally large
 
     Key points are the first person's; the source is a hash of everybody's.
 
     Raises:
         ValueError: people of different encoders or without photos, shares that are negative or all zero, another way, or a spherical mix of
-            more or fewer than two.
+            more or fewer than two people.
     """
     if not people or len(people) != len(shares):
         raise ValueError(f"{len(people)} people and {len(shares)} shares: give each person a share")
@@ -188,18 +190,21 @@ def mixed(people: Sequence[Identity], shares: Sequence[float], how: str = "linea
         raise ValueError(f"shares {', '.join(f'{s:g}' for s in shares)}: give numbers from 0, at least one above")
     weights = np.asarray(shares, np.float64) / sum(shares)
     rows = np.stack([who.embeddings.mean(0) for who in people]).astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1)
     if how == "linear":
         row = weights @ rows
+    elif how == "even":
+        row = np.sqrt(weights / lengths**2) @ rows
+        row *= (weights @ lengths) / np.linalg.norm(row)
     elif how == "spherical":
         if len(people) != 2:
             raise ValueError(f"a spherical mix goes from one person to another, not among {len(people)}")
-        lengths = np.linalg.norm(rows, axis=1)
         a, b = rows / lengths[:, None]
         angle = np.arccos(np.clip(a @ b, -1, 1))
         unit = a if angle < 1e-6 else (np.sin(weights[0] * angle) * a + np.sin(weights[1] * angle) * b) / np.sin(angle)
         row = unit * (weights @ lengths)
     else:
-        raise ValueError(f"mix {how!r}: choose linear or spherical")
+        raise ValueError(f"mix {how!r}: choose linear, spherical or even")
     first = people[0]
     sources = (hashlib.sha256("".join(s for who in people for s in who.sources).encode()).hexdigest(),)
     return Identity(row[None].astype(np.float32), first.encoder, first.kps[:1], first.sizes[:1], sources)

@@ -23,10 +23,11 @@ from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.caches import clip_features, fingerprint_of
 from selfsame.recipes.common import Options
 from selfsame.recipes.instantid import ABLATIONS, READ, WHOLE, Variant, instantid, people_in
-from selfsame.recipes.measure.folder import conditioner_called, conditioner_of, judge_called
+from selfsame.recipes.measure.folder import conditioner_called, conditioner_of
 from selfsame.recipes.measure.judging import measured_with, notes_on_weights, oracle_pictures, worst_of
+from selfsame.recipes.measure.others import Others, flattery
 from selfsame.recipes.measure.person_lora import CALLED, with_lora
-from selfsame.recipes.measure.pictures import Kept, Paint, hand_out, theirs
+from selfsame.recipes.measure.pictures import THEIRS, Kept, Paint, hand_out, questions_of, theirs
 from selfsame.recipes.measure.protocols import (
     IDENTITY,
     Task,
@@ -51,7 +52,6 @@ ROW_NAMES = ("base without a face", "Image Adapter alone", "IdentityNet alone", 
 # Asked for by name (--rows): what more photos bring, what speed costs, a baseline that pastes, and one that learns each person.
 LORA = "LoRA of the person"
 EXTRA = ("both, 2 photos", "both, 8 photos", "both, fast", "both, turbo", "face swap", LORA)
-THEIRS = "pictures of "  # and the name of another tool's folder
 NOBODYS = ("base without a face", "face swap", LORA, "oracle")  # rows that no face encoder conditioned
 UNPOSED = ("base without a face", "Image Adapter alone", "face swap", LORA)  # rows whose model sees no key points
 BATCH = 4
@@ -194,7 +194,7 @@ def ask(out: Path, *, people: int = 0) -> Path:
     """Write what the protocol asks, for any tool: prompts, seeds, key points and photos. Its pictures are judged by `identity(pictures=...)`."""
     p = checked_protocol(IDENTITY)
     count, _ = asked(p, people, (), ())
-    return hand_out(p, everything_of(p, count), out)
+    return hand_out(p, questions_of(everything_of(p, count)), out)
 
 
 def identity(
@@ -229,13 +229,13 @@ def identity(
     p = checked_protocol(IDENTITY)
     count, names = asked(p, people, only, ROW_NAMES, (*EXTRA, *(rivals or {})))
     studio, split, notes = load(device=device), p["split"], extent(p, count)
-    others, made_by = [judge_called(name, studio) for name in judges if name != "judge"], conditioner_called(conditioner)
+    others, made_by = Others(studio, judges, split, p["people"]), conditioner_called(conditioner)
     tool = f"{THEIRS}{pictures.resolve().name}" if pictures else ""
-    table = Table(studio, p, count, tool or "both")
+    table = Table(studio, p, count, tool or "both", others)
     if pictures:
-        answers, missing = theirs(pictures, table.tasks, p["name"])
+        answers, missing = theirs(pictures, questions_of(table.tasks), p["name"])
         made_by = made_by or conditioner_of([sorted(pictures.glob("*.png"))])
-        table.add(tool, answers, float("nan"), asked_kps=True, others=others, conditioner=made_by)
+        table.add(tool, answers, float("nan"), asked_kps=True, conditioner=made_by)
         notes += missing
     trained = {name: make() for name, make in (rivals or {}).items()}
     request = Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
@@ -250,7 +250,7 @@ def identity(
         images = kept.row(name, table.tasks, painter_of(studio, name, split, request, tick, rival), tick, mark)
         own = "" if name in NOBODYS or (rival is not None and rival.variant.reads != "face") else ENCODER_NAME
         posed = name not in UNPOSED and (rival is None or rival.variant.use_net)
-        table.add(name, images, kept.seconds[name], asked_kps=posed, others=others, conditioner=own)
+        table.add(name, images, kept.seconds[name], asked_kps=posed, conditioner=own)
     notes += more  # complete only now: trainings say what they gave
     notes += table.compared(
         [
@@ -265,8 +265,7 @@ def identity(
     notes.append("'alike among themselves' is the mean cosine between the pictures of one person: near 1 they repeat one face, expression and all")
     notes.append("diversity over seeds: how differently the faces of one prompt look from seed to seed, by the reader's features, the mean over pairs")
     notes.append("a picture without a face counts as cosine 0 and as missed; key-point errors are over pictures with a face")
-    if any("(also the conditioner)" in column for row in table.rows for column in row.columns):
-        notes.append("a judge that also conditioned the pictures flatters them: compare its columns with nothing else")
+    notes += flattery(table.rows)
     references = [reference_photo(split, t.person, 0).image for t in table.of_main(table.tasks)[:8]]
     report = Report(
         "InstantID on held-out people", {**p, **measured_with()}, table.rows, table.by_style, [*notes, *notes_on_weights()],

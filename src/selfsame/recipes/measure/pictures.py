@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,35 @@ from selfsame.recipes.measure.protocols import Task, canonical_kps, reference_ph
 from selfsame.recipes.revision import revision
 from selfsame.weights.mannequin import manifest
 
+THEIRS = "pictures of "  # how a row of another tool's pictures is called, with its folder's name
 PHOTOS = 4  # of each person that a protocol hands out
 Paint = Callable[[Sequence[Task]], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Somebody who shall stand in a picture."""
+
+    person: int  # index in the split
+    kps: np.ndarray  # 5 2 pixels
+    share: float = 1.0  # of a face mixed from several people
+
+
+@dataclass(frozen=True)
+class Question:
+    """One picture that a protocol asks for."""
+
+    file: str
+    prompt: str
+    seed: int
+    height: int
+    width: int
+    parts: tuple[Part, ...]  # from left to right, or one face mixed of them
+
+
+def questions_of(tasks: Sequence[Task]) -> list[Question]:
+    """The identity protocol's."""
+    return [Question(file, t.prompt, t.seed, SIZE, SIZE, (Part(t.person, canonical_kps(t.view)[0]),)) for t, file in zip(tasks, names_of(tasks), strict=True)]
 
 
 def names_of(tasks: Sequence[Task]) -> list[str]:
@@ -54,41 +82,62 @@ class Kept:
             paint: paints some tasks of one person and says so to `tick` itself.
             mark: what else tells this row's pictures from another's of its name.
         """
+        return self.files(name, names_of(tasks), [t.person for t in tasks], lambda at: paint([tasks[i] for i in at]), tick, mark)
+
+    def files(
+        self,
+        name: str,
+        files: Sequence[str],
+        groups: Sequence[Hashable],
+        paint: Callable[[Sequence[int]], Sequence[np.ndarray]],
+        tick: Callable[[int], None],
+        mark: Any = "",
+    ) -> list[np.ndarray]:
+        """The pictures of a row by their files' names.
+
+        Args:
+            groups: of each file; neighbours of one group are painted together.
+            paint: paints some files of one group, by their numbers, and says so to `tick` itself.
+        """
         key = hashlib.sha256(json.dumps([self.asked, name, mark], sort_keys=True, default=str).encode()).hexdigest()[:8]
         folder = self.folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-{key}"
         folder.mkdir(parents=True, exist_ok=True)
         painted, began = 0, time.monotonic()
         images: list[np.ndarray] = []
-        for _, mine in groupby(zip(tasks, names_of(tasks), strict=True), key=lambda pair: pair[0].person):
-            asked = [(t, folder / file) for t, file in mine]
-            missing = [(t, path) for t, path in asked if not path.exists()]
-            tick(len(asked) - len(missing))
-            for (_, path), image in zip(missing, paint([t for t, _ in missing]) if missing else (), strict=True):
-                write_image(path, image)
+        for _, mine in groupby(range(len(files)), key=lambda i: groups[i]):
+            numbers = list(mine)
+            missing = [i for i in numbers if not (folder / files[i]).exists()]
+            tick(len(numbers) - len(missing))
+            for i, image in zip(missing, paint(missing) if missing else (), strict=True):
+                write_image(folder / files[i], image)
             painted += len(missing)
-            images += [read_image(path) for _, path in asked]
-        self.seconds[name] = (time.monotonic() - began) / painted if painted == len(tasks) else float("nan")
+            images += [read_image(folder / files[i]) for i in numbers]
+        self.seconds[name] = (time.monotonic() - began) / painted if painted == len(files) else float("nan")
         return images
 
 
-def hand_out(p: dict[str, Any], tasks: Sequence[Task], out: Path) -> Path:
+def hand_out(p: Mapping[str, Any], questions: Sequence[Question], out: Path) -> Path:
     """What a protocol asks for, as any other tool can take it: `asked.json` and `photos/`; `theirs` reads its answers."""
     (out / "photos").mkdir(parents=True, exist_ok=True)
-    people = list(dict.fromkeys(t.person for t in tasks))
-    for person in people:
+    for person in dict.fromkeys(part.person for q in questions for part in q.parts):
         for k in range(PHOTOS):
             write_image(out / "photos" / f"{person:03d}-{k}.png", reference_photo(p["split"], person, k).image)
     asked = [
-        {"file": file, "photos": [f"photos/{t.person:03d}-{k}.png" for k in range(PHOTOS)], "prompt": t.prompt, "seed": t.seed, "size": [SIZE, SIZE]}
-        | {"kps": canonical_kps(t.view)[0].round(2).tolist()}
-        for t, file in zip(tasks, names_of(tasks), strict=True)
+        {"file": q.file, "prompt": q.prompt, "seed": q.seed, "size": [q.height, q.width]}
+        | {
+            "people": [
+                {"photos": [f"photos/{part.person:03d}-{k}.png" for k in range(PHOTOS)], "kps": part.kps.round(2).tolist(), "share": part.share}
+                for part in q.parts
+            ]
+        }
+        for q in questions
     ]
     path = out / "asked.json"
     write_json(path, {"protocol": p["name"], "pictures": asked})
     return path
 
 
-def theirs(folder: Path, tasks: Sequence[Task], protocol: str) -> tuple[list[np.ndarray], list[str]]:
+def theirs(folder: Path, questions: Sequence[Question], protocol: str) -> tuple[list[np.ndarray], list[str]]:
     """Another tool's answers, and what a report must say of those that cannot be judged: they are blank, so nobody is found in them.
 
     Args:
@@ -97,24 +146,23 @@ def theirs(folder: Path, tasks: Sequence[Task], protocol: str) -> tuple[list[np.
     Raises:
         InputError: none of them is there, or they answer another protocol.
     """
-    names = names_of(tasks)
-    if not any((folder / name).is_file() for name in names):
-        raise InputError(
-            f"{folder}: none of the protocol's pictures is here, such as {names[0]}; `selfsame evaluate identity --ask` writes what each shall show"
-        )
+    if not any((folder / q.file).is_file() for q in questions):
+        raise InputError(f"{folder}: none of the protocol's pictures is here, such as {questions[0].file}; --ask writes what each shall show")
     images, notes = [], []
     asked = next((path for path in (folder / "asked.json", folder.resolve().parent / "asked.json") if path.is_file()), None)
     if asked is None:
         notes.append(f"{folder}: no asked.json in it or beside it; the pictures are taken for answers to {protocol}")
     elif (asks := read_json(asked).get("protocol")) != protocol:
         raise InputError(f"{asked}: asks protocol {asks}, this version judges by {protocol}: write the questions anew with --ask and answer those")
-    for name in names:
-        image = np.full((SIZE, SIZE, 3), 127, np.uint8)
+    for q in questions:
+        image = np.full((q.height, q.width, 3), 127, np.uint8)
         try:
-            found = read_image(folder / name)
-            if found.shape[0] != found.shape[1]:
-                raise InputError(f"{folder / name}: {found.shape[1]} x {found.shape[0]}, not square")
-            image = found if len(found) == SIZE else cv2.resize(found, (SIZE, SIZE), interpolation=cv2.INTER_AREA if len(found) > SIZE else cv2.INTER_CUBIC)
+            found = read_image(folder / q.file)
+            height, width = found.shape[:2]
+            if abs(height * q.width - width * q.height) > max(q.height, q.width):  # a pixel of rounding
+                raise InputError(f"{folder / q.file}: {width} x {height}, not of the shape that was asked for, {q.width} x {q.height}")
+            how = cv2.INTER_AREA if height > q.height else cv2.INTER_CUBIC
+            image = found if (height, width) == (q.height, q.width) else cv2.resize(found, (q.width, q.height), interpolation=how)
         except InputError as error:
             notes.append(f"counts as without a face: {error}")
         images.append(image)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from itertools import groupby
@@ -62,14 +62,17 @@ def asked_digest(p: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def checked_protocol(name: str) -> dict[str, Any]:
+def checked_protocol(name: str, digest: Callable[[dict[str, Any]], str] = asked_digest) -> dict[str, Any]:
     """A pinned protocol.
+
+    Args:
+        digest: hash of everything that a run of it asks for.
 
     Raises:
         ValueError: this code would ask for something else than the protocol says.
     """
     p = protocol(name)
-    if p["world"] != WORLD_VERSION or p["asked_sha256"] != asked_digest(p):
+    if p["world"] != WORLD_VERSION or p["asked_sha256"] != digest(p):
         raise ValueError(
             f"protocol {p['name']} was pinned for other prompts, seeds, views or another world than this code draws (world {WORLD_VERSION}): "
             "figures would not compare; use the release it was pinned with, or pin a new protocol"
@@ -92,11 +95,16 @@ def asked(p: dict[str, Any], people: int, only: Sequence[str], known: Sequence[s
     return count, tuple(only) or tuple(known)
 
 
-def extent(p: dict[str, Any], people: int) -> list[str]:
-    """What a report says of how much was measured."""
-    notes = [f"{people} people x {p['prompts_per_person']} prompts, protocol {p['name']}, world {p['world']}"]
-    if people < p["people"]:
-        notes.append(f"only {people} of the protocol's {p['people']} people: not comparable with full runs")
+def extent(p: dict[str, Any], count: int, what: str = "") -> list[str]:
+    """What a report says of how much was measured.
+
+    Args:
+        what: the counted are; "": people, with so many prompts each.
+    """
+    what = what or f"people x {p['prompts_per_person']} prompts"
+    notes = [f"{count} {what}, protocol {p['name']}, world {p['world']}"]
+    if count < p["people"]:
+        notes.append(f"only {count} of the protocol's {p['people']}: not comparable with full runs")
     return notes
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,19 @@ from selfsame.mannequins.captions import NUMBER_WORDS, SCENE_PHRASES
 from selfsame.mannequins.people import split_person
 from selfsame.mannequins.render import PersonIn, Scene, draw
 from selfsame.mannequins.scenes import draw_light
-from selfsame.mannequins.world import CANONICAL_VIEWS, SIZE, WORLD_VERSION, average_kps
+from selfsame.mannequins.world import CANONICAL_VIEWS, SIZE, average_kps
 from selfsame.models.latents import encode
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.common import to_pixels
+from selfsame.recipes.measure.folder import conditioner_called, conditioner_of
 from selfsame.recipes.measure.judging import Seen, judge_gallery, measured_with, notes_on_weights, worst_of
-from selfsame.recipes.measure.protocols import asked, protocol, reference_photo
+from selfsame.recipes.measure.others import Others, flattery
+from selfsame.recipes.measure.pictures import THEIRS, Kept, Part, Question, hand_out, theirs
+from selfsame.recipes.measure.protocols import asked, checked_protocol, extent, reference_photo
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.places import Person, Places, Pose
+from selfsame.studio.places import columns as side_by_side
 from selfsame.studio.request import Request, Strengths
 from selfsame.studio.studio import ENCODER_NAME, load
 from selfsame.values.identity import Identity, mixed
@@ -38,38 +41,61 @@ GROUP_SCALE = 0.56  # of heads in a group's canonical picture: as large as the w
 Tick = Callable[[float, str], None]
 
 
-def pinned(name: str, digest: Callable[[Mapping[str, Any]], str]) -> dict[str, Any]:
-    """A protocol that this code asks as it was pinned.
-
-    Raises:
-        ValueError: it would ask for something else.
-    """
-    p = protocol(name)
-    if p["world"] != WORLD_VERSION or p["asked_sha256"] != digest(p):
-        raise ValueError(f"protocol {name} was pinned for other prompts, people, seeds or points than this code asks for: pin a new protocol")
-    return p
-
-
 def _hashed(asked_for: Any) -> str:
     return hashlib.sha256(json.dumps(asked_for, sort_keys=True).encode()).hexdigest()
 
 
-def _extent(p: Mapping[str, Any], count: int, what: str) -> list[str]:
-    """What a report says of how much was measured."""
-    notes = [f"{count} {what}, protocol {p['name']}, world {p['world']}"]
-    if count < p["people"]:
-        notes.append(f"only {count} of the protocol's {p['people']}: not comparable with full runs")
-    return notes
+@dataclass(frozen=True)
+class Asking:
+    """How a protocol is measured, whichever it is."""
+
+    out: Path  # folder for the report, and for the pictures, so that a run that was stopped goes on
+    pictures: Path | None = None  # another tool's answers to `ask`, as one more row
+    judges: Sequence[str] = ()  # others beside the protocol's, as for `folder`
+    conditioner: str = ""  # what conditioned the other tool's pictures
+    device: str = "cpu"
+    on_progress: Tick = lambda share, note: None
 
 
 class Bench:
-    """A studio, the judge's gallery, and each person's photo as a user would have it."""
+    """A studio, the judge's gallery, each person's photo as a user would have it, and the pictures that are judged."""
 
-    def __init__(self, p: Mapping[str, Any], device: str) -> None:
-        self.p, self.studio, self.split = p, load(device=device), p["split"]
+    def __init__(self, p: dict[str, Any], asking: Asking) -> None:
+        self.p, self.studio, self.split, self.asking = p, load(device=asking.device), p["split"], asking
         self.gallery = judge_gallery(self.studio, self.split, range(p["gallery_people"]))
+        self.others = Others(self.studio, asking.judges, self.split, p["gallery_people"])
+        self.made_by = conditioner_called(asking.conditioner)
         self.request = Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
+        self.kept, self.notes = Kept(asking.out, p), []
         self._known: dict[tuple[int, int], Identity] = {}
+
+    def series(
+        self, names: Sequence[str], questions: Sequence[Question], together: Sequence[Hashable], paint: Callable[[str, Sequence[int]], list[np.ndarray]]
+    ) -> Iterator[tuple[str, list[np.ndarray], float, str]]:
+        """Another tool's answers, if any, then our own: the row's name, a picture for each question, seconds a picture, what conditioned them.
+
+        Args:
+            together: of each question; neighbours of one kind are painted at once.
+            paint: paints some questions of a row, by their numbers.
+        """
+        asking = self.asking
+        if asking.pictures:
+            answers, notes = theirs(asking.pictures, questions, self.p["name"])
+            self.notes += notes
+            made_by = self.made_by or conditioner_of([sorted(asking.pictures.glob("*.png"))])
+            yield f"{THEIRS}{asking.pictures.resolve().name}", answers, float("nan"), made_by
+        for name in names:
+
+            def tick(done: int, name: str = name) -> None:
+                asking.on_progress(done / len(questions) / len(names), name)
+
+            def painted(at: Sequence[int], name: str = name, tick: Callable[[int], None] = tick) -> list[np.ndarray]:
+                images = paint(name, at)
+                tick(len(at))
+                return images
+
+            images = self.kept.files(name, [q.file for q in questions], together, painted, tick)
+            yield name, images, self.kept.seconds[name], "" if name == "oracle" else ENCODER_NAME
 
     def identity(self, person: int, photo: int = 0) -> Identity:
         """From a photo; key points from the detector, the true ones where it finds nothing."""
@@ -96,12 +122,11 @@ class Bench:
         with torch.no_grad():
             return self.studio.decode(encode(self.studio.vae, to_pixels(image[None])))[0]
 
-    def report(
-        self, title: str, rows: Sequence[Row], notes: Sequence[str], strips: Sequence[tuple[str, Sequence[np.ndarray]]], seen: Sequence[Seen], out: Path
-    ) -> Report:
+    def report(self, title: str, rows: Sequence[Row], notes: Sequence[str], strips: Sequence[tuple[str, Sequence[np.ndarray]]], seen: Sequence[Seen]) -> Report:
         about = {**self.p, **measured_with()}
-        made = Report(title, about, rows, (), [*notes, *notes_on_weights()], strips, worst_of(seen, self.split))
-        write_report(made, out)
+        notes = [*notes, *self.notes, *flattery(rows), *notes_on_weights()]
+        made = Report(title, about, rows, (), notes, strips, worst_of(seen, self.split))
+        write_report(made, self.asking.out)
         return made
 
 
@@ -153,52 +178,69 @@ def people_digest(p: Mapping[str, Any]) -> str:
     return _hashed([groups, [group_kps(n, k, w).round(1).tolist() for n, w in ((2, 192), (3, 256)) for k in range(n)]])
 
 
-def people(out: Path, *, cases: int = 0, only: Sequence[str] = (), device: str = "cpu", on_progress: Tick = lambda share, note: None) -> Report:
+def _group_questions(groups: Sequence[Group]) -> list[Question]:
+    parts = [tuple(Part(who, group_kps(len(g.people), k, g.width)) for k, who in enumerate(g.people)) for g in groups]
+    return [Question(f"{i:03d}.png", g.prompt, g.seed, SIZE, g.width, of) for i, (g, of) in enumerate(zip(groups, parts, strict=True))]
+
+
+def people(asking: Asking, *, cases: int = 0, only: Sequence[str] = ()) -> Report:
     """Two and three people in one picture, each judged where they were to stand.
 
     Raises:
+        InputError: a judge or folder that cannot be used.
         ValueError: an unknown row, or more cases than the protocol has.
     """
-    p = pinned(PEOPLE, people_digest)
+    p = checked_protocol(PEOPLE, people_digest)
     count, names = asked(p, cases, only, ("both, a region each", "both, without regions", "IdentityNet alone", "oracle"))
-    bench, groups, face = Bench(p, device), groups_of(p, count), average_kps(_group_frontal())[1]
+    bench, groups, face = Bench(p, asking), groups_of(p, count), average_kps(_group_frontal())[1]
     rows, strips = [], []
     seen: list[Seen] = []
     judged: dict[str, list[float]] = {}
-    for name in names:
-        hits, errors, missing, pictures, whose = [], [], [], [], []
-        began = time.monotonic()
-        for i, g in enumerate(groups):
-            image = _group_picture(bench, g, name)
-            pictures.append(image)
+    whose = [i for i, g in enumerate(groups) for _ in g.people]
+
+    def paint(name: str, at: Sequence[int]) -> list[np.ndarray]:
+        return [_group_picture(bench, groups[i], name) for i in at]
+
+    for name, pictures, seconds, made_by in bench.series(names, _group_questions(groups), range(len(groups)), paint):
+        hits, errors, missing = [], [], []
+        for image, g in zip(pictures, groups, strict=True):
             for k, person in enumerate(g.people):
                 kps = group_kps(len(g.people), k, g.width)
                 vector, found = bench.vector(image, kps.mean(0))
                 hits.append(float(is_first(vector, bench.gallery, person)))
                 errors.append(point_error(found, kps, face))
                 missing.append(float(vector is None))
-                whose.append(i)
-            if name == names[0]:
+            if not judged:
                 right = sum(hits[-len(g.people) :])
                 seen.append(Seen(right / len(g.people), f"{g.prompt}: {right:.0f} of {len(g.people)} in their places", image, g.people))
-            on_progress(1 / len(groups) / len(names), name)
         judged[name] = hits
         low, high = bootstrap_interval(hits, whose, num_draws=p["bootstrap"])
         of = {n: mean([hit for hit, i in zip(hits, whose, strict=True) if len(groups[i].people) == n]) for n in (2, 3)}
         columns: dict[str, float | str] = {"rank-1 of 100, two": of[2], "three": of[3], "all": mean(hits), "95 %": span(low, high)}
-        columns |= {"kps error": mean(errors), "no face there": mean(missing), "s": (time.monotonic() - began) / len(groups)}
-        rows.append(Row(name, columns))
+        columns |= {"kps error": mean(errors), "no face there": mean(missing)}
+        columns |= bench.others.columns([part for image, g in zip(pictures, groups, strict=True) for part in _columns_of(image, g)], _everyone(groups), made_by)
+        rows.append(Row(name, columns | {"s": seconds}))
         strips.append((name, pictures[:6]))
     notes = [
-        *_extent(p, count, "pictures of two and three people"),
+        *extent(p, count, "pictures of two and three people"),
         "no face within a quarter of the height of its place is a miss; key-point errors are over those found",
-        *_of_groups(groups, judged, names[0]),
+        *_of_groups(groups, judged),
     ]
-    return bench.report("Several people in one picture", rows, notes, strips, seen, out)
+    return bench.report("Several people in one picture", rows, notes, strips, seen)
 
 
-def _of_groups(groups: Sequence[Group], judged: Mapping[str, Sequence[float]], first: str) -> list[str]:
+def _everyone(groups: Sequence[Group]) -> list[int]:
+    return [who for g in groups for who in g.people]
+
+
+def _columns_of(image: np.ndarray, g: Group) -> list[np.ndarray]:
+    """A group's picture, cut between the people, for judges that see one face."""
+    return [image[:, x0:x1] for x0, _, x1, _ in side_by_side(len(g.people), *image.shape[:2])[0]]
+
+
+def _of_groups(groups: Sequence[Group], judged: Mapping[str, Sequence[float]]) -> list[str]:
     """How much of the oracle each row reaches, and by how much the first row is better than the others; whole pictures are drawn."""
+    first = next(iter(judged))
     whose = [i for i, g in enumerate(groups) for _ in g.people]
     lines = []
     for count in (2, 3):
@@ -247,45 +289,57 @@ def _view_task(p: Mapping[str, Any], person: int) -> tuple[str, int]:
     return f"a photo of a person {SCENE_PHRASES[scene][0]}", int(rng.integers(2**31))
 
 
-def views(out: Path, *, people: int = 0, only: Sequence[str] = (), device: str = "cpu", on_progress: Tick = lambda share, note: None) -> Report:
+def _view_questions(p: Mapping[str, Any], yaws: Sequence[int], count: int) -> list[Question]:
+    points = {yaw: average_kps(_view(yaw))[0] for yaw in yaws}
+    return [Question(f"{i:03d}{yaw:+03d}.png", *_view_task(p, i), SIZE, SIZE, (Part(i, points[yaw]),)) for yaw in yaws for i in range(count)]
+
+
+def views(asking: Asking, *, people: int = 0, only: Sequence[str] = ()) -> Report:
     """One person from several sides: key points where they were asked for, and still the same person.
 
     Raises:
+        InputError: a judge or folder that cannot be used.
         ValueError: an unknown row, or more people than the protocol has.
     """
-    p = pinned(VIEWS, views_digest)
+    p = checked_protocol(VIEWS, views_digest)
     count, names = asked(p, people, only, [f"yaw {yaw:+d}" for yaw in p["yaws"]])
-    bench = Bench(p, device)
+    yaws = [yaw for yaw in p["yaws"] if f"yaw {yaw:+d}" in names]
+    bench, questions, width = Bench(p, asking), _view_questions(p, yaws, count), {yaw: average_kps(_view(yaw))[1] for yaw in yaws}
     rows, strips, cosines = [], [], {}
     seen: list[Seen] = []
-    for yaw in p["yaws"]:
-        name = f"yaw {yaw:+d}"
-        if name not in names:
-            continue
-        kps, width = average_kps(_view(yaw))
-        pictures, errors, hits, sims, began = [], [], [], [], time.monotonic()
-        for i in range(count):
-            prompt, seed = _view_task(p, i)
-            image = bench.studio.generate(replace(bench.request, prompt=prompt, seed=seed), bench.identity(i), pose=Pose(kps, SIZE, SIZE))[0].pixels
-            vector, found = bench.vector(image)
-            errors.append(point_error(found, kps, width))
-            hits.append(float(is_first(vector, bench.gallery, i)))
-            sims.append(0.0 if vector is None else float(bench.gallery[i] @ vector))
-            pictures.append(image)
-            seen.append(Seen.of_one(name, None if vector is None else sims[-1], image, i))
-            on_progress(1 / count / len(names), name)
-        cosines[yaw] = sims
-        columns: dict[str, float | str] = {"kps error": mean(errors), "95 % of kps error": span(*bootstrap_interval([e for e in errors if not np.isnan(e)]))}
-        columns |= {"no face": float(np.isnan(errors).mean()), "rank-1 of 100": mean(hits), "cosine": mean(sims)}
-        rows.append(Row(name, columns | {"s": (time.monotonic() - began) / count}))
-        strips.append((name, pictures[:8]))
-    notes = _extent(p, count, f"people at {len(p['yaws'])} yaws")
+
+    def paint(name: str, at: Sequence[int]) -> list[np.ndarray]:
+        made = []
+        for q in (questions[i] for i in at):
+            (part,) = q.parts
+            made += bench.studio.generate(replace(bench.request, prompt=q.prompt, seed=q.seed), bench.identity(part.person), pose=Pose(part.kps, SIZE, SIZE))
+        return [m.pixels for m in made]
+
+    for name, pictures, seconds, made_by in bench.series(("as asked",), questions, [(q.parts[0].person, q.file) for q in questions], paint):
+        for k, yaw in enumerate(yaws):
+            images, called = pictures[k * count : (k + 1) * count], f"yaw {yaw:+d}" if name == "as asked" else f"{name}, yaw {yaw:+d}"
+            (vectors, found) = zip(*(bench.vector(image) for image in images), strict=True)
+            errors = [point_error(points, questions[k * count].parts[0].kps, width[yaw]) for points in found]
+            hits = [float(is_first(v, bench.gallery, i)) for i, v in enumerate(vectors)]
+            sims = [0.0 if v is None else float(bench.gallery[i] @ v) for i, v in enumerate(vectors)]
+            seen += [Seen.of_one(called, None if v is None else sims[i], images[i], i) for i, v in enumerate(vectors)]
+            cosines.setdefault(name, {})[yaw] = sims
+            columns: dict[str, float | str] = {
+                "kps error": mean(errors),
+                "95 % of kps error": span(*bootstrap_interval([e for e in errors if not np.isnan(e)])),
+            }
+            columns |= {"no face": float(np.isnan(errors).mean()), "rank-1 of 100": mean(hits), "cosine": mean(sims)}
+            rows.append(Row(called, columns | bench.others.columns(images, range(count), made_by) | {"s": seconds}))
+            strips.append((called, images[:8]))
+    notes = extent(p, count, f"people at {len(yaws)} yaws")
     notes.append("key-point errors are over pictures with a face; cosine and rank-1 count one without as missed")
-    for yaw, sims in cosines.items():
-        if yaw and 0 in cosines:
-            middle, low, high = paired_interval(sims, cosines[0])
-            notes.append(f"judge cosine, yaw {yaw:+d} minus frontal: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired over people)")
-    return bench.report("One person from several sides", rows, notes, strips, seen, out)
+    for name, at in cosines.items():
+        for yaw, sims in at.items():
+            if yaw and 0 in at:
+                middle, low, high = paired_interval(sims, at[0], num_draws=p["bootstrap"])
+                whose = "" if name == "as asked" else f"{name}, "
+                notes.append(f"judge cosine, {whose}yaw {yaw:+d} minus frontal: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired over people)")
+    return bench.report("One person from several sides", rows, notes, strips, seen)
 
 
 # ---------------------------------------------------------------------------------------------- mixes
@@ -311,45 +365,93 @@ def never_turns_back(towards: np.ndarray) -> bool:
     return is_monotonic(towards[0].tolist(), rising=False) and is_monotonic(towards[1].tolist(), rising=True)
 
 
-def mixes(out: Path, *, pairs: int = 0, only: Sequence[str] = (), device: str = "cpu", on_progress: Tick = lambda share, note: None) -> Report:
+def _mix_questions(p: Mapping[str, Any], count: int) -> list[Question]:
+    """Pair after pair, seed after seed, step after step."""
+    kps = average_kps(CANONICAL_VIEWS[0])[0]
+    return [
+        Question(f"{i:03d}-{k}-{step}.png", prompt, seed, SIZE, SIZE, (Part(a, kps, 1 - s), Part(b, kps, s)))
+        for i, (a, b, prompt, seeds) in enumerate(pairs_of(p, count))
+        for k, seed in enumerate(seeds)
+        for step, s in enumerate(p["shares"])
+    ]
+
+
+def mixes(asking: Asking, *, pairs: int = 0, only: Sequence[str] = ()) -> Report:
     """From one person to another in steps: the judge sees less of the first and more of the second.
 
     Raises:
+        InputError: a judge or folder that cannot be used.
         ValueError: an unknown row, or more pairs than the protocol has.
     """
-    p = pinned(MIX, mix_digest)
-    count, names = asked(p, pairs, only, ("linear", "spherical"))
-    bench = Bench(p, device)
-    kps = average_kps(CANONICAL_VIEWS[0])[0]
+    p = checked_protocol(MIX, mix_digest)
+    count, names = asked(p, pairs, only, ("linear", "spherical", "even"))
+    bench, questions, everyone = Bench(p, asking), _mix_questions(p, count), pairs_of(p, count)
+    num_steps = len(p["shares"])
     rows, strips, curves = [], [], []
     seen: list[Seen] = []
-    for how in names:
-        on_average, single, missing, pictures, all_towards, began = [], [], [], [], [], time.monotonic()
-        for a, b, prompt, seeds in pairs_of(p, count):
-            ends = [bench.identity(a), bench.identity(b)]
-            between = [mixed(ends, [1 - s, s], how) for s in p["shares"]]
-            row = [PaintRow(prompt, faces=(Shown(torch.from_numpy(who.embeddings)[None], kps),)) for who in between]
-            strip = [bench.studio.paint(row, bench.request, [seed] * len(row))[0] for seed in seeds]
-            vectors = [[bench.vector(image)[0] for image in images] for images in strip]
-            towards = np.array([[[0.0 if v is None else float(bench.gallery[who] @ v) for v in line] for who in (a, b)] for line in vectors])  # seeds 2 steps
-            missing.append(mean([float(any(v is None for v in line)) for line in vectors]))
-            single += [float(never_turns_back(line)) for line in towards]
-            middle = towards.mean(0)
-            on_average.append(float(never_turns_back(middle)))
-            all_towards.append(middle)
-            pictures.append(strip[0])
-            spans = middle[0, 0] - middle[0, -1], middle[1, -1] - middle[1, 0]
+
+    def paint(how: str, at: Sequence[int]) -> list[np.ndarray]:
+        asked_for = [questions[i] for i in at]
+        people = [mixed([bench.identity(part.person) for part in q.parts], [part.share for part in q.parts], how) for q in asked_for]
+        paint_rows = [
+            PaintRow(q.prompt, faces=(Shown(torch.from_numpy(who.embeddings)[None], q.parts[0].kps),)) for q, who in zip(asked_for, people, strict=True)
+        ]
+        return bench.studio.paint(paint_rows, bench.request, [q.seed for q in asked_for])[0]
+
+    for how, images, seconds, made_by in bench.series(names, questions, [q.file.rpartition("-")[0] for q in questions], paint):
+        faces = [bench.vector(image)[0] for image in images]
+        missing = [float(any(v is None for v in faces[i : i + num_steps])) for i in range(0, len(faces), num_steps)]
+        towards = _towards(p, everyone, faces, bench.gallery)
+        middle = towards.mean(1)
+        on_average = [float(never_turns_back(line)) for line in middle]
+        for (a, b, *_), turns, line, strip in zip(everyone, on_average, middle, range(0, len(images), num_steps * p["seeds"]), strict=True):
+            spans = line[0, 0] - line[0, -1], line[1, -1] - line[1, 0]
             said = f"{how}: cosine to the ends {spans[0]:+.2f} and {spans[1]:+.2f}"
-            seen.append(Seen(on_average[-1] + float(np.sum(spans)), said, np.concatenate(strip[0], 1), (a, b)))
-            on_progress(1 / count / len(names), how)
+            seen.append(Seen(turns + float(np.sum(spans)), said, np.concatenate(images[strip : strip + num_steps], 1), (a, b)))
         low, high = bootstrap_interval(on_average, num_draws=p["bootstrap"])
-        curve = np.mean(all_towards, axis=0)
-        columns: dict[str, float | str] = {"monotonic to both ends": mean(on_average), "95 %": span(low, high), "single strips": mean(single)}
+        curve = middle.mean(0)
+        columns: dict[str, float | str] = {"monotonic to both ends": mean(on_average), "95 %": span(low, high)}
+        columns["single strips"] = mean([float(never_turns_back(line)) for lines in towards for line in lines])
         columns["cosine from end to end"] = float(np.mean([curve[0, 0] - curve[0, -1], curve[1, -1] - curve[1, 0]]))
-        rows.append(Row(how, columns | {"strips with a step without a face": mean(missing), "s": (time.monotonic() - began) / count}))
-        strips += [(how, images) for images in pictures[:3]]
+        for judge in bench.others.judges:
+            lines = _towards(p, everyone, [judge.see(image) for image in images], bench.others.gallery(judge)).mean(1)
+            columns[f"monotonic, {judge.called(made_by)}"] = mean([float(never_turns_back(line)) for line in lines])
+        rows.append(Row(how, columns | {"strips with a step without a face": mean(missing), "s": seconds}))
+        strips += [(how, images[k * num_steps * p["seeds"] :][:num_steps]) for k in range(min(3, count))]
         steps = ", ".join(f"{s:g}: {x:.3f} and {y:.3f}" for s, x, y in zip(p["shares"], *curve, strict=True))
         curves.append(f"{how}, mean cosine to the first and to the second at each share: {steps}")
-    notes = [*_extent(p, count, f"pairs, {len(p['shares'])} steps of {p['seeds']} seeds each"), *curves]
+    notes = [*extent(p, count, f"pairs, {num_steps} steps of {p['seeds']} seeds each"), *curves]
     notes.append("monotonic: the mean cosine over the seeds never turns back; a picture without a face counts as 0, likeness to nobody")
-    return bench.report("From one person to another", rows, notes, strips, seen, out)
+    return bench.report("From one person to another", rows, notes, strips, seen)
+
+
+def _towards(
+    p: Mapping[str, Any], pairs: Sequence[tuple[int, int, str, tuple[int, ...]]], faces: Sequence[np.ndarray | None], gallery: np.ndarray
+) -> np.ndarray:
+    """Cosines of pictures, in the order of `_mix_questions`, to both ends: pairs seeds 2 steps."""
+    each = iter(faces)
+    strips = [[[next(each) for _ in p["shares"]] for _ in seeds] for *_, seeds in pairs]
+    return np.array(
+        [
+            [[[0.0 if v is None else float(gallery[who] @ v) for v in line] for who in (a, b)] for line in lines]
+            for (a, b, *_), lines in zip(pairs, strips, strict=True)
+        ]
+    )
+
+
+# ---------------------------------------------------------------------------------------------- what is asked
+
+
+def ask(what: str, out: Path, *, count: int = 0) -> Path:
+    """Write what a protocol asks, for any tool: prompts, seeds, sizes, key points, shares and photos. Its pictures are judged as `Asking.pictures`.
+
+    Args:
+        what: people, views or mix.
+        count: of pictures, people or pairs; 0: all.
+    """
+    name, digest = {"people": (PEOPLE, people_digest), "views": (VIEWS, views_digest), "mix": (MIX, mix_digest)}[what]
+    p = checked_protocol(name, digest)
+    number, _ = asked(p, count, (), ())
+    if what == "people":
+        return hand_out(p, _group_questions(groups_of(p, number)), out)
+    return hand_out(p, _mix_questions(p, number) if what == "mix" else _view_questions(p, p["yaws"], number), out)
