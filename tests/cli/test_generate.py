@@ -198,6 +198,8 @@ def test_only_commercial_weights_when_asked(tmp_path: Path, capsys: pytest.Captu
     edit = ["edit", "--licence", "commercial", "--model", "mimicbrush", "--source", str(EXAMPLES / "mug.png"), "--mask", str(EXAMPLES / "mug-mask.png")]
     edit += ["--reference", ADA]
     assert "mimicbrush: its weights are not stated" in fails(capsys, *edit)
+    (tmp_path / "mine").mkdir()
+    assert "not stated" not in fails(capsys, *edit, "--weights", str(tmp_path / "mine"))
 
 
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -123,6 +124,11 @@ def test_another_job_is_not_taken_for_this_one(tmp_path: Path, videos: Path):
     assert len(list(read_pairs(out, "train"))) == 2  # the shard of the three sources is gone
     with pytest.raises(InputError, match="letters, digits"):
         PairsJob(out, "../up", videos=videos)
+    others = tmp_path / "others"
+    shutil.copytree(videos, others)
+    with pytest.raises(InputError, match=r"holds pairs of .*choose another --out"):
+        run(PairsJob(out, videos=others, how=WIDE))
+    assert len(list(read_pairs(out, "train"))) == 2, "nothing of them is lost"
 
 
 def test_frames_are_spread_over_the_whole_video_whatever_the_container_says(tmp_path: Path):
@@ -198,3 +204,7 @@ def test_what_is_transparent_in_a_mask_is_nothing(tmp_path: Path):
     Image.fromarray(image).save(tmp_path / "a.mask.png")
     marks = pairs.read_marks(tmp_path / "a.mask.png")
     assert (marks > 0).sum() == 256
+    palette = Image.fromarray(np.where(image[..., 3] > 0, 0, 5).astype(np.uint8))
+    palette.putpalette([40, 40, 40] * 8)
+    palette.save(tmp_path / "b.mask.png", transparency=5)
+    assert (pairs.read_marks(tmp_path / "b.mask.png") > 0).sum() == 256

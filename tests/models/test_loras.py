@@ -94,6 +94,10 @@ def test_loras_of_another_base_and_other_files_are_refused(tmp_path: Path):
     save_file({"unet.x.weight": down.contiguous()}, tmp_path / "none.safetensors")
     with pytest.raises(InputError, match=r"holds no LoRA|can be read"):
         fuse_unet([Lora.read(str(tmp_path / "none.safetensors"))], unet, is_xl=False)
+    whole = (tmp_path / "layer.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) - 8])  # the header is there
+    with pytest.raises(InputError, match="can be read"):
+        fuse_unet([Lora.read(str(tmp_path / "half.safetensors"))], unet, is_xl=False)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import draw
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.perception.depth import DepthNet
-from selfsame.studio.edits import SIDE, Editor, Region, Square
+from selfsame.studio.edits import SIDE, Editor, Region, Square, framed, put_back
 from selfsame.studio.inpainting import put_person
 from selfsame.studio.request import EditRequest, Request
 from selfsame.studio.studio import Studio
@@ -58,6 +58,16 @@ def box(height: int, width: int, y: int, x: int, dy: int, dx: int) -> np.ndarray
     mask = np.zeros((height, width), np.uint8)
     mask[y : y + dy, x : x + dx] = 255
     return mask
+
+
+def test_colours_are_measured_where_nothing_was_painted(pictures: list[np.ndarray]):
+    """Whole cells are painted, more than the mask: a result that is right outside them is not moved by what it is inside."""
+    source = pictures[0]
+    mask = box(128, 128, 41, 43, 30, 30)
+    square, inside, window = framed(source, mask, 1.8)
+    result = np.where(inside[..., None], np.uint8(0), square)
+    plain, matched = (put_back(source, result, mask, window, EditRequest(feather=0, match_colour=on)) for on in (False, True))
+    assert np.abs(matched.astype(int) - plain).max() <= 6  # there and back again in size
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (300, 500), (90, 40), (64, 400)])

@@ -296,6 +296,15 @@ def test_what_is_missing_is_said_with_its_remedy(
     for base, name in ((studio, "lcm-lora-sdxl"), (own_sd15, "lcm-lora-sd15")):
         with pytest.raises(InputError, match=f"selfsame models fetch {name}.*--solver lcm"):
             base.generate(Request(height=64, width=64, speed="turbo"))
+    for name, content, says in (("vocab.json", None, "lacks vocab.json"), ("vocab.json", b'{"a', "cannot be loaded")):
+        shutil.rmtree(tmp_path / "cut", ignore_errors=True)
+        shutil.copytree(own_sd15.folders.base, tmp_path / "cut")
+        (tmp_path / "cut/tokenizer/tokenizer.json").unlink(missing_ok=True)
+        (tmp_path / "cut/tokenizer" / name).unlink()
+        if content:
+            (tmp_path / "cut/tokenizer" / name).write_bytes(content)
+        with pytest.raises(InputError, match=says):
+            _ = RealStudio(Folders(tmp_path / "cut")).tokenizer
     who = studio.identity(photo)
     monkeypatch.setattr(studio.reader, "name", "buffalo_l")
     with pytest.raises(InputError, match="make it anew"):
@@ -414,6 +423,12 @@ def test_a_whole_instantid_goes_to_other_forms_and_back(folders: Folders, tmp_pa
     for path in (tmp_path / "official/ip-adapter.bin", tmp_path / "comfyui/ip-adapter.safetensors"):
         back = read_adapter(path)
         assert all(set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(first, back, strict=True))
+    shutil.copytree(tmp_path / "comfyui", tmp_path / "a1111")
+    (tmp_path / "a1111/ip-adapter.safetensors").rename(tmp_path / "a1111/ip-adapter_instant_id_sdxl.safetensors")
+    studios = [RealStudio(replace(folders, instantid=tmp_path / name)) for name in ("comfyui", "a1111")]
+    assert studios[0].sizes == studios[1].sizes
+    states = [s.instantid.state_dict() for s in studios]
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
     capsys.readouterr()
     for more, says in (
         (["--out", str(tmp_path / "official")], "exists"), (["--form", "a1111", "--out", str(tmp_path / "x")], "is of learned words"),

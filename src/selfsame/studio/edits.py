@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -171,19 +171,18 @@ class Editor:
         channels = inpaint_channels(mask, collage, self.method.depth_feature(depth, collage))
         generators = generators_of(seeds)
         noise = noise_of(generators, tuple(collage.shape[1:])).to(collage)
-        without = Conditioning(nothing, inpaint=channels)
+        guided = request.guidance_scale > 1
+        said = Conditioning(told, inpaint=channels)
+        if guided:  # what stays the same is laid together once
+            said, rows = stacked(Conditioning(nothing, inpaint=channels), said), torch.cat([torch.full_like(rows, -1), rows])
+        borrows = bool(references) and self.uses_net
 
-        def with_at(t: Tensor) -> Conditioning:
-            return Conditioning(told, inpaint=channels, reference=merged(references, t, rows) if references and self.uses_net else None)
+        def predicted(latents: Tensor, t: Tensor, index: int) -> Tensor:
+            now = replace(said, reference=merged(references, t, rows)) if borrows else said
+            return predict(self.method.unet, latents, t, now)
 
-        def one(latents: Tensor, t: Tensor, index: int) -> Tensor:
-            return predict(self.method.unet, latents, t, with_at(t))
-
-        def both(latents: Tensor, t: Tensor, index: int) -> Tensor:
-            return predict(self.method.unet, latents, t, stacked(without, with_at(t)))
-
-        with self.method.attached():
-            step = guided_together(both, request.guidance_scale) if request.guidance_scale > 1 else one
+        with self.method.attached(keeps=True):
+            step = guided_together(predicted, request.guidance_scale) if guided else predicted
             latents = last_of(step, noise, self.studio.scheduler(request.solver), request.num_steps, generators, on_step)
         return self.studio.decode(latents)
 

@@ -15,7 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from selfsame.adapters.processors import processors_replaced
+from selfsame.adapters.processors import CrossAttention, cross_attention_paths, processors_replaced
 from selfsame.methods.mimicbrush.modules import FUSIONS, DepthProjector, ImageProjector, ReferenceAttention, ReferenceNet, fused_paths
 from selfsame.values.conditioning import Conditioning, ReferenceCondition
 
@@ -133,9 +133,19 @@ class MimicBrush(nn.Module):
         return method.eval()
 
     @contextmanager
-    def attached(self, fusion: FUSIONS | None = None) -> Iterator[UNet2DConditionModel]:
-        """The imitative U-Net with attention that borrows; detached it is a plain U-Net again."""
-        with processors_replaced(self.unet, {f"{path}.attn1": ReferenceAttention(path, fusion or self.fusion) for path in fused_paths(self.unet)}):
+    def attached(self, fusion: FUSIONS | None = None, *, keeps: bool = False) -> Iterator[UNet2DConditionModel]:
+        """The imitative U-Net with attention that borrows; detached it is a plain U-Net again.
+
+        Args:
+            keeps: keys and values of image tokens that come again, step after step, are made once, in both nets.
+        """
+        borrows: dict[str, Any] = {f"{path}.attn1": ReferenceAttention(path, fusion or self.fusion) for path in fused_paths(self.unet)}
+        if not keeps:
+            with processors_replaced(self.unet, borrows):
+                yield self.unet
+            return
+        ours, theirs = ({path: CrossAttention(keeps=True) for path in cross_attention_paths(net)} for net in (self.unet, self.reference_net.unet))
+        with processors_replaced(self.unet, borrows | ours), processors_replaced(self.reference_net.unet, theirs):
             yield self.unet
 
     def tokens(self, states: Tensor) -> Tensor:
