@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import diffusers
@@ -30,9 +31,11 @@ from selfsame.models.weighted import encode_weighted
 from selfsame.perception import real_faces
 from selfsame.studio import real
 from selfsame.studio.batches import read_manifest, run_batch
+from selfsame.studio.orders import Order
 from selfsame.studio.painting import Painter
 from selfsame.studio.people import lent_embedding
 from selfsame.studio.places import Person
+from selfsame.studio.ready import jobs_of
 from selfsame.studio.real import Folders, RealStudio
 from selfsame.studio.request import MANNEQUIN, Limits, Request, Strengths
 from selfsame.values.identity import Identity, LearnedWords, mixed
@@ -309,6 +312,30 @@ def test_what_is_missing_is_said_with_its_remedy(
     monkeypatch.setattr(studio.reader, "name", "buffalo_l")
     with pytest.raises(InputError, match="make it anew"):
         studio.generate(Request(height=64, width=64), who)
+
+
+def test_what_the_photo_shows_is_asked_of_clip(own_sd15: RealStudio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SELFSAME_HOME", str(tmp_path))
+    order = Order(face=(photo,), keep=("glasses", "expression"), prompt="a painting of a person in a garden", height=64, width=64)
+    with pytest.raises(InputError, match="selfsame models fetch clip-vit-l14"):
+        jobs_of(order, own_sd15)
+
+    class Sees:
+        sides: ClassVar[list[tuple[int, ...]]] = []
+
+        def images(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+            self.sides += [i.shape for i in images]
+            return torch.tensor([[1.0, 0.5]])
+
+        def prompt(self, prompt: str) -> torch.Tensor:
+            return torch.tensor([float(prompt.endswith("sunglasses")), float("neutral" in prompt)])
+
+    own_sd15.__dict__["clip"] = Sees()
+    (job,), _, _ = jobs_of(order, own_sd15)
+    assert job.row.prompt == "a painting of a person wearing sunglasses in a garden"
+    ((h, w, _),) = Sees.sides
+    assert h == w
+    del own_sd15.__dict__["clip"]
 
 
 def names_own_words(studio: RealStudio, name: str) -> LearnedWords:

@@ -55,7 +55,8 @@ class Order(Request):
     roll: float | None = None
     """Degrees, image-right side up."""
     keep: tuple[str, ...] = ()
-    """What the photo shows and the picture shall show too: expression, glasses, hat, clothes. (Hair and face always, pose unless told otherwise.)"""
+    """What the photo shows and the picture shall show too: expression, glasses, hat, clothes. (Face and mostly hair always, pose unless told
+    otherwise.) For photographs CLIP is asked (selfsame models fetch clip-vit-l14)."""
     start: Path | None = None
     """A picture to change instead of noise alone; --start-strength says how far."""
     which: int | None = None

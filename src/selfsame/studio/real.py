@@ -17,6 +17,7 @@ from torch import Tensor
 from selfsame.images.draw import draw_kps
 from selfsame.images.files import InputError, read_json
 from selfsame.images.head import head_kps
+from selfsame.images.masks import Window
 from selfsame.images.resize import official_size, resize_official
 from selfsame.methods.instantid.checkpoint import ABOUT, OFFICIAL_ENCODER, encoder_of, instantid_from_official, weights_in
 from selfsame.methods.instantid.method import InstantID
@@ -26,6 +27,7 @@ from selfsame.models.single_file import kind_of, unpacked
 from selfsame.models.weighted import WINDOW, encode_weighted, encode_windows, weighted_ids
 from selfsame.perception.detector import Found
 from selfsame.perception.real_faces import RealFace, gpu_providers, reader_of
+from selfsame.perception.zeroshot import phrases_for
 from selfsame.studio.family import Family, Job
 from selfsame.studio.memory import CHOICES, PLANS, SPARE, TILE_SIDE, Plan, Sizes, chosen, free_memory, needed, numbers_in
 from selfsame.studio.painting import Painter, Told, scheduler_of
@@ -37,6 +39,7 @@ from selfsame.values.identity import Identity, LearnedWords
 from selfsame.weights.catalogue import CATALOGUE
 from selfsame.weights.fetch import cache_folder, local, missing_of
 
+AROUND = 2.4  # of a face's larger side: how much of a photo is asked about
 SD15, SDXL = Limits(512, 8, 1024, least=64), Limits(1024, 8, 2048)
 LONGEST = {512: 640, 1024: 1280}  # the longer side of a photo before it is read, and of a picture in its shape; officially 1280 for SDXL
 SHORTEST = 64
@@ -413,6 +416,23 @@ class RealStudio(Family):
         """Faces of a picture and their embeddings, n 512."""
         found = self.reader(image)
         return list(found), torch.from_numpy(np.stack([f.embedding for f in found])) if found else torch.zeros(0, 0)
+
+    def described(self, image: np.ndarray, what: Sequence[str], *, which: int | None = None) -> str:
+        """What a photo shows, in the words of a prompt: the likest phrases by CLIP ViT-L/14. Hair follows the face tokens as far as the weights let it.
+
+        Raises:
+            InputError: CLIP has not been fetched; the message says how.
+        """
+        x0, y0, x1, y1 = self.face(image, which=which)[0].box
+        side = AROUND * max(x1 - x0, y1 - y0)  # hat and collar are in it
+        around = Window(round((y0 + y1 - side) / 2 + 0.1 * side), round((x0 + x1 - side) / 2), max(1, round(side)))
+        return phrases_for(self.clip, around.crop(image, 255), what)
+
+    @cached_property
+    def clip(self) -> Any:
+        from selfsame.perception.similarity import StockClip
+
+        return StockClip(local(CATALOGUE["clip-vit-l14"]))
 
     def view(self, yaw_deg: float, pitch_deg: float = 0.0, roll_deg: float = 0.0) -> Pose:
         """Key points of an average human head in a view: yaw to image right, pitch up, roll with the image-right side up."""

@@ -163,6 +163,16 @@ _ALL = (
         "Apache-2.0", "not stated", False, 10500, "one that you train",
     ),
     Model(
+        "clip-vit-l14", "OpenAI's CLIP ViT-L/14, which --keep asks what a photograph shows and edits are measured by",
+        (
+            Part(
+                ("hf:openai/clip-vit-large-patch14",),
+                ("config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
+            ),
+        ),
+        "MIT", "MIT as its code; the card names none and means it for research", False, 1710, "say what is to be kept in the prompt",
+    ),
+    Model(
         "lcm-lora-sdxl", "a LoRA with which SDXL paints in 4 to 10 steps",
         (Part(("hf:latent-consistency/lcm-lora-sdxl",), ("pytorch_lora_weights.safetensors",)),), "MIT", _RAILPP, True, 394, needs=("sdxl",),
     ),
