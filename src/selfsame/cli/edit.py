@@ -144,7 +144,8 @@ class Edit(EditRequest, ModelFlags):
         editor = self._editor()
         with bar("painting", editor.num_calls(request) * len(regions) * -(-self.num_images // editor.together)) as tick:
             made = editor.edit(source, regions, request, on_step=lambda _: tick(1))
-        return made, {"edit": asdict(request.settled(editor.limits))}
+        about = {"edit": asdict(request.settled(editor.limits)), "weights": self.weights_digest(editor)}
+        return made, about | ({"precision": self.precision} if self.model == "mimicbrush" else {})
 
     def _editor(self) -> Any:
         from selfsame.images.files import InputError

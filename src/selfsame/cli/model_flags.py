@@ -85,7 +85,11 @@ class ModelFlags:
         }
 
     def weights_digest(self, studio: Any) -> str:
-        """Short hash of the weights that paint: of the miniature's own hashes, else of the files' names, sizes and dates."""
+        """Short hash of the weights that paint: of the miniature's own hashes, else of the files' names, sizes and dates.
+
+        Args:
+            studio: or, of MimicBrush, its editor.
+        """
         import hashlib
         import json
 
@@ -94,7 +98,8 @@ class ModelFlags:
         if self.model == "mannequin":
             said: Any = manifest()["files"]
         else:
-            roots = [p for p in vars(studio.folders).values() if isinstance(p, Path)] + [lora.path for lora in studio.loras]
+            own = [studio.folder] if self.model == "mimicbrush" else [*vars(studio.folders).values(), *(lora.path for lora in studio.loras)]
+            roots = [p for p in own if isinstance(p, Path)]
             files = [f for root in roots for f in (sorted(root.rglob("*")) if root.is_dir() else [root]) if f.is_file()]
             said = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]

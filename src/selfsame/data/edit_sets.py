@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from selfsame.images.files import InputError, read_image, write_image
+from selfsame.images.files import TINY, InputError, read_image, write_image
 from selfsame.images.masks import read_mask
 from selfsame.mannequins.captions import article
 from selfsame.mannequins.people import SPLITS
@@ -30,7 +30,6 @@ from selfsame.mannequins.world import WORLD_VERSION, draw_thing_view
 
 TRACKS = ("PartComp/CrossInstance", "PartComp/WithinInstance", "TextureTrans/CrossInstance", "TextureTrans/WithinInstance")
 ROUGH = 5  # pixels by which a mask is larger than its part, as if drawn by hand
-TINY = 8  # pixels: smaller pictures show nothing
 SMALLEST = 0.015  # of the picture: a part that shows less is not asked for
 
 

@@ -164,6 +164,15 @@ def spare_resolved(outputs: Iterable[str | Path], read: Collection[Path]) -> Non
             raise InputError(f"{path}: is one of the pictures or files that are read, and would be overwritten; choose another --out")
 
 
+TINY = 8  # pixels: smaller pictures show nothing
+
+
+def must_show(name: str, image: np.ndarray) -> None:
+    """Raise InputError for a picture, called so, that is too small to show anything."""
+    if min(image.shape[:2]) < TINY:
+        raise InputError(f"{name} is {image.shape[1]} x {image.shape[0]}: give a picture of at least {TINY} x {TINY} pixels")
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file says.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfsame.diffusion.sampling import Step, guided_together
-from selfsame.images.files import InputError
+from selfsame.images.files import InputError, must_show
 from selfsame.images.masks import Window, cells_of, colours_matched, laid_over, resized, window_around
 from selfsame.methods.mimicbrush.method import MimicBrush, Reference, inpaint_channels, merged, predict
 from selfsame.methods.mimicbrush.pictures import latent_mask
@@ -28,7 +28,6 @@ from selfsame.values.conditioning import Conditioning, stacked
 from selfsame.weights import mannequin
 
 SIDE = 128  # pixels of the square that the miniature paints
-TINY = 8  # pixels: smaller pictures show nothing
 LARGEST = 12288  # pixels of a square that is cut out of a picture: half a gigabyte
 ENOUGH = 8  # times the painted side: references that are larger still are made smaller first
 
@@ -208,8 +207,7 @@ class Editor:
         if not regions:
             raise InputError("nothing to paint: give a mask and a reference")
         for name, image in (("the source", source), *(("a reference", r.reference) for r in regions)):
-            if min(image.shape[:2]) < TINY:
-                raise InputError(f"{name} is {image.shape[1]} x {image.shape[0]}: give a picture of at least {TINY} x {TINY} pixels")
+            must_show(name, image)
         made = [source] * request.num_images
         seeds = [request.seed + i for i in range(request.num_images)]
         for region in regions:
@@ -262,6 +260,8 @@ def reference_square(region: Region, side: int = SIDE) -> np.ndarray:
     if mask is None and zoom < 1:
         image = cv2.resize(image, (max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom))), interpolation=cv2.INTER_AREA)
     if mask is not None:
+        marked = np.argwhere(mask > 0)
+        must_show("what the reference mask marks", image[marked[:, 0].min() : marked[:, 0].max() + 1, marked[:, 1].min() : marked[:, 1].max() + 1])
         window = window_around(mask > 0, 1.1)
         if window.side > LARGEST:
             raise InputError(f"the reference mask is {window.side} pixels wide or high: mark at most {LARGEST}, or give a smaller picture")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from selfsame.diffusion.sampling import Step
-from selfsame.images.files import InputError
+from selfsame.images.files import InputError, must_show
 from selfsame.images.masks import ellipse
 from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.models.latents import pixels_of
@@ -45,6 +45,7 @@ def put_person(
     Returns:
         `request.num_images` pictures of the source's size, and warnings.
     """
+    must_show("the source", source)
     side = studio.limits.side
     request = studio.sized(replace(request, height=side, width=side), ())
     square, inside, window = framed(source, mask, edit.context, side)

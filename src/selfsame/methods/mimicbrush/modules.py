@@ -108,7 +108,7 @@ class ReferenceNet(nn.Module):
 
     def add_lora(self, rank: int) -> ReferenceNet:
         """Freeze the net and let low-rank additions learn in every attention and feed-forward layer and in the residual blocks' convolutions: a net that
-        ships as an eighth of its numbers, beside the base that it came from.
+        ships as a fifteenth of its numbers, beside the base that it came from.
         """
         config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=LORA_LAYERS)
         self.unet.requires_grad_(False)
