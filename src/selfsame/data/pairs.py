@@ -25,6 +25,7 @@ from PIL import Image, ImageOps
 
 from selfsame.data.shards import finished, jpg_of, new_shard, open_shard, picture_of, png_of, pool_of, report_beside, write_json
 from selfsame.images.files import InputError, read_image, read_json
+from selfsame.images.resize import squared
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import Picture, draw
 from selfsame.mannequins.world import WORLD_VERSION
@@ -134,12 +135,8 @@ class Report:
 
 def square_of(image: np.ndarray, size: int, around: int = 255) -> np.ndarray:
     """Padded to a square, then resized, as the paper trains (Sec. 4.1)."""
-    image = _at_most(image, size)  # small first: the square of a panorama is far larger than the panorama
-    h, w = image.shape[:2]
-    side = max(h, w)
-    canvas = np.full((side, side, *image.shape[2:]), around, np.uint8)
-    canvas[(side - h) // 2 :, (side - w) // 2 :][:h, :w] = image
-    return canvas if side == size else cv2.resize(canvas, (size, size), interpolation=cv2.INTER_CUBIC)
+    square = squared(_at_most(image, size), around)  # small first: the square of a panorama is far larger than the panorama
+    return square if len(square) == size else cv2.resize(square, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def video_frames(path: Path, size: int) -> list[np.ndarray]:

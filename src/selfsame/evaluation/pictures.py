@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from selfsame.images.resize import squared
+
 SMALLEST = 11  # pixels: SSIM's window
 
 
@@ -55,8 +57,5 @@ def clean_crop(image: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
     """What a mask shows, on white, cropped to its box and padded to a square of `size` (MimicBrush, appendix A)."""
     rows, columns = box_of(mask)
     part = np.where(mask[rows, columns, None], image[rows, columns], np.uint8(255))
-    h, w = part.shape[:2]
-    side = max(h, w)
-    canvas = np.full((side, side, 3), 255, np.uint8)
-    canvas[(side - h) // 2 :, (side - w) // 2 :][:h, :w] = part
-    return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
+    square = squared(part)
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if len(square) > size else cv2.INTER_CUBIC)

@@ -13,6 +13,16 @@ IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and d
 CLIP_STATISTICS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
+def squared(image: np.ndarray, value: int = 255) -> np.ndarray:
+    """A square around the picture, which lies in the middle; the odd pixel goes right or below."""
+    h, w = image.shape[:2]
+    size = max(h, w)
+    canvas = np.full((size, size, *image.shape[2:]), value, np.uint8)
+    y, x = (size - h) // 2, (size - w) // 2
+    canvas[y : y + h, x : x + w] = image
+    return canvas
+
+
 def normalised(square: np.ndarray, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """A square picture (s s 3 uint8) as CLIP's and DINO's preprocessing makes it, 1 3 size size: bicubic, less the mean, over the deviation."""
     small = np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))

@@ -40,8 +40,8 @@ class Order(Request):
     """With --people: strengths of each, one number, or two as adapter,identitynet."""
     mix: tuple[str, ...] = ()
     """A person between others, as in ada.png:0.3 ben.png:0.7."""
-    mix_how: str = "linear"
-    """How --mix goes from one to the next: linear; spherical (two people), which keeps the embedding's length; even, whose equal steps look equally large."""
+    mix_how: str = "even"
+    """How --mix goes from one to the next: even, whose equal steps look equally large; linear; spherical (two people), which keeps the embedding's length."""
     mix_steps: int = 0
     """With --mix of two: so many pictures from one to the other, by one seed, and all side by side in --out."""
     pose: Path | None = None

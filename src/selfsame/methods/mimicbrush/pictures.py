@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfsame.images.masks import soft
-from selfsame.images.resize import CLIP_STATISTICS, IMAGENET_STATISTICS, normalised
+from selfsame.images.resize import CLIP_STATISTICS, IMAGENET_STATISTICS, normalised, squared
 
 SIZE = 512  # pixels of the square the official networks work on
 DEPTH_SIZE = 518
@@ -34,16 +34,6 @@ def fitted(image: np.ndarray, size: int = SIZE) -> np.ndarray:
     h, w = image.shape[:2]
     hh, ww = (int(h * size / w), size) if w >= h else (size, int(w * size / h))
     return cv2.resize(image, (ww, hh))
-
-
-def squared(image: np.ndarray, value: int) -> np.ndarray:
-    """A square around the picture, which lies in the middle; the odd pixel goes right or below."""
-    h, w = image.shape[:2]
-    size = max(h, w)
-    canvas = np.full((size, size, *image.shape[2:]), value, np.uint8)
-    y, x = (size - h) // 2, (size - w) // 2
-    canvas[y : y + h, x : x + w] = image
-    return canvas
 
 
 def prepared(source: np.ndarray, mask: np.ndarray, reference: np.ndarray, size: int = SIZE) -> Prepared:

@@ -23,6 +23,7 @@ from selfsame.evaluation.pictures import SMALLEST, box_of, clean_crop, psnr, ssi
 from selfsame.evaluation.report import WORST, Case, Report, Row, span, write_report
 from selfsame.images.files import InputError
 from selfsame.images.masks import resized, window_around
+from selfsame.images.resize import squared
 from selfsame.mannequins.world import WORLD_VERSION
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.methods.mimicbrush.objective import MimicBrushTrainer
@@ -114,16 +115,9 @@ class Scorer:
             one, two = self.dino.images(crops(self.dino.side)[:2])
             made["DINO-I"] = float(one @ two)
         if case.prompt:
-            made["CLIP-T"] = float(self.clip.images([_square(result)])[0] @ self.clip.prompt(case.prompt))
+            made["CLIP-T"] = float(self.clip.images([squared(result)])[0] @ self.clip.prompt(case.prompt))
         before, after = depth_of(self.editor.depth_net, case.source), depth_of(self.editor.depth_net, result)
         return made | {"depth error": float(np.abs(before - after)[inside].mean())}
-
-
-def _square(image: np.ndarray) -> np.ndarray:
-    side = max(image.shape[:2])
-    canvas = np.full((side, side, 3), 255, np.uint8)
-    canvas[: image.shape[0], : image.shape[1]] = image
-    return canvas
 
 
 @contextmanager
