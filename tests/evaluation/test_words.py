@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ def test_a_start_that_was_taught_here_is_learned_from_and_compared_with_its_like
         return Trained(module, {"held_out_face": 1.0}, tmp_path, 64)
 
     monkeypatch.setattr(words, "naming", naming)
+    monkeypatch.setattr(words, "open_table", lambda data, split: SimpleNamespace(digest=f"{data} {split}"))
     monkeypatch.setattr(words, "TAUGHT", {n: (replace(how, steps=0), variant) for n, (how, variant) in words.TAUGHT.items()})
     report = words.ablated(tmp_path / "out", Options(steps=3), people=1, only=("CLIP encoder", "no AdaIN"))
     assert [row.name for row in report.rows] == [words.BRIEF, "no AdaIN", "CLIP encoder"]
