@@ -27,7 +27,7 @@ DIGESTS: dict[str, Any] = {uses.PEOPLE: uses.people_digest, uses.VIEWS: uses.vie
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uses, "checked_protocol", lambda name, digest: protocols.protocol(name) | {"num_steps": 2, "people": 6})
+    monkeypatch.setattr(uses, "checked_protocol", lambda name, digest: protocols.protocol(name) | {"num_steps": 2, "people": 6, "gallery_people": 12})
 
 
 @pytest.mark.parametrize("name", DIGESTS)
@@ -70,7 +70,7 @@ def test_views_and_mixes_run(small: None, tmp_path: Path):
         uses.mixes(Asking(tmp_path), only=("cubic",))
 
 
-BRIEF: dict[str, dict[str, Any]] = {uses.PEOPLE: {"num_steps": 2}, uses.VIEWS: {"num_steps": 2}, uses.MIX: {"num_steps": 2, "seeds": 1, "shares": [0.0, 1.0]}}
+BRIEF: dict[str, dict[str, Any]] = {uses.PEOPLE: {}, uses.VIEWS: {}, uses.MIX: {"seeds": 1, "shares": [0.0, 1.0]}}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ BRIEF: dict[str, dict[str, Any]] = {uses.PEOPLE: {"num_steps": 2}, uses.VIEWS: {
 )
 def test_any_tools_answers_give_the_numbers_of_our_own_pictures(what: str, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Questions are written out under the names of the pictures; a second run paints nothing anew, and other judges look too."""
-    monkeypatch.setattr(uses, "checked_protocol", lambda name, digest: protocols.protocol(name) | BRIEF[name])
+    monkeypatch.setattr(uses, "checked_protocol", lambda name, digest: protocols.protocol(name) | {"num_steps": 2, "gallery_people": 12} | BRIEF[name])
     run = {"people": uses.people, "views": uses.views, "mix": uses.mixes}[what]
     where = uses.ask(what, tmp_path / "asked", count=1)
     asked = json.loads(where.read_text())["pictures"]
