@@ -21,6 +21,7 @@ from selfsame.images.files import InputError
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import draw
 from selfsame.methods.mimicbrush.samples import PairSamples
+from selfsame.recipes import brush
 from selfsame.recipes.brush import mimicbrush_of
 from selfsame.recipes.common import Options
 from selfsame.studio.brush import BrushEditor
@@ -83,7 +84,10 @@ def test_a_damaged_shard_is_named(folders: dict[str, Path], tmp_path: Path):
         PairTable(tmp_path, "train")
 
 
-def test_what_was_trained_is_what_the_editor_paints_with(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_was_trained_is_what_the_editor_paints_with(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(brush, "SHOWN_STEPS", 2)
     networks = {k: folders[k] for k in ("base", "image_encoder", "depth")}
     trained = mimicbrush_of(Options(data=folders["data"], runs=tmp_path, steps=2, batch_size=2), **networks)
     assert trained.samples == 4
