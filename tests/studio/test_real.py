@@ -29,9 +29,10 @@ from selfsame.methods.instantid.interop import face_in
 from selfsame.models.text import tower_hash
 from selfsame.models.weighted import encode_weighted
 from selfsame.perception import real_faces
+from selfsame.perception.zeroshot import PHRASES
 from selfsame.studio import real
 from selfsame.studio.batches import read_manifest, run_batch
-from selfsame.studio.orders import Order
+from selfsame.studio.orders import KEEPS, Order
 from selfsame.studio.painting import Painter
 from selfsame.studio.people import lent_embedding
 from selfsame.studio.places import Person
@@ -330,6 +331,7 @@ def test_what_the_photo_shows_is_asked_of_clip(own_sd15: RealStudio, photo: Path
         def prompt(self, prompt: str) -> torch.Tensor:
             return torch.tensor([float(prompt.endswith("sunglasses")), float("neutral" in prompt)])
 
+    assert set(PHRASES) == set(KEEPS)
     own_sd15.__dict__["clip"] = Sees()
     (job,), _, _ = jobs_of(order, own_sd15)
     assert job.row.prompt == "a painting of a person wearing sunglasses in a garden"

@@ -284,6 +284,8 @@ class Evaluate:
             raise InputError("--steps and --runs belong to --ablations and to `evaluate restyled`")
         if self.ablations and self.what not in ("identity", "words", "edits"):
             raise InputError(f"--ablations belongs to `evaluate identity`, `words` and `edits`, not to `evaluate {self.what}`")
+        if self.conditioner and not self.pictures:
+            raise InputError("--conditioner says what made the pictures of --pictures: give both")
         if self.ask and (self.ablations or self.pictures or self.rows):
             raise InputError("--ask only writes what is asked: give it with --out and --people alone")
         self.out.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,7 @@ def draw_faces(image: np.ndarray, faces: Sequence[tuple[np.ndarray, np.ndarray]]
     """A copy of a picture with boxes xyxy, key points 5 2 and the faces' numbers; the used one in yellow, lines as thick as the picture is large.
 
     Args:
-        labels: of each face, written below its box.
+        labels: of each face, written below its box where the picture is broad enough.
     """
     drawn = image.copy()
     thick = max(1, round(max(image.shape[:2]) / 400))
@@ -90,9 +90,9 @@ def draw_faces(image: np.ndarray, faces: Sequence[tuple[np.ndarray, np.ndarray]]
         for (x, y), point in zip(kps, KPS_COLOURS, strict=True):
             cv2.circle(drawn, (round(float(x)), round(float(y))), thick, point, -1)
         cv2.putText(drawn, str(i), (x0 + 2 * thick, y0 + 12 * thick), cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thick, colour, thick)
-        if labels and len(labels[i]) * 8 * thick < image.shape[1]:  # where there is room for it
-            at = min(x0, image.shape[1] - len(labels[i]) * 8 * thick), min(y1 + 12 * thick, image.shape[0] - 4 * thick)
-            cv2.putText(drawn, labels[i], (max(0, at[0]), at[1]), cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thick, colour, thick)
+        if labels and (room := image.shape[1] - len(labels[i]) * 8 * thick) > 0:
+            at = max(0, min(x0, room)), min(y1 + 12 * thick, image.shape[0] - 4 * thick)
+            cv2.putText(drawn, labels[i], at, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thick, colour, thick)
     return drawn
 
 

@@ -34,6 +34,7 @@ class StockClip:
         except (OSError, TypeError, ValueError) as error:
             raise InputError(f"{folder}: its tokenizer cannot be loaded ({' '.join(str(error).split())[:120]}); fetch the whole folder") from None
         self.side = int(self.model.config.vision_config.image_size)
+        self._said: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def images(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -43,7 +44,12 @@ class StockClip:
 
     @torch.no_grad()
     def prompt(self, prompt: str) -> Tensor:
-        """A prompt, cut at the tower's limit, to d."""
+        """A prompt, cut at the tower's limit, to d; each is read once."""
+        if prompt not in self._said:
+            self._said[prompt] = self._read(prompt)
+        return self._said[prompt]
+
+    def _read(self, prompt: str) -> Tensor:
         limit = self.model.config.text_config.max_position_embeddings
         ids = self.tokenizer(prompt, truncation=True, max_length=limit, return_tensors="pt").input_ids.to(self.model.device)
         return F.normalize(self.model.text_projection(self.model.text_model(ids).pooler_output), dim=-1).cpu()[0]

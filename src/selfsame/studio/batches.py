@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -95,7 +96,7 @@ def read_manifest(path: str | Path) -> list[Line]:
 
 def _table(text: str) -> list[tuple[int, Any]]:
     """Rows by the numbers of their first lines, each a dict of its filled cells, or the error that it is no row; after one reading goes on in the next line."""
-    lines = text.splitlines(keepends=True)
+    lines = list(io.StringIO(text, newline=""))
     rows: list[tuple[int, Any]] = []
     header: list[str] = []
     at = 0

@@ -260,8 +260,7 @@ def reference_square(region: Region, side: int = SIDE) -> np.ndarray:
     if mask is None and zoom < 1:
         image = cv2.resize(image, (max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom))), interpolation=cv2.INTER_AREA)
     if mask is not None:
-        marked = np.argwhere(mask > 0)
-        must_show("what the reference mask marks", image[marked[:, 0].min() : marked[:, 0].max() + 1, marked[:, 1].min() : marked[:, 1].max() + 1])
+        must_show("what the reference mask marks", mask[mask.any(1)][:, mask.any(0)])
         window = window_around(mask > 0, 1.1)
         if window.side > LARGEST:
             raise InputError(f"the reference mask is {window.side} pixels wide or high: mark at most {LARGEST}, or give a smaller picture")

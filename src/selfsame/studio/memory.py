@@ -14,7 +14,8 @@ GB = 1 << 30
 ALONE = 0.5 * GB  # Python, torch and diffusers before any weights; on a GPU about what its driver takes
 SPARE = 0.9  # of what is free may be taken
 CONFIG_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
-# Bytes that one row of one latent cell needs at its peak in full precision: U-Net, IdentityNet for each person, and a decoder's cell.
+# Bytes that one row of one latent cell needs at its peak in full precision: U-Net, IdentityNet for each person (an allowance: with four people the decoder's
+# peak is still higher), and a decoder's cell (`benchmarks/memory.py`).
 PER_CELL, PER_NET_CELL, PER_DECODED = 40_000, 30_000, 260_000
 CGROUP = Path("/sys/fs/cgroup")  # where a container finds its own limit
 TILE_SIDE = 64  # latent cells across that a tiled decoder sees at a time

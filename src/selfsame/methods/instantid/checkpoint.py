@@ -174,7 +174,7 @@ def encoder_of(folder: Path) -> str:
 
 def is_instantid(folder: Path) -> bool:
     """Whether a folder holds an InstantID, in whatever form."""
-    return any((folder / name).is_file() for name in (*ADAPTER_FILES, OURS))
+    return bool(adapters_in(folder))
 
 
 def dtype_of(folder: Path) -> torch.dtype:

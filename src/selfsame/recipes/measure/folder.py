@@ -20,6 +20,7 @@ from selfsame.recipes.revision import revision
 from selfsame.studio.ready import is_picture
 from selfsame.studio.studio import ENCODER_NAME, Studio
 
+FLAG = " (also the conditioner)"  # behind a judge's name
 See = Callable[[np.ndarray], np.ndarray | None]  # a picture -> unit vector of its largest face, None without one
 
 
@@ -41,7 +42,7 @@ class FaceJudge:
 
     def called(self, conditioner: str) -> str:
         """Its name in a table."""
-        return self.name + (" (also the conditioner)" if self.conditioned(conditioner) else "")
+        return self.name + FLAG * self.conditioned(conditioner)
 
 
 @dataclass

@@ -23,11 +23,10 @@ from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.caches import clip_features, fingerprint_of
 from selfsame.recipes.common import Options
 from selfsame.recipes.instantid import ABLATIONS, READ, WHOLE, Variant, instantid, people_in
-from selfsame.recipes.measure.folder import conditioner_called, conditioner_of
 from selfsame.recipes.measure.judging import measured_with, notes_on_weights, oracle_pictures, worst_of
-from selfsame.recipes.measure.others import Others, flattery
+from selfsame.recipes.measure.others import Others, answered, flattery
 from selfsame.recipes.measure.person_lora import CALLED, with_lora
-from selfsame.recipes.measure.pictures import THEIRS, Kept, Paint, hand_out, questions_of, theirs
+from selfsame.recipes.measure.pictures import THEIRS, Kept, Paint, hand_out, questions_of
 from selfsame.recipes.measure.protocols import (
     IDENTITY,
     Task,
@@ -229,13 +228,12 @@ def identity(
     p = checked_protocol(IDENTITY)
     count, names = asked(p, people, only, ROW_NAMES, (*EXTRA, *(rivals or {})))
     studio, split, notes = load(device=device), p["split"], extent(p, count)
-    others, made_by = Others(studio, judges, split, p["people"]), conditioner_called(conditioner)
-    tool = f"{THEIRS}{pictures.resolve().name}" if pictures else ""
-    table = Table(studio, p, count, tool or "both", others)
+    table = Table(studio, p, count, Others(studio, judges, split, p["people"]))
+    tool = ""
     if pictures:
-        answers, missing = theirs(pictures, questions_of(table.tasks), p["name"])
-        made_by = made_by or conditioner_of([sorted(pictures.glob("*.png"))])
+        tool, answers, made_by, missing = answered(pictures, questions_of(table.tasks), p["name"], conditioner)
         table.add(tool, answers, float("nan"), asked_kps=True, conditioner=made_by)
+        table.main_row = tool
         notes += missing
     trained = {name: make() for name, make in (rivals or {}).items()}
     request = Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from selfsame.evaluation.metrics import is_first, mean
+from selfsame.evaluation.report import Row
 from selfsame.images.files import InputError
 from selfsame.mannequins.people import split_person
 from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import neutral_scene
-from selfsame.recipes.measure.folder import FaceJudge, judge_called
+from selfsame.recipes.measure.folder import FLAG, FaceJudge, conditioner_called, conditioner_of, judge_called
+from selfsame.recipes.measure.pictures import THEIRS, Question, theirs
 from selfsame.studio.studio import Studio
 
 
@@ -57,7 +60,21 @@ class Others:
         return self._galleries[judge.name]
 
 
-def flattery(rows: Sequence[object]) -> list[str]:
+def answered(pictures: Path, questions: Sequence[Question], protocol: str, conditioner: str) -> tuple[str, list[np.ndarray], str, list[str]]:
+    """Another tool's row: its name, its answers, what conditioned them, what a report must say of those that cannot be judged.
+
+    Args:
+        conditioner: as somebody said it; "": what the pictures say themselves.
+
+    Raises:
+        InputError: none is there, they answer another protocol, or no such conditioner.
+    """
+    images, notes = theirs(pictures, questions, protocol)
+    made_by = conditioner_called(conditioner) or conditioner_of([sorted(pictures.glob("*.png"))])
+    return f"{THEIRS}{pictures.resolve().name}", images, made_by, notes
+
+
+def flattery(rows: Sequence[Row]) -> list[str]:
     """What a report must say when a judge also conditioned."""
-    marked = any("(also the conditioner)" in column for row in rows for column in getattr(row, "columns", ()))
+    marked = any(FLAG in column for row in rows for column in row.columns)
     return ["a judge that also conditioned the pictures flatters them: compare its columns with nothing else"] if marked else []

@@ -18,12 +18,9 @@ from selfsame.studio.studio import Studio
 class Table:
     """What is asked, and what has been measured so far."""
 
-    def __init__(self, studio: Studio, p: dict[str, Any], people: int, main: str, others: Others) -> None:
-        """
-        Args:
-            main: the row whose worst pictures are shown; without it the first.
-        """
-        self.p, self.judges, self.main_row, self.others = p, Judges(studio, p, people), main, others
+    def __init__(self, studio: Studio, p: dict[str, Any], people: int, others: Others) -> None:
+        self.p, self.judges, self.others = p, Judges(studio, p, people), others
+        self.main_row = "both"  # whose worst pictures are shown; without it the first row's
         self.tasks = everything_of(p, people)
         self.main = [i for i, t in enumerate(self.tasks) if not t.again]  # what is judged; the others show how much seeds change
         self.groups = [self.tasks[i].person for i in self.main]

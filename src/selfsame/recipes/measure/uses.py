@@ -23,10 +23,9 @@ from selfsame.mannequins.world import CANONICAL_VIEWS, SIZE, average_kps
 from selfsame.models.latents import encode
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes.common import to_pixels
-from selfsame.recipes.measure.folder import conditioner_called, conditioner_of
 from selfsame.recipes.measure.judging import Seen, judge_gallery, measured_with, notes_on_weights, worst_of
-from selfsame.recipes.measure.others import Others, flattery
-from selfsame.recipes.measure.pictures import THEIRS, Kept, Part, Question, hand_out, theirs
+from selfsame.recipes.measure.others import Others, answered, flattery
+from selfsame.recipes.measure.pictures import Kept, Part, Question, hand_out
 from selfsame.recipes.measure.protocols import asked, checked_protocol, extent, reference_photo
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row as PaintRow
@@ -64,7 +63,6 @@ class Bench:
         self.p, self.studio, self.split, self.asking = p, load(device=asking.device), p["split"], asking
         self.gallery = judge_gallery(self.studio, self.split, range(p["gallery_people"]))
         self.others = Others(self.studio, asking.judges, self.split, p["gallery_people"])
-        self.made_by = conditioner_called(asking.conditioner)
         self.request = Request(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
         self.kept, self.notes = Kept(asking.out, p), []
         self._known: dict[tuple[int, int], Identity] = {}
@@ -80,10 +78,9 @@ class Bench:
         """
         asking = self.asking
         if asking.pictures:
-            answers, notes = theirs(asking.pictures, questions, self.p["name"])
+            name, answers, made_by, notes = answered(asking.pictures, questions, self.p["name"], asking.conditioner)
             self.notes += notes
-            made_by = self.made_by or conditioner_of([sorted(asking.pictures.glob("*.png"))])
-            yield f"{THEIRS}{asking.pictures.resolve().name}", answers, float("nan"), made_by
+            yield name, answers, float("nan"), made_by
         for name in names:
 
             def tick(done: int, name: str = name) -> None:
@@ -196,7 +193,7 @@ def people(asking: Asking, *, cases: int = 0, only: Sequence[str] = ()) -> Repor
     rows, strips = [], []
     seen: list[Seen] = []
     judged: dict[str, list[float]] = {}
-    whose = [i for i, g in enumerate(groups) for _ in g.people]
+    whose, everyone = zip(*((i, who) for i, g in enumerate(groups) for who in g.people), strict=True)
 
     def paint(name: str, at: Sequence[int]) -> list[np.ndarray]:
         return [_group_picture(bench, groups[i], name) for i in at]
@@ -218,7 +215,7 @@ def people(asking: Asking, *, cases: int = 0, only: Sequence[str] = ()) -> Repor
         of = {n: mean([hit for hit, i in zip(hits, whose, strict=True) if len(groups[i].people) == n]) for n in (2, 3)}
         columns: dict[str, float | str] = {"rank-1 of 100, two": of[2], "three": of[3], "all": mean(hits), "95 %": span(low, high)}
         columns |= {"kps error": mean(errors), "no face there": mean(missing)}
-        columns |= bench.others.columns([part for image, g in zip(pictures, groups, strict=True) for part in _columns_of(image, g)], _everyone(groups), made_by)
+        columns |= bench.others.columns([part for image, g in zip(pictures, groups, strict=True) for part in _columns_of(image, g)], everyone, made_by)
         rows.append(Row(name, columns | {"s": seconds}))
         strips.append((name, pictures[:6]))
     notes = [
@@ -227,10 +224,6 @@ def people(asking: Asking, *, cases: int = 0, only: Sequence[str] = ()) -> Repor
         *_of_groups(groups, judged),
     ]
     return bench.report("Several people in one picture", rows, notes, strips, seen)
-
-
-def _everyone(groups: Sequence[Group]) -> list[int]:
-    return [who for g in groups for who in g.people]
 
 
 def _columns_of(image: np.ndarray, g: Group) -> list[np.ndarray]:
