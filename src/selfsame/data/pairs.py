@@ -355,17 +355,21 @@ def pair_shards(folder: Path, split: str) -> list[Path]:
     )
 
 
-def read_pairs(folder: Path, split: str, *, pictures: bool = True) -> Iterator[dict[str, Any]]:
+def read_pairs(folder: Path, split: str, *, pictures: bool = True, rows: np.ndarray | None = None) -> Iterator[dict[str, Any]]:
     """Samples in order: `first`, `second` (h w 3; of a still the same picture), `mask` (h w bool or None), `depth` (h w uint8 or None), the JSON's fields.
 
     Args:
         pictures: False: the JSON's fields alone.
+        rows: only these; None: all.
 
     Raises:
         FileNotFoundError: there are no shards.
     """
     paths = [str(p) for p in pair_shards(folder, split)]
-    for raw in (item for path in paths for item in open_shard(path)):
+    wanted = None if rows is None else set(rows.tolist())
+    for k, raw in enumerate(item for path in paths for item in open_shard(path)):
+        if wanted is not None and k not in wanted:
+            continue
         if not pictures:
             yield json.loads(raw["json"])
             continue

@@ -39,6 +39,7 @@ VARIATIONS = 2  # augmented samples that are made of each pair and kept
 # Half of the clips hide a thing or part whole, as edits do, of which nothing can be seen beside the hole; what the reference shows of it has to be of use, so
 # looks differ less in colour and shape than published, and the depth is told more often (docs/training.md).
 HOW = PairSamples(object_share=0.5, rough=8, mask_weight=5, common=0.75, rotate_deg=15, resize_low=0.8, resize_high=1.25, warp=0.25, drop_depth=0.35)
+DRAWN = 62  # the lot that says which pairs a short run sees
 HELD_OUT = 256
 SHOWN = 8  # samples to look at
 
@@ -112,11 +113,26 @@ def pairs_digest(data: Path) -> str:
     return fingerprint_of([], repr(_digests(pairs_folder(data), "train")))
 
 
-def _key(folder: Path, split: str, how: PairSamples, variations: int, modules: list[nn.Module]) -> str:
-    """What encoded samples depend on: the shards, how samples are drawn (also its code), the networks."""
+def _key(folder: Path, split: str, how: PairSamples, variations: int, rows: np.ndarray | None, modules: list[nn.Module]) -> str:
+    """What encoded samples depend on: the shards, how samples are drawn (also its code), which of them, the networks."""
     own = PairSamples()  # for what acts on batches
     drawn = replace(how, **{name: getattr(own, name) for name in ("mask_weight", "still_share", "drop_reference", "drop_depth")})
-    return fingerprint_of(modules, repr((drawn, variations, _digests(folder, split), Path(samples.__file__).read_text())))
+    some = () if rows is None else (rows.tolist(),)
+    return fingerprint_of(modules, repr((drawn, variations, _digests(folder, split), Path(samples.__file__).read_text(), *some)))
+
+
+def drawn_rows(still: np.ndarray, share: float, most: int, seed: int) -> np.ndarray | None:
+    """Pairs that a short run sees, by lot, in order; None: a long run sees all.
+
+    Args:
+        still: n bool, which of the pairs are stills.
+        share: of stills in what is drawn; at 0 and 1 the others are not wanted at all.
+        most: pictures that the run sees.
+    """
+    wanted = np.flatnonzero(still if share == 1 else ~still) if share in (0, 1) else np.arange(len(still))
+    if most >= len(wanted):
+        return None
+    return np.sort(np.random.default_rng([seed, 0xD4A]).permutation(wanted)[:most])
 
 
 def _digests(folder: Path, split: str) -> list[str]:
@@ -128,8 +144,12 @@ def _digests(folder: Path, split: str) -> list[str]:
     return [json.loads(report_beside(path).read_text())["digest"] for path in pair_shards(folder, split)]
 
 
-def prepared(options: Options, split: str, how: PairSamples, variations: int) -> Side:
+def prepared(options: Options, split: str, how: PairSamples, variations: int, most: int = 0) -> Side:
     """Samples of a split, augmented, masked and encoded, chunk by chunk into memory maps.
+
+    Args:
+        variations: of each pair.
+        most: pictures that a short run sees: of so many pairs one sample each; 0: all pairs and variations.
 
     Raises:
         FileNotFoundError: the pairs have not been prepared; the message says how.
@@ -139,7 +159,10 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int) ->
     vae, tower = load_vae().to(compute_device()), load_image_encoder().to(compute_device())  # type: ignore[arg-type]
     folder = pairs_folder(options.data)
     about = list(read_pairs(folder, split, pictures=False))
-    count, own = len(about), all("world" in record for record in about)  # the world knows its depth, videos and stills do not
+    rows = drawn_rows(np.array([r["kind"] == "still" for r in about]), how.still_share, most, DRAWN) if most else None
+    if rows is not None:
+        variations = 1
+    count, own = len(about) if rows is None else len(rows), all("world" in record for record in about)  # the world knows its depth, videos and stills do not
     near = None if own else load_into(DepthNet(), "depth.safetensors").to(compute_device())
     assert vae.quant_conv is not None
 
@@ -169,7 +192,7 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int) ->
     def parts(place: Path) -> Iterator[dict[str, np.ndarray]]:
         at = 0
         for _ in range(variations):
-            for records in batched(read_pairs(folder, split), 32):
+            for records in batched(read_pairs(folder, split, rows=rows), 32):
                 part = encoded(records, at)
                 shown = part.pop("shown")
                 if at == 0:
@@ -177,7 +200,7 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int) ->
                 at += len(records)
                 yield part
 
-    key = _key(folder, split, how, variations, [vae.encoder, vae.quant_conv, tower, *([near] if near else [])])
+    key = _key(folder, split, how, variations, rows, [vae.encoder, vae.quant_conv, tower, *([near] if near else [])])
     made = cached_folder(options.runs / "cache" / f"pairs-{split}.{key}", lambda place: fill_maps(place, parts(place), count * variations))
     still, hides_thing, shown = (made.pop(name) for name in ("still", "hides_thing", "shown"))
     return Side(**{name: Resident(values, split) for name, values in made.items()}, still=still, hides_thing=hides_thing, shown=shown)
@@ -195,7 +218,10 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
         data=f"pairs {pairs_digest(options.data)}", after=READ, batch_size=256, learning_rate=1e-3, max_steps=8000, **ON_GPU,
     )  # fmt: skip
     unet = load_unet()
-    side, held = prepared(options, "train", how, VARIATIONS), prepared(options, "validation", HOW, 1)  # of every variant the same
+    side, held = (
+        prepared(options, "train", how, VARIATIONS, run.max_steps * run.batch_size),
+        prepared(options, "validation", HOW, 1),
+    )  # of every variant the same
     empty = image_states(load_image_encoder(), torch.zeros(1, 3, SIDE, SIDE))[0]
     abar = alphas_cumprod()
     kinds = np.flatnonzero(side.still), np.flatnonzero(~side.still)

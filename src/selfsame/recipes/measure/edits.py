@@ -48,6 +48,7 @@ EDITS = "edits-2"
 OURS = "MimicBrush"
 SHAPE_FREE = "MimicBrush, shape free"
 BY_TEXT = "inpainting by text"
+SHORT_RATE = 8e-4  # of trainings that are compared: from the base's weights and short
 OFFICIAL_SOLVER = "ddim"  # of MimicBrush's demo and benchmark
 BASELINES = ("cut and paste", BY_TEXT, "image tokens alone", "reference net alone", SHAPE_FREE)
 INNER = ("SSIM", "PSNR", "perceptual")
@@ -317,6 +318,7 @@ def ablated(out: Path, options: Options, *, only: Sequence[str] = (), **measurin
     variants, left_out = chosen({OURS: Variant()} | ABLATIONS, only, lacks)
     more = ["none of these rows is of the weights that ship", *left_out]
     tell = measuring.get("on_progress", lambda share, note: None)
+    options = replace(options, learning_rate=options.learning_rate or SHORT_RATE)
     trainings = Trainings("mimicbrush", mimicbrush, variants, options, READ, pairs_digest(options.data), tell, more)
 
     def made(name: str) -> MimicBrush:
