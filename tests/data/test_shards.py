@@ -93,6 +93,21 @@ def test_several_processes_pack_the_same_tables(tmp_path: Path, monkeypatch: pyt
     assert files == {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix in (".npy", ".jsonl")}
 
 
+def test_faces_alone_are_the_same_samples_without_the_rest(tmp_path: Path):
+    some, every = RenderJob(tmp_path / "some", "train", 17, faces=1), RenderJob(tmp_path / "all", "train", 17)
+    assert sum(render_dataset(some, 1)) == sum(render_dataset(every, 1)) == 17
+    ours, theirs = list(read_shards(some.folder, "train")), {r["index"]: r for r in read_shards(every.folder, "train")}
+    assert [r["index"] for r in ours] == [0, 4, 8, 9, 10, 16]
+    assert {r["kind"] for r in ours} == {"person", "celebrity"}
+    assert all(np.array_equal(r["image"], theirs[r["index"]]["image"]) for r in ours)
+    with pytest.raises(ValueError, match="--faces 1, not 0"):
+        list(render_dataset(RenderJob(some.folder, "train", 17), 1))
+    with pytest.raises(ValueError, match="faces 5"):
+        RenderJob(tmp_path, "train", 8, faces=5)
+    with pytest.raises(ValueError, match="only split train"):
+        RenderJob(tmp_path, "test", 8, faces=1)
+
+
 def test_another_version_of_the_world_is_refused(tmp_path: Path):
     (tmp_path / "dataset.json").write_text(json.dumps({"world": "0"}))
     with pytest.raises(ValueError, match="rendered by world 0"):

@@ -129,6 +129,10 @@ def test_a_report_of_every_row(tmp_path: Path, cases: dict[str, EditCase], monke
     assert any("SSIM, MimicBrush over the oracle's" in n for n in report.notes)
     assert any("depth error, MimicBrush over that with the shape free" in n for n in report.notes)
     assert any("reader-I is by a net that conditions nothing" in n for n in report.notes)
+    monkeypatch.setattr(measure, "_made", lambda *_: pytest.fail("painted again"))
+    again = edits(tmp_path, folder=tmp_path / "set")  # goes on from the pictures that are there
+    without = [{k: v for k, v in r.columns.items() if k != "s"} for r in report.rows]
+    assert [{k: v for k, v in r.columns.items() if k != "s"} for r in again.rows] == without
     assert [c.said.split(" ")[0] for c in report.cases] == [t.split(" ")[0] for t in TRACKS]  # each track's worst, beside what was asked
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from selfsame.data.edit_sets import TRACKS, world_case, write_case
-from selfsame.data.pairs import PairsJob, prepare_pairs
+from selfsame.data.pairs import PairsJob, prepare_pairs, read_pairs
 from selfsame.data.shards import RenderJob, render_dataset
 from selfsame.data.tables import Table, open_table, pack
 from selfsame.images.files import InputError, read_image
@@ -33,7 +33,7 @@ from selfsame.recipes.measure import identity, restyled
 from selfsame.recipes.measure.edits import BASELINES, OURS, ablated
 from selfsame.recipes.measure.protocols import IDENTITY, checked_protocol
 from selfsame.recipes.measure.words import TAUGHT
-from selfsame.recipes.mimicbrush import pairs_folder
+from selfsame.recipes.mimicbrush import HOW, drawn_rows, pairs_folder, prepared
 from selfsame.recipes.restyle import said_as_photo
 from selfsame.recipes.stages import Groups
 from selfsame.studio.studio import Studio
@@ -114,6 +114,25 @@ def test_mimicbrush_trained_anew_with_one_choice_changed_stands_beside_the_whole
     assert sum("trained here, 16 samples" in note for note in shown.notes) == 2
     with pytest.raises(InputError, match="did you mean 'stills alone'"):
         ablated(tmp_path / "report", options, only=("stills",))
+
+
+def test_a_short_run_encodes_only_the_pairs_that_it_sees(options: Options):
+    still = np.arange(40) % 4 == 0
+    assert drawn_rows(still, 0.3, 40, 0) is None
+    some = drawn_rows(still, 0.3, 12, 0)
+    assert some is not None
+    assert len(set(some.tolist())) == 12
+    assert (np.diff(some) > 0).all()
+    alone = drawn_rows(still, 1.0, 5, 0)
+    assert alone is not None
+    assert still[alone].all()
+    assert drawn_rows(still, 1.0, 10, 0) is None
+    folder = pairs_folder(options.data)
+    every, few = list(read_pairs(folder, "train")), list(read_pairs(folder, "train", rows=np.array([1, 4])))
+    assert len(few) == 2
+    assert all(np.array_equal(one["first"], every[k]["first"]) for one, k in zip(few, (1, 4), strict=True))
+    assert len(prepared(options, "train", HOW, 2, 3).still) == 3
+    assert len(prepared(options, "train", HOW, 2).still) == 2 * len(every)
 
 
 def test_instantid_trained_anew_with_one_choice_changed_stands_beside_the_whole(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

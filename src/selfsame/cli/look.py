@@ -107,6 +107,8 @@ class Render:
     """How many samples the dataset holds in all."""
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that draw; the bytes are the same for any number."""
+    faces: int = 0
+    """Of split train only single people, and of each so many pictures (1 to 4), for InstantID: four times the people in the same time. 0: all samples."""
     device: str = "cpu"
     """cpu, or cuda to draw in batches."""
     pack: bool = False
@@ -158,10 +160,11 @@ class Render:
         began = time.monotonic()
         done = 0
         with bar("rendering", self.count) as tick:
-            for n in render_dataset(RenderJob(folder, self.split, self.count, self.device), self.processes):
+            for n in render_dataset(RenderJob(folder, self.split, self.count, self.device, self.faces), self.processes):
                 done += n
                 tick(n)
-        print(f"{folder}: {done} samples of split {self.split}, {time.monotonic() - began:.0f} s")
+        some = f", of each person {self.faces} pictures" if self.faces else ""
+        print(f"{folder}: {done} samples of split {self.split}{some}, {time.monotonic() - began:.0f} s")
         if self.pack:
             with bar("packing", done) as tick:
                 packed = 0

@@ -23,7 +23,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
 from selfsame.mannequins.render import Picture, draw, signature
-from selfsame.mannequins.world import WORLD_VERSION, Sample, sample
+from selfsame.mannequins.world import PASS, WORLD_VERSION, Sample, sample, shows_face
 
 SAMPLES_PER_SHARD = 500
 S = TypeVar("S")
@@ -32,16 +32,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RenderJob:
-    """What to render: samples 0..count-1 of a split of the world into a folder."""
+    """What to render: samples 0..count-1 of a split of the world into a folder.
+
+    With `faces` it is only what InstantID learns from: the first so many pictures of each seeded person in a pass of four, and those of celebrities.
+    """
 
     folder: Path
     split: str
     count: int
     device: str = "cpu"
+    faces: int = 0  # 0: everything
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"count {self.count}: give at least 1")
+        if self.faces and self.split != "train":
+            raise ValueError(f"faces {self.faces} of split {self.split!r}: only split train shows people in passes of four pictures, with others between")
+        if not 0 <= self.faces <= PASS:
+            raise ValueError(f"faces {self.faces}: give 1 to {PASS} pictures of each person, or 0 for all samples")
 
     @property
     def shards(self) -> list[range]:
@@ -144,9 +152,10 @@ def render_shard(job: RenderJob, samples: range) -> Path:
     if path.exists():
         return path
     torch.set_num_threads(1)
-    items = [sample(job.split, i) for i in samples]
+    wanted = [i for i in samples if not job.faces or shows_face(i, job.faces)]
+    items = [sample(job.split, i) for i in wanted]
     with new_shard(path) as tar:
-        for i, item, picture in zip(samples, items, draw_many(items, job.device), strict=True):
+        for i, item, picture in zip(wanted, items, draw_many(items, job.device), strict=True):
             tar.write(
                 {
                     "__key__": f"{job.split}{i:07d}",
@@ -188,13 +197,17 @@ def render_dataset(job: RenderJob, num_processes: int) -> Iterator[int]:
     """Render a dataset; yields how many samples each finished shard holds, those found finished first.
 
     Raises:
-        ValueError: the folder holds a dataset of another version of the world.
+        ValueError: the folder holds a dataset of another version of the world, or with other pictures of each person.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
-    about = job.folder / "dataset.json"
+    about, faces = job.folder / "dataset.json", job.faces
     if about.exists():
         world_of(job.folder)
-    write_json(about, {"world": WORLD_VERSION, "size": 128})
+        held = json.loads(about.read_text()).get("faces", 0)
+        if job.split == "train" and held != faces and any(job.folder.glob("train-*.tar")):
+            raise ValueError(f"{job.folder} was rendered with --faces {held}, not {faces}: choose another folder")
+        faces = faces if job.split == "train" else held
+    write_json(about, {"world": WORLD_VERSION, "size": 128} | ({"faces": faces} if faces else {}))
     todo = []
     for samples in job.shards:
         held = max((int(p.stem.rsplit("-", 1)[1]) for p in job.folder.glob(f"{job.split}-{samples.start:07d}-*.tar")), default=0)

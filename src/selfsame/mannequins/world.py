@@ -33,6 +33,7 @@ from selfsame.mannequins.things import thing_of
 WORLD_VERSION = "2"
 SIZE = 128
 BLOCK = 16  # samples after which the kinds repeat
+PASS = 4  # pictures of a person in a row
 _SPLIT_KEYS = {name: i for i, name in enumerate(SPLITS)}
 
 
@@ -124,7 +125,7 @@ def sample(split: str, i: int) -> Sample:
     light = draw_light(place, rng)
     slot = i % BLOCK if split == "train" else 0
     if slot < 8:
-        index = {"train": 2 * (i // BLOCK) + slot // 4, "judge": i // 4}.get(split, i // 8)
+        index = {"train": 2 * (i // BLOCK) + slot // PASS, "judge": i // PASS}.get(split, i // 8)
         start, count = SPLITS[split]
         index %= count
         person, name, who, kind = split_person(split, index), None, start + index, "person"
@@ -143,6 +144,12 @@ def sample(split: str, i: int) -> Sample:
     }  # fmt: skip
     scene = Scene((ThingIn(thing, view),), place, style, light, seed)
     return Sample(scene, caption_thing(attributes, rng), attributes, (), (start,), "thing")
+
+
+def shows_face(i: int, photos: int) -> bool:
+    """Whether sample `i` of split train is one of the first so many pictures of a seeded person in a pass, or shows a celebrity."""
+    slot = i % BLOCK
+    return slot % PASS < photos if slot < 8 else slot < 11
 
 
 def _portrait(person, name, who, kind, rng, style, place, seed, light) -> Sample:

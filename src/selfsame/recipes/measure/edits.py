@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,10 @@ from selfsame.models.mannequin import load_image_encoder, load_text_projection
 from selfsame.perception.depth import depth_of
 from selfsame.perception.reader import AttributeReader, perceptual_distance, reader_features
 from selfsame.perception.similarity import StockClip, StockDino
+from selfsame.recipes.caches import fingerprint_of
 from selfsame.recipes.common import Options, to_pixels
 from selfsame.recipes.measure.judging import measured_with, notes_on_weights, reader_net
+from selfsame.recipes.measure.pictures import Kept
 from selfsame.recipes.measure.protocols import protocol
 from selfsame.recipes.measure.trainings import Trainings, chosen
 from selfsame.recipes.mimicbrush import ABLATIONS, GRIDS, MASKS, READ, Variant, has_stills, mimicbrush, pairs_digest
@@ -208,7 +209,7 @@ def edits(
     more: Sequence[str] = (),
     on_progress: Callable[[float, str], None] = lambda share, note: None,
 ) -> Report:
-    """Run the edits protocol.
+    """Run the edits protocol. Pictures stay in `out/pictures`, so a run that was stopped goes on.
 
     Args:
         out: folder for report.json and report.html.
@@ -247,6 +248,9 @@ def edits(
     if weights is not None:
         request = EditRequest(solver=OFFICIAL_SOLVER).settled(editor.limits)
         notes.append(f"the weights in {weights}, {request.num_steps} steps, guidance {request.guidance_scale:g}, {request.solver}")
+    kept = Kept(out, [p, asdict(request), _digest(sets) if folder else ""])
+    marks = {name: fingerprint_of([editors[name].method], name) for name in methods or {}}
+    ours = marks.get(OURS, "" if weights is None else repr([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(weights.rglob("*"))]))
     heads = tuple(key for key in (*INNER, *INTER, "depth error") if key != "DINO-I" or dino)
     rows, strips, worst = [], [], []
     for track, members in sets.items():
@@ -256,12 +260,14 @@ def edits(
             if (name == SHAPE_FREE and not is_texture(track)) or not members:
                 continue
             mine = [(k, c) for k, c in enumerate(members) if (c.truth is not None or name != "oracle") and (c.prompt or name != BY_TEXT)]
-            began = time.monotonic()
-            made = []
-            for k, case in mine:
-                made.append(_made(name, editors, track, case, replace(request, seed=p["seed"] + k)))
-                on_progress(1 / total, f"{track}: {name}")
-            seconds = (time.monotonic() - began) / max(1, len(mine))
+            row, files = f"{track}: {name}", [f"{case.name}.png" for _, case in mine]
+
+            def paint(at: Sequence[int], name: str = name, track: str = track, mine: Sequence[tuple[int, EditCase]] = mine) -> list[np.ndarray]:
+                made = [_made(name, editors, track, mine[i][1], replace(request, seed=p["seed"] + mine[i][0])) for i in at]
+                on_progress(len(made) / total, f"{track}: {name}")
+                return made
+
+            made = kept.files(row, files, files, paint, lambda count, row=row: on_progress(count / total, row), marks.get(name, ours))  # type: ignore[misc]
             scores[name] = {case.name: scorer.scores(case, image) for (_, case), image in zip(mine, made, strict=True)}
             shown[name] = made[:8]
             columns: dict[str, float | str] = {key: mean([s[key] for s in scores[name].values() if key in s]) for key in heads}
@@ -270,7 +276,7 @@ def edits(
                 answers = sorted(zip(mine, made, strict=True), key=lambda pair: scores[OURS][pair[0][1].name].get(key, 0.0))
                 worst += [_shown(track, case, key, scores[OURS][case.name], image) for (_, case), image in answers[: WORST // len(TRACKS)]]
             low, high = bootstrap_interval([s[key] for s in scores[name].values() if key in s], num_draws=p["bootstrap"])
-            rows.append(Row(f"{track}: {name}", columns | {f"95 % of {key}": span(low, high), "s": seconds}))
+            rows.append(Row(row, columns | {f"95 % of {key}": span(low, high), "s": kept.seconds[row]}))
         notes += _comparisons(track, scores)
         strips += [(f"{track}: {what}", [image(c) for c in members[:8]]) for what, image in (("source", _hidden), ("reference", lambda c: c.reference))]
         strips += [(f"{track}: {name}", images) for name, images in shown.items()]
@@ -291,6 +297,16 @@ def edits(
     report = Report("Edits after a reference", about, rows, (), notes, strips, worst)
     write_report(report, out)
     return report
+
+
+def _digest(sets: Mapping[str, Sequence[EditCase]]) -> str:
+    """Of all that the pictures of somebody's own cases are made from."""
+    digest = hashlib.sha256()
+    for case in (c for members in sets.values() for c in members):
+        digest.update(f"{case.name} {case.prompt}".encode())
+        for image in (case.source, case.mask, case.reference, case.reference_mask, case.truth):
+            digest.update(b"" if image is None else repr(image.shape).encode() + image.tobytes())
+    return digest.hexdigest()
 
 
 def _shown(track: str, case: EditCase, key: str, scores: Mapping[str, float], image: np.ndarray) -> Case:

@@ -54,6 +54,7 @@ EXTRA = ("both, 2 photos", "both, 8 photos", "both, fast", "both, turbo", "face 
 NOBODYS = ("base without a face", "face swap", LORA, "oracle")  # rows that no face encoder conditioned
 UNPOSED = ("base without a face", "Image Adapter alone", "face swap", LORA)  # rows whose model sees no key points
 BATCH = 4
+SHORT_RATE = 1e-3  # of trainings that are compared: from the base's weights and short
 ABLATED = 25  # people, unless more are asked for
 ABOUT_ABLATIONS = (
     "none of these rows is of the weights that ship: all are trained here on the base that ships, by this project's recipe "
@@ -177,6 +178,7 @@ def ablated(out: Path, options: Options, *, people: int = 0, only: Sequence[str]
     variants, left_out = chosen({"both": WHOLE} | ABLATIONS, only, lacks)
     more = [ABOUT_ABLATIONS, *left_out]
     tell = measuring.get("on_progress", lambda share, note: None)
+    options = replace(options, learning_rate=options.learning_rate or SHORT_RATE)
     trainings = Trainings("instantid", instantid, variants, options, READ, open_table(options.data, "train").digest, tell, more)
 
     def made(name: str) -> Rival:
