@@ -164,6 +164,7 @@ def test_bad_photos_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--device", "gpu"], "choose cpu, cuda"),
         (["--out", "/proc/out.png"], "cannot be written"),
         (["--like", "missing.png"], "no such file"),
+        (["--mix", "a.png", "b.png", "--mix-steps", "1000000000"], "mix_steps"),
     ],
 )
 def test_bad_values_are_named_with_their_remedy(capsys: pytest.CaptureFixture[str], args: list[str], said: str):
@@ -192,8 +193,12 @@ def test_only_commercial_weights_when_asked(tmp_path: Path, capsys: pytest.Captu
         (own[:2], "instantid: its weights are non-commercial research"),
         (own, "buffalo_l: its weights are non-commercial research; commercially: yunet-sface"),
     ):
-        assert says in fails(capsys, *base, "--model", "instantid-sdxl", *more)
+        assert says in fails(capsys, *base, "--model", "instantid-sdxl", "--face", ADA, *more)
     said = fails(capsys, *base, "--model", "instantid-sd15", "--base", str(tmp_path))  # words alone: nothing that is not commercial
+    assert "non-commercial" not in said
+    said = fails(capsys, *base, "--model", "instantid-sd15", "--base", str(tmp_path), "--face", ADA, "--keep", "glasses")
+    assert "clip-vit-l14: its weights are" in said
+    said = fails(capsys, *base, "--model", "instantid-sdxl", "--base", str(tmp_path))  # nobody's face
     assert "non-commercial" not in said
     edit = ["edit", "--licence", "commercial", "--model", "mimicbrush", "--source", str(EXAMPLES / "mug.png"), "--mask", str(EXAMPLES / "mug-mask.png")]
     edit += ["--reference", ADA]

@@ -12,7 +12,9 @@ from PIL import Image
 
 from selfsame.cli.main import main
 from selfsame.data import pairs
+from selfsame.data.pair_table import PairTable
 from selfsame.data.pairs import PairsJob, prepare_pairs, read_pairs, square_of, video_frames
+from selfsame.data.shards import jpg_of, new_shard, png_of, report_beside
 from selfsame.images.files import InputError, read_image
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import draw
@@ -158,8 +160,51 @@ def test_the_command_line_says_what_it_saw(tmp_path: Path, videos: Path, capsys:
     args[args.index(str(out))] = str(tmp_path / "none")
     assert main([*args, "--ssim-low", "0.9999", "--ssim-high", "1"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "no pair was kept of 3 sources" in error
+    assert "no pair of frames was kept of 3 sources" in error
     assert "looked at" in error
+    assert main(["prepare", "pairs", "--world", "1", "--out", str(tmp_path / "world"), "--ssim-low", "0.9999", "--ssim-high", "1", "--processes", "1"]) == 2
+    assert "0 kept, only 2 stills; widen --ssim-low" in capsys.readouterr().err
+
+
+def test_anybodys_shards_give_pairs_and_bad_samples_are_named(tmp_path: Path, videos: Path, frames: list[np.ndarray], capsys: pytest.CaptureFixture[str]):
+    wds, marks = tmp_path / "wds", np.zeros((128, 128), np.uint8)
+    marks[20:60, 20:60] = 1
+    wds.mkdir()
+    with new_shard(wds / "a.tar") as tar:
+        tar.write({"__key__": "clip", "avi": (videos / "a.avi").read_bytes()})
+        tar.write({"__key__": "still", "png": png_of(frames[0]), "mask.png": png_of(marks)})
+        tar.write({"__key__": "bare", "jpg": jpg_of(frames[0])})
+        tar.write({"__key__": "words", "txt": b"a mug"})
+    (wds / "b.tar").write_bytes(b"no tar" * 200)
+    report = run(PairsJob(tmp_path / "out", tars=wds, how=WIDE))
+    records = list(read_pairs(tmp_path / "out", "train"))
+    assert [r["kind"] for r in records] == ["clip", "clip", "still"]
+    assert records[2]["mask"].sum() == 1600
+    assert records[0]["source"] == "a.tar/clip"
+    assert len(report.problems) == 3
+    for says in ("a.tar: bare: no sample.mask.png beside it", "a.tar: words: holds no video or picture, only .txt", "b.tar: not a WebDataset shard"):
+        assert any(says in p for p in report.problems), report.problems
+    with pytest.raises(InputError, match="where the pairs are to be written"):
+        PairsJob(wds, tars=wds)
+    with pytest.raises(InputError, match="holds pairs of 128 pixels already, --size 64"):
+        run(PairsJob(tmp_path / "out", videos=videos, size=64))
+
+
+def test_what_pairs_teach_is_told_by_their_content(tmp_path: Path, frames: list[np.ndarray]):
+    folder, marks = tmp_path / "stills", np.zeros((128, 128), np.uint8)
+    folder.mkdir()
+    Image.fromarray(frames[0]).save(folder / "a.png")
+    digests = []
+    for top in (20, 60):
+        marks[:] = 0
+        marks[top : top + 30, 20:50] = 255
+        Image.fromarray(marks).save(folder / "a.mask.png")
+        run(PairsJob(tmp_path / "out", stills=folder))
+        digests.append(PairTable(tmp_path / "out", "train").digest)
+    (shard,) = pairs.shards_of(tmp_path / "out", "train")
+    report_beside(shard).unlink()  # somebody copied the shards alone
+    digests.append(PairTable(tmp_path / "out", "train").digest)
+    assert len(set(digests)) == 3
 
 
 @pytest.mark.parametrize(

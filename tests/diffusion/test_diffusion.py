@@ -13,6 +13,7 @@ from torch import Tensor
 from selfsame.diffusion.sampling import guided_together, rescaled, sample, set_steps
 from selfsame.diffusion.schedule import add_noise, denoised_of, lognormal_timesteps, scaled_linear_alphas_cumprod, target, velocity
 from selfsame.diffusion.windows import in_window
+from selfsame.studio.painting import scheduler_of
 
 ABAR = scaled_linear_alphas_cumprod()
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
@@ -126,6 +127,14 @@ def test_no_timestep_lies_before_the_first(count: int, kind: Any):
     set_steps(scheduler, count)
     assert int(scheduler.timesteps.min()) >= 0
     assert count <= len(scheduler.timesteps) <= count + 1
+
+
+def test_a_first_timestep_that_stands_there_twice_is_taken_twice():
+    """Karras sigmas of a schedule that ends in pure noise round to it twice."""
+    scheduler = scheduler_of(CONFIG | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "dpmpp-2m-karras")
+    steps = list(sample(gaussian_denoiser(0.5), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), scheduler, 30))
+    assert len(steps) == 30
+    assert torch.isfinite(steps[-1].latents).all()
 
 
 def test_ddim_of_61_steps_ends_where_its_neighbours_do():

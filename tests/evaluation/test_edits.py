@@ -199,6 +199,15 @@ def test_anyones_folder_is_measured_from_the_command_line(tmp_path: Path, capsys
     args = ["evaluate", "edits", "--edit-set", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--rows", "cut and paste", "oracle"]
     assert main(args) == 0
     assert "TextureTrans/WithinInstance: oracle" in capsys.readouterr().out
+    for extra in ("truth", "prompt", "part"):  # what nobody has to give
+        for path in (tmp_path / "set").rglob(f"*_{extra}.*"):
+            path.unlink()
+    assert main([*args[:7], "cut and paste", "inpainting by text", "oracle"]) == 0
+    assert main([*args, "--people", "-1"]) == 2
+    assert "--people -1" in capsys.readouterr().err
+    assert main(["prepare", "edits", "--world", "2", "--split", "test", "--out", str(tmp_path / "set")]) == 0
+    assert main(["prepare", "edits", "--world", "1", "--split", "test", "--out", str(tmp_path / "set")]) == 2
+    assert "0001_source.png: is a case beyond the 1 asked for" in capsys.readouterr().err
     args[3] = str(tmp_path)
     assert main(args) == 2
     assert "holds no case" in capsys.readouterr().err

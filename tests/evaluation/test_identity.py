@@ -61,7 +61,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_pictures_it_has(tmp_path: Path,
     assert np.abs(read_image(files[2]) - lost).max() <= 2
     assert [f.stat().st_mtime_ns for k, f in enumerate(files) if k != 2] == [t for k, t in enumerate(before) if k != 2]
     assert second.rows[0].columns["cosine"] == pytest.approx(float(first.rows[0].columns["cosine"]), abs=0.01)
-    monkeypatch.setattr(pictures, "revision", lambda: "another")
+    monkeypatch.setattr(pictures, "source_digest", lambda: "another")
     identity.identity(tmp_path, people=1, only=("base without a face",))
     assert len(list((tmp_path / "pictures").iterdir())) == 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 from selfsame.cli.main import main
 from selfsame.evaluation.metrics import copy_paste, is_monotonic
 from selfsame.images.files import InputError, read_image, write_image
+from selfsame.recipes.measure import folder as measure_folder
 from selfsame.recipes.measure import protocols, uses
 from selfsame.recipes.measure.folder import folder, people_in
 from selfsame.recipes.measure.protocols import reference_photo
 from selfsame.recipes.measure.uses import Asking
-from selfsame.studio.studio import ENCODER_NAME
+from selfsame.studio.studio import ENCODER_NAME, Studio
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGESTS: dict[str, Any] = {uses.PEOPLE: uses.people_digest, uses.VIEWS: uses.views_digest, uses.MIX: uses.mix_digest}
@@ -131,6 +133,7 @@ def test_monotonic_is_never_turning_back():
     assert is_monotonic([3, 1, 0], rising=False)
     assert uses.never_turns_back(np.array([[3.0, 1, 0], [0, 1, 1]]))
     assert not uses.never_turns_back(np.array([[3.0, 1, 0], [0, 2, 1]]))
+    assert not uses.never_turns_back(np.zeros((2, 3))), "blank pictures go nowhere"
 
 
 # ---------------------------------------------------------------------------------------------- a folder of pictures
@@ -172,10 +175,29 @@ def test_a_folder_is_judged_and_its_worst_pictures_come_first(folders: tuple[Pat
 def test_pictures_that_say_who_made_them_flag_their_own_encoder(folders: tuple[Path, Path], tmp_path: Path):
     made, references = folders
     (made / "ada_beach.png").unlink()
-    write_image(made / "ada_beach.png", reference_photo("test", 3, 2).image, {"model": "mannequin"})
+    write_image(made / "ada_beach.png", reference_photo("test", 3, 2).image, {"model": "mannequin", "encoder": ENCODER_NAME})
     judge, encoder = folder(made, references, tmp_path / "report", judges=("judge", "encoder")).rows
     assert judge.name == "judge"
     assert encoder.name == "encoder (also the conditioner)"
+
+
+def test_two_judges_of_one_name_are_told_apart_and_a_missing_face_is_like_nobody(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    studio, names = Studio(), ("a/antelopev2", "b/antelopev2", "judge")
+    judge = measure_folder.judge_called
+    monkeypatch.setattr(measure_folder, "judge_called", lambda name, s: replace(judge("judge", s), name=name.rpartition("/")[2], known_as=(name[0],)))
+    first, second, own = measure_folder.judges_called(names, studio)
+    assert [j.name for j in (first, second, own)] == ["antelopev2 (a/antelopev2)", "antelopev2 (b/antelopev2)", "judge"]
+    assert first.conditioned("a")
+    assert not second.conditioned("a")
+    with pytest.raises(InputError, match="named twice"):
+        measure_folder.judges_called(("judge", "judge"), studio)
+    made, references = folders
+    for name in ("ben-1.png", "ada_beach.png"):
+        (made / name).unlink()  # left: a copied photo of one, a blank picture of the other
+    shown = folder(made, references, tmp_path / "report")
+    assert shown.rows[0].columns["copy-paste"] == pytest.approx(0.5, abs=0.02)
+    assert set(shown.protocol["judges"]) == {"judge"}
+    assert "encoder.safetensors" in shown.protocol["weights_sha256"]
 
 
 def test_pictures_find_their_people_by_name(tmp_path: Path):

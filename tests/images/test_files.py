@@ -7,6 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -132,6 +133,14 @@ def test_a_source_keeps_its_transparency_and_profile(tmp_path: Path):
     same = (made == source.pixels).all(-1)
     assert np.array_equal(again[same], rgba[same])
     assert (again[~same][:, 3] == 255).all()
+
+
+def test_sixteen_bits_a_colour_are_not_lost_in_silence(tmp_path: Path):
+    path = tmp_path / "deep.png"
+    cv2.imwrite(str(path), np.full((24, 24, 3), 300, np.uint16))
+    assert read_source(path).notes == (f"{path}: its 16 bits become 8",)
+    cv2.imwrite(str(path), np.full((24, 24, 3), 30, np.uint8))
+    assert read_source(path).notes == ()
 
 
 def test_what_is_read_is_never_written_over(tmp_path: Path):

@@ -91,6 +91,9 @@ def test_loras_of_another_base_and_other_files_are_refused(tmp_path: Path):
     save_file({f"transformer.x.lora_{k}.weight": v.contiguous() for k, v in (("A", down), ("B", up))}, tmp_path / "flux.safetensors")
     with pytest.raises(InputError, match="another kind of model"):
         fuse_unet([Lora.read(str(tmp_path / "flux.safetensors"))], unet, is_xl=False)
+    save_file(keys_of("peft", layer, "unet", down, up, 1) | {"lora_unet_x.dora_scale": torch.ones(1)}, tmp_path / "dora.safetensors")
+    with pytest.raises(InputError, match="a DoRA"):
+        fuse_unet([Lora.read(str(tmp_path / "dora.safetensors"))], unet, is_xl=False)
     save_file({"unet.x.weight": down.contiguous()}, tmp_path / "none.safetensors")
     with pytest.raises(InputError, match=r"holds no LoRA|can be read"):
         fuse_unet([Lora.read(str(tmp_path / "none.safetensors"))], unet, is_xl=False)

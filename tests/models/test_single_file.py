@@ -99,6 +99,11 @@ def pipe() -> StableDiffusionPipeline:
     return tiny()
 
 
+def load_unet(folder: Path) -> torch.Tensor:
+    """All weights of a folder's U-Net in a row."""
+    return torch.cat([v.flatten() for v in UNet2DConditionModel.from_pretrained(folder / "unet").state_dict().values()])
+
+
 @pytest.fixture
 def file(pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
     save_file(original(pipe), tmp_path / "mine.safetensors")
@@ -118,6 +123,13 @@ def test_every_number_comes_back_and_the_second_time_nothing_is_done(pipe: Stabl
     assert unpacked(file, tmp_path / "config", tmp_path / "cache") == folder
     assert (folder / "model_index.json").stat().st_mtime_ns == when
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [folder.name]
+    size, values = file.stat().st_size, original(pipe)
+    middle = next(k for k in values if "diffusion_model" in k and k.endswith("to_q.weight"))
+    save_file(values | {middle: values[middle] + 1}, file)  # exported anew under its name
+    assert file.stat().st_size == size
+    other = unpacked(file, tmp_path / "config", tmp_path / "cache")
+    assert other != folder
+    assert not torch.equal(load_unet(other), load_unet(folder))
 
 
 def test_a_checkpoint_that_predicts_v_says_so(pipe: StableDiffusionPipeline, tmp_path: Path):
@@ -137,10 +149,13 @@ def test_half_precision_stays_half(pipe: StableDiffusionPipeline, tmp_path: Path
 
 def test_files_are_told_apart_and_others_refused(pipe: StableDiffusionPipeline, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert kind_of(file) == "sd15"
-    unet = {"model.diffusion_model.x": torch.zeros(1)}
+    unet = {"model.diffusion_model.x": torch.zeros(1), "first_stage_model.x": torch.zeros(1)}
     for name, key in (("sdxl", "conditioner.embedders.1.model.y"), ("sd21-base", "cond_stage_model.model.y")):
         save_file(unet | {key: torch.zeros(1)}, tmp_path / f"{name}.safetensors")
         assert kind_of(tmp_path / f"{name}.safetensors") == name
+    save_file({k: v for k, v in original(pipe).items() if not k.startswith("first_stage_model.")}, tmp_path / "novae.safetensors")
+    with pytest.raises(InputError, match="checkpoint without a VAE"):
+        kind_of(tmp_path / "novae.safetensors")
     for name, values in (("unet", unet), ("lora", {"lora_unet_x.alpha": torch.zeros(1)})):
         save_file(values, tmp_path / f"{name}.safetensors")
         with pytest.raises(InputError, match="no whole Stable Diffusion checkpoint"):

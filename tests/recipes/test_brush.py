@@ -27,6 +27,7 @@ from selfsame.recipes.common import Options
 from selfsame.studio.brush import BrushEditor
 from selfsame.studio.edits import Region
 from selfsame.studio.request import EditRequest
+from selfsame.training.loop import AnotherRun
 from tests.goldens import mimicbrush_recipe as recipe
 from tests.studio.test_brush import DEPTH_CONFIG
 
@@ -108,6 +109,8 @@ def test_what_was_trained_is_what_the_editor_paints_with(
     assert editor.edit(source, [Region(mask, source[::-1].copy())], EditRequest(num_steps=1, solver="ddim"))[0].shape == source.shape
     more = mimicbrush_of(Options(data=folders["data"], runs=tmp_path / "on", steps=1, batch_size=2), **networks, start=weights)
     assert more.module.method.fusion == "concat"  # type: ignore[union-attr]
+    with pytest.raises(AnotherRun, match="learned from other models"):  # without --start it is another run
+        mimicbrush_of(Options(data=folders["data"], runs=tmp_path / "on", steps=2, batch_size=2), **networks)
     args = ["train", "mimicbrush", "--base", str(folders["base"]), "--data", str(folders["data"]), "--runs", str(tmp_path / "cli"), "--smoke"]
     tower = ["--image-encoder", str(folders["image_encoder"]), "--depth", str(folders["depth"])]
     assert main([*args, *tower]) == 0

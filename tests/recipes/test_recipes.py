@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,10 +29,11 @@ from selfsame.recipes.caches import cached_folder
 from selfsame.recipes.catalogue import GATES, SHARES, below_gate, recipes
 from selfsame.recipes.common import Options, generator_at, spread
 from selfsame.recipes.faces import moved
-from selfsame.recipes.instantid import ABLATIONS, SIZE, first_people, instantid, land
+from selfsame.recipes.instantid import ABLATIONS, SIZE, Variant, first_people, instantid, land
 from selfsame.recipes.measure import identity, restyled
 from selfsame.recipes.measure.edits import BASELINES, OURS, ablated
 from selfsame.recipes.measure.protocols import IDENTITY, checked_protocol
+from selfsame.recipes.measure.trainings import Trainings
 from selfsame.recipes.measure.words import TAUGHT
 from selfsame.recipes.mimicbrush import HOW, drawn_rows, pairs_folder, prepared
 from selfsame.recipes.restyle import said_as_photo
@@ -116,6 +118,14 @@ def test_mimicbrush_trained_anew_with_one_choice_changed_stands_beside_the_whole
         ablated(tmp_path / "report", options, only=("stills",))
 
 
+def test_runs_that_are_compared_lie_apart_by_all_that_tells_them():
+    def folder(**options: Any) -> str:
+        return Trainings("x", instantid, {"both": Variant()}, Options(steps=3, **options), (), "data").folder("both")  # type: ignore[arg-type]
+
+    assert len({folder(), folder(learning_rate=1e-3), folder(batch_size=4)}) == 3
+    assert folder() == folder()
+
+
 def test_a_short_run_encodes_only_the_pairs_that_it_sees(options: Options):
     still = np.arange(40) % 4 == 0
     assert drawn_rows(still, 0.3, 40, 0) is None
@@ -138,7 +148,7 @@ def test_a_short_run_encodes_only_the_pairs_that_it_sees(options: Options):
 def test_instantid_trained_anew_with_one_choice_changed_stands_beside_the_whole(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     p = checked_protocol(IDENTITY)
     monkeypatch.setattr(identity, "checked_protocol", lambda name: {**p, "people": 2, "num_steps": 1})
-    asked = ("Image Adapter, trained alone", "CLIP's embedding of the face", "IdentityNet reads the text", "68 points")
+    asked = ("Image Adapter, trained alone", "both on CLIP's embedding", "IdentityNet reads the text", "68 points")
     shown = identity.ablated(tmp_path / "report", options, people=1, only=asked)
     assert [row.name for row in shown.rows] == ["base without a face", "both", *asked, "oracle"]
     assert sum("both minus" in note and "judge cosine" in note for note in shown.notes) == 4

@@ -208,6 +208,18 @@ def test_a_folder_of_photos_lends_a_face_and_is_judged(studio: Studio, tmp_path:
     assert len(results["a"].scores) == 1
 
 
+def test_what_a_stopped_run_knew_of_its_pictures_is_not_lost(studio: Studio, tmp_path: Path):
+    path, out = manifest(tmp_path, {"id": "a", "face": str(ADA), "num_steps": 2, "num_images": 2}), tmp_path / "out"
+    first = run(studio, path, out)["a"]
+    assert all(score is not None for score in first.scores)
+    (out / RESULTS).unlink()  # stopped before it was written down
+    whole = run(studio, path, out)["a"]
+    assert (whole.status, whole.scores, whole.seconds > 0) == ("made", first.scores, True)
+    (out / RESULTS).unlink()
+    (out / "a-2.png").unlink()
+    assert run(studio, path, out)["a"].scores == pytest.approx(first.scores, abs=0.01)
+
+
 def test_what_json_and_tables_may_hold_is_read_rightly(tmp_path: Path):
     one, odd = read_manifest(manifest(tmp_path, '{"prompt": "a\u2028person"}', {"seed": 3.7}))
     assert one.order is not None

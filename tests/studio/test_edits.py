@@ -262,6 +262,14 @@ def test_a_thin_line_is_painted_too(editor: Editor, pictures: list[np.ndarray], 
     put_person(editor.studio, source, line, editor.studio.identity(EXAMPLES / "ada.png"), Request(num_steps=1), EditRequest(num_steps=1))
 
 
+def test_specks_far_apart_are_painted_too(editor: Editor):
+    mask = np.zeros((3000, 3000), np.uint8)
+    mask[10, 10] = mask[2900, 2900] = 255
+    square, inside, _ = framed(np.zeros((3000, 3000, 3), np.uint8), mask, 2.0)
+    assert square.shape[:2] == inside.shape
+    assert inside.sum() == 2 * 8 * 8
+
+
 def test_very_long_pictures_cost_no_square_of_their_length(editor: Editor, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch):
     """A reference is looked at small; a mask along a whole source is refused in one line, a part of it is painted."""
     cut = Window.crop

@@ -76,16 +76,22 @@ def test_a_device_without_8_bit_floats_has_no_low():
         chosen("low", SDXL, 0, 1024, 1024, 2, has_fp8=False)
 
 
-def test_a_larger_picture_than_before_may_need_a_smaller_preset(folders: Folders, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_a_larger_picture_may_need_a_smaller_preset_and_a_smaller_one_beside_it_does_not(folders: Folders, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     small, large = Request(height=64, width=64, num_steps=1), Request(height=256, width=256, num_steps=1)
     studio = RealStudio(folders)
     peaks = {name: max(needed(studio.sizes, PLANS[name], 256, 256, 2).values()) for name in PLANS}
     monkeypatch.setattr(real, "free_memory", lambda device: int((peaks["high"] - 1) / SPARE))
-    studio.generate(small)
+    alone = studio.generate(small)[0].pixels
     assert studio.planned(small)[0].name == "high"
     assert "unet" in studio.__dict__
+    monkeypatch.setattr(studio, "_free", int((peaks["medium"] - 1) / SPARE))
+    assert [studio.planned(r)[0].name for r in (large, small)] == ["low", "high"]
+    assert "unet" in studio.__dict__, "asking changes nothing"
+    painted = dict(studio.paint_jobs([*studio.jobs(large), *studio.jobs(small)]))
+    assert studio.preset == "auto"
+    assert np.array_equal(painted[1].pixels, alone)
     studio.generate(large)
-    assert studio.planned(small)[0].name == studio.planned(large)[0].name == "medium"
+    assert studio.preset == "low"
 
 
 def test_sizes_are_read_off_headers(tmp_path: Path, folders: Folders):  # noqa: F811

@@ -138,6 +138,10 @@ def test_faces_are_given_to_people_so_that_likenesses_add_up_to_most():
     assert twice[1].told() == "bo: looks more like somebody else of the picture (likeness 0.01)"
     assert twice[1].to_json() == {"person": "bo", "found": True, "in_place": False, "likeness": 0.01, "box": [65.0, 0.0, 85.0, 20.0]}
     assert all(m.found is None for m in matched(np.zeros((2, 0)), [], boxes))
+    around = np.ones((100, 100), np.float32)  # all but a corner, which is the other's; its box is the whole picture
+    around[:50, 50:] = 0
+    assert [m.ok for m in matched(np.array([[0.9, 0.1], [0.2, 0.8]]), faces, [around, 1 - around])] == [False, False]
+    assert [m.ok for m in matched(np.array([[0.1, 0.9], [0.8, 0.2]]), faces, [around, 1 - around])] == [True, True]
 
 
 # ---------------------------------------------------------------------------------------------- pictures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -309,7 +310,22 @@ def test_what_is_missing_is_said_with_its_remedy(
             (tmp_path / "cut/tokenizer" / name).write_bytes(content)
         with pytest.raises(InputError, match=says):
             _ = RealStudio(Folders(tmp_path / "cut")).tokenizer
+    for part in ("text_encoder", "unet", "vae"):
+        shutil.rmtree(tmp_path / "cut")
+        shutil.copytree(own_sd15.folders.base, tmp_path / "cut")
+        (weights,) = (tmp_path / "cut" / part).glob("*.safetensors")
+        values = load_file(weights)
+        lost = sorted(values)[len(values) // 2]
+        save_file({f"foo.{k}" if k == lost else k: v for k, v in values.items()}, weights, metadata={"format": "pt"})
+        with pytest.raises(InputError, match=rf"not the whole of the base's {part}, 1 keys are missing .*{lost}"):
+            RealStudio(Folders(tmp_path / "cut")).generate(Request(prompt="a mug", height=64, width=64, num_steps=1))
+        weights.unlink()
+        weights.with_name("pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(print))
+        with pytest.raises(InputError, match="holds more than tensors, perhaps code"):
+            RealStudio(Folders(tmp_path / "cut")).generate(Request(prompt="a mug", height=64, width=64, num_steps=1))
     who = studio.identity(photo)
+    wide = replace(who, sizes=np.array([[448, 640]]))  # as another base's studio would have read the photo
+    assert studio.sized(Request(), [Person(wide)]).size == (896, 1280)
     monkeypatch.setattr(studio.reader, "name", "buffalo_l")
     with pytest.raises(InputError, match="make it anew"):
         studio.generate(Request(height=64, width=64), who)

@@ -16,8 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from selfsame.cli.main import main
+from selfsame.cli.say import fail
 from selfsame.images.files import InputError
 from selfsame.weights import fetch as fetching
 from selfsame.weights.catalogue import CATALOGUE, Model, Part, model_called, must_be_commercial
@@ -192,6 +194,14 @@ def test_a_full_disk_and_no_network_are_said(server: Server, monkeypatch: pytest
     monkeypatch.setattr(fetching._OPENER, "open", unreachable)
     with pytest.raises(InputError, match="no address gave"):
         fetch(toy("https://nowhere.invalid/one.bin", files=("one.bin",)))
+
+
+def test_writers_that_know_no_error_numbers_say_full_disks_too(capsys: pytest.CaptureFixture[str]):
+    for error in (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), RuntimeError("unexpected pos 64 vs 0")):
+        assert fail(error) == 2
+        assert "no space left on device; free some space" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="something else"):
+        fail(RuntimeError("something else"))
 
 
 def test_a_path_that_leaves_its_folder_is_refused():

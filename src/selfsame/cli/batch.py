@@ -38,7 +38,7 @@ class Batch(ModelFlags):
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{self.out}: is a file; give a folder")
         self.out.mkdir(parents=True, exist_ok=True)
-        studio = self.studio()
+        studio = self.studio([line.order for line in lines if line.order])
         made_by = self._made_by(studio, [line.order.request for line in lines if line.order])
         counts = {"made": 0, "kept": 0, "failed": 0}
         with bar("painting", sum(max(1, line.count) for line in lines)) as tick:

@@ -66,10 +66,11 @@ class Generate(ModelFlags, Order):
 
         began = time.monotonic()
         _ = self.request  # checks itself
+        self.check_together()
         out = check_output(self.out)
         paths = numbered(out, self.count)
         spare_inputs([*paths, *([out] if self.mix_steps else [])], [*self.files, self.like])
-        studio = self.studio()
+        studio = self.studio([self])
         jobs, notes, photos = jobs_of(self, studio)
         sources = [s for p in jobs[0].people for s in p.identity.sources]
         made_by, files = self.made_by(studio, jobs[0].request, len(jobs[0].people)), files_digest(self)

@@ -59,10 +59,10 @@ class Faces:
         import numpy as np
 
         if self.models:
-            from selfsame.images.resize import resize_official
             from selfsame.perception.real_faces import reader_of
+            from selfsame.studio.real import photo_as_read
 
-            read = resize_official(image, max_side=1280, min_side=1024)  # as `generate` reads a photo, so that the same face is used
+            read = photo_as_read(image)  # as `generate` reads a photo for SDXL, so that the same face is used
             zoom = np.array([image.shape[1] / read.shape[1], image.shape[0] / read.shape[0]])
             faces = reader_of(self.models, [self.provider] if self.provider else [])(read)
             back = [replace(f, box=f.box * np.tile(zoom, 2), kps=f.kps * zoom) for f in faces]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,15 +38,18 @@ class ModelFlags:
     """commercial: only weights that may be used so; others are refused, with what to use instead. Folders of your own are yours to judge, unless they bear a
     known model's name."""
 
-    def studio(self) -> Any:
+    def studio(self, orders: Sequence[Any] = ()) -> Any:
         from selfsame.studio.studio import load
 
-        self.check_licence()
+        self.check_licence(orders)
         folders = {name: getattr(self, name) for name in FOLDERS}
         return load(self.model, device=self.device, memory=self.memory, precision=self.precision, loras=self.lora, **folders)
 
-    def check_licence(self) -> None:
+    def check_licence(self, orders: Sequence[Any] = ()) -> None:
         """Refuse weights that the licence asked for does not allow.
+
+        Args:
+            orders: what will be painted, where that is known; without any, whatever the model can need.
 
         Raises:
             InputError: one of the catalogue's models among them.
@@ -60,8 +64,12 @@ class ModelFlags:
                 must_be_commercial(CATALOGUE["mimicbrush"])
             return
         usual = {"base": "sd15"} if self.model == "instantid-sd15" else {"base": "sdxl", "instantid": "instantid"}
-        if self.instantid or "instantid" in usual:  # else words alone paint, and no face is read
+        if orders and not any(order.shows_people for order in orders):
+            usual.pop("instantid", None)
+        elif self.instantid or "instantid" in usual:  # else words alone paint, and no face is read
             usual |= {"face_models": "antelopev2"}
+        if any(order.keep for order in orders):
+            usual |= {"clip": "clip-vit-l14"}
         given = {name: path for name in FOLDERS if (path := getattr(self, name))}
         names = (usual | {name: path.resolve().name for name, path in given.items()}).values()
         for name in (*names, *(text.split(":")[0] for text in self.lora)):
@@ -80,6 +88,7 @@ class ModelFlags:
             "model": self.model,
             "folders": folders,
             "precision": self.precision,
+            "memory": self.memory,  # in the file of a picture, what it came to
             "loras": [str(lora) for lora in getattr(studio, "loras", ())],
             "weights": self.weights_digest(studio),
         }

@@ -14,11 +14,12 @@ from selfsame.cli.say import bar, warn
 
 @dataclass(frozen=True)
 class Prepare:
-    """Portraits for InstantID or pairs of looks for MimicBrush, as WebDataset shards; a set of edits to measure it by. A stopped run goes on where it was.
+    """Portraits for InstantID or pairs of looks for MimicBrush, as WebDataset shards that a stopped run goes on with; a set of edits to measure it by.
 
     Examples:
       selfsame prepare pairs --videos clips/ --size 512 --out data/pairs        two frames of a video, alike but not too alike
       selfsame prepare pairs --stills photos/ --size 512 --out data/pairs       photo.jpg beside photo.mask.png (any value above 0: a thing)
+      selfsame prepare pairs --shards wds/ --size 512 --out data/pairs          anybody's WebDataset: KEY.mp4, or KEY.jpg beside KEY.mask.png
       selfsame prepare pairs --world 5000 --out data/world2/pairs               clips of the miniature world, with exact depth
       selfsame prepare portraits --photos people/ --face-models ~/.cache/selfsame/antelopev2 --size 1024 --out data/portraits    a folder a person
       selfsame prepare edits --world 40 --split test --out data/edits           sources, masks, references and truths as plain pictures
@@ -39,6 +40,8 @@ class Prepare:
     """Folder of videos (searched with its subfolders)."""
     stills: Path | None = None
     """Folder of pictures, each with NAME.mask.png beside it."""
+    shards: Path | None = None
+    """Folder of WebDataset shards (.tar), each sample a video, or a picture with the mask of a thing."""
     world: int = 0
     """So many clips of the miniature world."""
     split: str = "train"
@@ -70,7 +73,7 @@ class Prepare:
         if self.world and self.split not in SPLITS:
             raise InputError(f"--split {self.split!r}: the world has {', '.join(SPLITS)}")
         how = PairSamples(ssim_low=self.ssim_low, ssim_high=self.ssim_high)
-        job = PairsJob(self.out, self.split, self.videos, self.stills, self.world, self.size, self.pairs_per_source, how)
+        job = PairsJob(self.out, self.split, self.videos, self.stills, self.world, self.size, self.pairs_per_source, how, self.shards)
         total = Report()
         with bar(f"pairs of {job.kind}", len(job.sources())) as tick:
             for report in prepare_pairs(job, self.processes):
@@ -78,12 +81,13 @@ class Prepare:
                 tick(report.sources)
         for line in total.problems:
             warn(line)
-        seen = f", SSIM of {total.looked_at} looked at {total.ssim_low:.2f} to {total.ssim_high:.2f}" if total.looked_at else ""
-        if not total.pairs:
+        seen = f", SSIM of {total.looked_at} looked at {total.ssim_low:.2f} to {total.ssim_high:.2f}, {total.in_band} kept" if total.looked_at else ""
+        if not total.in_band and (total.looked_at or not total.pairs):
+            stills = f", only {total.pairs} stills" if total.pairs else ""
             widen = (
                 f"widen --ssim-low {self.ssim_low:g} and --ssim-high {self.ssim_high:g}" if total.looked_at else "none of them could be used (see the warnings)"
             )
-            raise InputError(f"{self.out}: no pair was kept of {total.sources} sources{seen}; {widen}")
+            raise InputError(f"{self.out}: no pair of frames was kept of {total.sources} sources{seen}{stills}; {widen}")
         print(f"{self.out}: {total.pairs} pairs of {total.sources} sources, {len(total.problems)} bad{seen}")
         if show:
             print(write_image(show, pairs_sheet(self.out, self.split, how)))
@@ -112,7 +116,7 @@ class Prepare:
         return 1 if total.problems else 0
 
     def _edits(self) -> int:
-        from selfsame.data.edit_sets import TRACKS, world_case, write_case
+        from selfsame.data.edit_sets import TRACKS, surplus, world_case, write_case
         from selfsame.images.files import InputError
         from selfsame.mannequins.people import SPLITS
 
@@ -120,6 +124,8 @@ class Prepare:
             raise InputError("edits are drawn from the world: give --world COUNT, cases a track")
         if self.split not in SPLITS:
             raise InputError(f"--split {self.split!r}: the world has {', '.join(SPLITS)}")
+        if left := surplus(self.out, self.world):
+            raise InputError(f"{left}: is a case beyond the {self.world} asked for; choose another --out, or delete it")
         with bar("edits", self.world * len(TRACKS)) as tick:
             for track in TRACKS:
                 for i in range(self.world):

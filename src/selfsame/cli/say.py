@@ -19,7 +19,7 @@ def warn(text: str) -> None:
 
 def fail(error: Exception) -> int:
     """One line and exit code 2 for what a user can mend; anything else is our mistake and keeps its traceback."""
-    from selfsame.images.files import InputError
+    from selfsame.images.files import InputError, disk_is_full
     from selfsame.weights.mannequin import WeightsError
 
     if isinstance(error, OSError) and not isinstance(error, WeightsError) and (error.filename or error.errno in FULL) and error.strerror:
@@ -27,6 +27,9 @@ def fail(error: Exception) -> int:
         print(
             f"selfsame: {where}{error.strerror.lower()}; {FULL.get(error.errno or 0, 'check the path and what may be read and written there')}", file=sys.stderr
         )
+        return 2
+    if not isinstance(error, OSError | InputError) and disk_is_full(error):
+        print(f"selfsame: no space left on device; {FULL[errno.ENOSPC]}", file=sys.stderr)
         return 2
     if isinstance(error, (InputError, WeightsError, FileNotFoundError, FloatingPointError)) or type(error) is ValueError:
         print(f"selfsame: {' '.join(str(error).split())}", file=sys.stderr)

@@ -100,6 +100,12 @@ def read_track(folder: Path, track: str) -> Iterator[EditCase | InputError]:
             yield InputError(f"{beside('prompt.txt')}: not UTF-8 text")
 
 
+def surplus(folder: Path, count: int) -> Path | None:
+    """A source in a folder that is none of the world's first so many cases, which it would be measured beside."""
+    ours = {f"{_called(i)}_source.png" for i in range(count)}
+    return next((p for track in TRACKS for p in sorted((folder / track).glob("*_source.png")) if p.name not in ours), None)
+
+
 def _of_size(path: Path, source: np.ndarray) -> np.ndarray:
     truth = read_image(path)
     if truth.shape != source.shape:
@@ -167,5 +173,9 @@ def world_case(track: str, split: str, i: int) -> EditCase:
         truth = draw([replace(scene, subjects=(ThingIn(repainted(thing, other, part), subject.view),))])[0].image
     what = thing.kind if part is None else f"{thing.kind} with {names[part]}"
     about = repr((scene, other_scene, part))
-    texts = f"{i:04d}", f"a photo of {article(what)}"
-    return EditCase(texts[0], source.image, _marked(here, ROUGH), reference.image, _marked(there, 0), texts[1], truth, _marked(here, 0), about)
+    prompt = f"a photo of {article(what)}"
+    return EditCase(_called(i), source.image, _marked(here, ROUGH), reference.image, _marked(there, 0), prompt, truth, _marked(here, 0), about)
+
+
+def _called(i: int) -> str:
+    return f"{i:04d}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from selfsame.data.pairs import pair_of, pair_shards
+from selfsame.data.pairs import pair_of, pair_shards, shard_digest
 from selfsame.images.files import InputError
 
 
@@ -41,7 +41,7 @@ class PairTable:
                         self.records.append(json.loads(_part(path, parts["json"])))
             except (tarfile.TarError, KeyError, ValueError) as error:
                 raise InputError(f"{path}: is damaged ({error}); delete it and prepare the pairs again") from None
-            digest.update(f"{path.name} {path.stat().st_size}".encode())
+            digest.update(f"{path.name} {shard_digest(path)}".encode())
         self.digest = digest.hexdigest()
         self.is_still = np.array([r["kind"] == "still" for r in self.records])
 

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from tarfile import ReadError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
@@ -41,12 +43,12 @@ STILLS = 2  # of each of the world's clips
 FORM = 2  # of what a shard holds: counts up when it changes
 SMALLEST = 0.02  # of a picture: smaller things are no lesson
 NAME = re.compile(r"[A-Za-z0-9_]+")  # of a split: it stands in file names and before a dot
-SOURCES_PER_SHARD = {"world": 100, "videos": 32, "stills": 200}
+SOURCES_PER_SHARD = {"world": 100, "videos": 4, "stills": 50, "shards": 1}  # what a process works on, and what is lost when it is stopped
 
 
 @dataclass(frozen=True)
 class PairsJob:
-    """What to prepare, from where, into which folder. One of `videos`, `stills`, `world` is given."""
+    """What to prepare, from where, into which folder. One of `videos`, `stills`, `world`, `tars` is given."""
 
     folder: Path
     split: str = "train"
@@ -56,10 +58,13 @@ class PairsJob:
     size: int = 128  # height and width of the squares, pixels
     pairs_per_source: int = 2
     how: PairSamples = field(default_factory=PairSamples)
+    tars: Path | None = None  # a folder of anybody's WebDataset shards: KEY.mp4, or KEY.jpg beside KEY.mask.png
 
     def __post_init__(self) -> None:
-        if sum((self.videos is not None, self.stills is not None, self.world > 0)) != 1:
-            raise InputError("give one of --videos FOLDER, --stills FOLDER or --world COUNT")
+        if sum((self.videos is not None, self.stills is not None, self.world > 0, self.tars is not None)) != 1:
+            raise InputError("give one of --videos FOLDER, --stills FOLDER, --shards FOLDER or --world COUNT")
+        if self.tars is not None and self.tars.resolve() == self.folder.resolve():
+            raise InputError(f"--shards {self.tars}: is where the pairs are to be written; choose another --out")
         if not NAME.fullmatch(self.split):
             raise InputError(f"split {self.split!r}: letters, digits and _ only")
         if not 32 <= self.size <= 1024:
@@ -71,12 +76,17 @@ class PairsJob:
 
     @property
     def kind(self) -> str:
-        return "world" if self.world else "videos" if self.videos else "stills"
+        return "world" if self.world else "videos" if self.videos else "stills" if self.stills else "shards"
+
+    @property
+    def given(self) -> Path | None:
+        """The folder that the pairs come from, None for the world."""
+        return self.videos or self.stills or self.tars
 
     @property
     def source(self) -> str:
         """The folder that the pairs come from, "" for the world."""
-        return str((self.videos or self.stills or Path()).resolve()) if not self.world else ""
+        return str(self.given.resolve()) if self.given else ""
 
     def sources(self) -> list[str]:
         """File names in order, or numbers of clips.
@@ -86,9 +96,9 @@ class PairsJob:
         """
         if self.world:
             return [str(i) for i in range(self.world)]
-        folder = self.videos or self.stills
+        folder = self.given
         assert folder is not None
-        endings = VIDEO_ENDINGS if self.videos else STILL_ENDINGS
+        endings = VIDEO_ENDINGS if self.videos else STILL_ENDINGS if self.stills else (".tar",)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give the one with the {self.kind}")
         found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in endings and not p.name.endswith(MASK_ENDING))
@@ -105,7 +115,7 @@ class PairsJob:
 
     def digest(self, sources: list[str]) -> str:
         """What a shard of these sources depends on: another job, other files or another world make another shard."""
-        folder = self.videos or self.stills
+        folder = self.given
         files = [f for s in sources for f in ((folder / s), (folder / s).with_name((folder / s).stem + MASK_ENDING))] if folder else []
         stats = [(f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
         about = (FORM, self.size, self.pairs_per_source, self.how.ssim_low, self.how.ssim_high, WORLD_VERSION, sources, stats)
@@ -190,7 +200,11 @@ def _of_frames(frames: list[np.ndarray], job: PairsJob, rng: np.random.Generator
 
 def _from_video(job: PairsJob, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
     assert job.videos is not None
-    frames = video_frames(job.videos / source, job.size)
+    yield from _of_video(job, job.videos / source, source, rng, report)
+
+
+def _of_video(job: PairsJob, path: Path, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
+    frames = video_frames(path, job.size)
     for i, j, value in _of_frames(frames, job, rng, report):
         yield {
             "first.jpg": jpg_of(square_of(frames[i], job.size)),
@@ -200,9 +214,12 @@ def _from_video(job: PairsJob, source: str, rng: np.random.Generator, report: Re
 
 
 def _from_still(job: PairsJob, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
-    """A picture and the segmentation beside it: every value but 0 is one thing."""
     assert job.stills is not None
-    path = job.stills / source
+    yield from _of_still(job, job.stills / source, source, rng)
+
+
+def _of_still(job: PairsJob, path: Path, source: str, rng: np.random.Generator) -> Iterator[Sample]:
+    """A picture and the segmentation beside it: every value but 0 is one thing."""
     image = read_image(path)
     beside = path.with_name(path.stem + MASK_ENDING)
     if not beside.exists():
@@ -218,6 +235,32 @@ def _from_still(job: PairsJob, source: str, rng: np.random.Generator, report: Re
     for value in rng.permutation(things)[: job.pairs_per_source]:
         mask = square_of(np.where(marks == value, 255, 0).astype(np.uint8), job.size, 0)
         yield {"first.jpg": data, "mask.png": png_of(np.where(mask > 127, 255, 0).astype(np.uint8)), "json": {"kind": "still", "source": source}}
+
+
+def _from_shard(job: PairsJob, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
+    """What a WebDataset shard of somebody's holds; samples that cannot be used are named, the others go on."""
+    assert job.tars is not None
+    tar = job.tars / source
+    try:
+        for raw in open_shard(str(tar)):
+            key, parts = str(raw["__key__"]), {f".{ending.lower()}": data for ending, data in raw.items() if not ending.startswith("__")}
+            ending = next((e for e in parts if e in (*VIDEO_ENDINGS, *STILL_ENDINGS)), None)
+            with TemporaryDirectory() as place:
+                path = Path(place) / f"sample{ending}"
+                try:
+                    if ending is None:
+                        raise InputError(f"{path}: holds no video or picture, only {', '.join(parts) or 'nothing'}")
+                    path.write_bytes(parts[ending])
+                    if ending in VIDEO_ENDINGS:
+                        yield from _of_video(job, path, f"{source}/{key}", rng, report)
+                        continue
+                    if MASK_ENDING in parts:
+                        path.with_name(path.stem + MASK_ENDING).write_bytes(parts[MASK_ENDING])
+                    yield from _of_still(job, path, f"{source}/{key}", rng)
+                except InputError as error:
+                    report.problems.append(str(error).replace(str(path.with_suffix("")), f"{tar}: {key}"))
+    except (ReadError, ValueError) as error:
+        raise InputError(f"{tar}: not a WebDataset shard that can be read ({error}); write it again") from None
 
 
 def read_marks(path: Path) -> np.ndarray:
@@ -271,10 +314,10 @@ def _from_world(job: PairsJob, source: str, rng: np.random.Generator, report: Re
             yield {"first.png": png_of(still.image), "depth.png": png_of(still.depth), "json": about | {"kind": "still"}} | marked
 
 
-_MAKERS = {"videos": _from_video, "stills": _from_still, "world": _from_world}
+_MAKERS = {"videos": _from_video, "stills": _from_still, "shards": _from_shard, "world": _from_world}
 
 
-def shards_of(folder: Path, split: str, kind: str = "world|videos|stills") -> list[Path]:
+def shards_of(folder: Path, split: str, kind: str = "world|videos|stills|shards") -> list[Path]:
     """The shards of a split, in order."""
     form = re.compile(rf"{re.escape(split)}-({kind})-\d+-\d+\.tar")
     return sorted(p for p in folder.glob("*.tar") if form.fullmatch(p.name))
@@ -287,7 +330,8 @@ def prepare_shard(job: PairsJob, first: int, sources: list[str]) -> Report:
         return Report(**known)
     torch.set_num_threads(1)
     report = Report(digest, job.source, len(sources))
-    report_beside(path).unlink(missing_ok=True)
+    for old in (report_beside(path), path):  # of another job: until this one is done there is none
+        old.unlink(missing_ok=True)
     with new_shard(path) as tar:
         for k, source in enumerate(sources):
             rng = np.random.default_rng([0x9A12, first + k])
@@ -305,13 +349,29 @@ def _worker(args: tuple[PairsJob, int, list[str]]) -> Report:
     return prepare_shard(*args)
 
 
+def _side_of(path: Path) -> int:
+    """The size of the pairs in a shard, 0 of an empty one.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return next((len(pair_of(raw)["first"]) for raw in open_shard(str(path))), 0)
+    except (ReadError, ValueError) as error:
+        raise InputError(f"{path}: is damaged ({error}); delete it and prepare the pairs again") from None
+
+
 def prepare_pairs(job: PairsJob, num_processes: int) -> Iterator[Report]:
     """Make all shards; yields each one's report, those found finished too. Of an earlier job on the same files only what this one makes as well is kept.
 
     Raises:
-        InputError: the split holds pairs of this kind from another folder.
+        InputError: the split holds pairs of this kind from another folder, or others of another size.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
+    own = shards_of(job.folder, job.split, job.kind)
+    sides = {_side_of(old) for old in shards_of(job.folder, job.split) if old not in own}
+    if other := sides - {job.size, 0}:
+        raise InputError(f"{job.folder}: holds pairs of {min(other)} pixels already, --size {job.size} does not go with them; choose another --out")
     for old in shards_of(job.folder, job.split, job.kind):
         known = read_json(report_beside(old)) if report_beside(old).is_file() else {}
         if (folder := known.get("folder", "")) and folder != job.source:
@@ -351,8 +411,18 @@ def pair_shards(folder: Path, split: str) -> list[Path]:
     if paths := shards_of(folder, split):
         return paths
     raise FileNotFoundError(
-        f"{folder} holds no pairs of split {split!r}: make them with `selfsame prepare pairs --out {folder} --split {split}` of --world, --videos or --stills"
+        f"{folder} holds no pairs of split {split!r}: make them with `selfsame prepare pairs --out {folder} --split {split}` of --world, --videos, --stills "
+        "or --shards"
     )
+
+
+def shard_digest(path: Path) -> str:
+    """Of what a shard of pairs teaches: its report's, where that lies beside it, else its bytes'."""
+    report = report_beside(path)
+    if report.is_file():
+        return str(read_json(report)["digest"])
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def read_pairs(folder: Path, split: str, *, pictures: bool = True, rows: np.ndarray | None = None) -> Iterator[dict[str, Any]]:

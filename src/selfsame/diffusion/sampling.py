@@ -102,6 +102,8 @@ def sample(
     assert timesteps is not None
     kind = scheduler.config.prediction_type
     first = len(scheduler.timesteps) - len(timesteps)
+    if hasattr(scheduler, "set_begin_index"):  # else it looks for the first timestep, which with zero terminal SNR stands there twice
+        scheduler.set_begin_index(first)
     sigmas = getattr(scheduler, "sigmas", None)
     extra = {"generator": generator} if "generator" in scheduler.step.__code__.co_varnames else {}
     for i, t in enumerate(timesteps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -57,12 +58,19 @@ def read_source(path: str | Path) -> Source:
 
     def taken(image: Image.Image) -> Source:
         kept = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
-        lost = {"CMYK": "its four inks become RGB", "I": "its 16 bits become 8", "F": "its 16 bits become 8"}.get(image.mode.split(";")[0])
+        lost = "its four inks become RGB" if image.mode == "CMYK" else "its 16 bits become 8" if image.mode[0] in "IF" or _is_deep(Path(path)) else ""
         turned = ImageOps.exif_transpose(image)
         clear = np.asarray(turned.convert("RGBA")).copy() if _is_clear(turned) else None
         return Source(to_rgb(image), clear, kept, (f"{path}: {lost}",) if lost else ())
 
     return _read(path, taken)
+
+
+def _is_deep(path: Path) -> bool:
+    """Whether a PNG has 16 bits a channel; Pillow opens coloured ones as if they had 8."""
+    with open(path, "rb") as f:
+        head = f.read(25)
+    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24] == 16
 
 
 def _read(path: str | Path, take: Callable[[Image.Image], T]) -> T:
@@ -171,6 +179,13 @@ def must_show(name: str, image: np.ndarray) -> None:
     """Raise InputError for a picture, called so, that is too small to show anything."""
     if min(image.shape[:2]) < TINY:
         raise InputError(f"{name} is {image.shape[1]} x {image.shape[0]}: give a picture of at least {TINY} x {TINY} pixels")
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether this is what an error means; writers of tensors say it without its number."""
+    said = str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    return number == errno.ENOSPC or "No space left on device" in said or (isinstance(error, RuntimeError) and "unexpected pos" in said)
 
 
 def read_json(path: Path) -> Any:

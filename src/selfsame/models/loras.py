@@ -87,6 +87,8 @@ def _fuse(lora: Lora, model: Any, prefix: str, is_xl: bool, config: Any) -> None
     from diffusers.utils import recurse_remove_peft_layers
     from peft.tuners.lora import LoraLayer
 
+    if any("dora_scale" in k for k in header_of(lora.path)):
+        raise InputError(f"{lora.path}: a DoRA, whose magnitudes cannot be added to the weights here; ask for a plain LoRA")
     loader: Any = StableDiffusionXLLoraLoaderMixin if is_xl else StableDiffusionLoraLoaderMixin
     try:
         values, alphas, about = loader.lora_state_dict(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from selfsame.images.files import InputError
+from selfsame.images.files import InputError, disk_is_full
 
 KINDS = (  # a key's beginning that only such a file has
     ("conditioner.embedders.1.", "sdxl"),
@@ -22,6 +21,7 @@ KINDS = (  # a key's beginning that only such a file has
     ("cond_stage_model.model.", "sd21-base"),
 )
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SEEN = "selfsame-source.json"  # in a folder: which file it was made of
 LARGEST_HEADER = 100_000_000
 
 
@@ -50,9 +50,12 @@ def kind_of(path: Path) -> str:
         raise InputError(f"{path}: a checkpoint in one file must be .safetensors; a .ckpt may hold code and is not opened")
     keys = header_of(path)
     kind = next((name for part, name in KINDS if any(k.startswith(part) for k in keys)), None)
-    if kind is None or not any(k.startswith("model.diffusion_model.") for k in keys):
+    if kind is None or not all(any(k.startswith(part) for k in keys) for part in ("model.diffusion_model.", "first_stage_model.")):
         some = ", ".join(sorted(keys)[:2])
-        raise InputError(f"{path}: no whole Stable Diffusion checkpoint (it holds {some} ...); give one with text encoder and VAE, no LoRA or U-Net alone")
+        lacks = " without a VAE" if kind is not None and not any(k.startswith("first_stage_model.") for k in keys) else ""
+        raise InputError(
+            f"{path}: no whole Stable Diffusion checkpoint{lacks} (it holds {some} ...); give one with text encoder and VAE, no LoRA or U-Net alone"
+        )
     return kind
 
 
@@ -63,15 +66,23 @@ def prediction_of(path: Path) -> dict[str, Any]:
     return said | ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if "ztsnr" in keys else {})
 
 
-def _fingerprint(path: Path) -> str:
-    """A hash of a file's size, first and last million bytes: the header with all tensors' places, and weights."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+def _seen(path: Path) -> dict[str, Any]:
+    """By which a file is known again without reading it."""
+    stat = path.stat()
+    return {"file": str(path.resolve()), "size": stat.st_size, "changed": stat.st_mtime_ns}
+
+
+def _folder_of(path: Path, into: Path) -> Path:
+    """Where a file's folder lies, named after the hash of all that it holds; a file that has not changed since is not read again."""
+    seen = _seen(path)
+    for known in sorted(into.glob(f"{path.stem}-*/{SEEN}")):
+        if json.loads(known.read_text()) == seen:
+            return known.parent
     with open(path, "rb") as f:
-        digest.update(f.read(1_000_000))
-        f.seek(max(0, size - 1_000_000))
-        digest.update(f.read())
-    return digest.hexdigest()[:12]
+        folder = into / f"{path.stem}-{hashlib.file_digest(f, 'sha256').hexdigest()[:12]}"
+    if (folder / "model_index.json").exists():  # moved, or touched
+        (folder / SEEN).write_text(json.dumps(seen))
+    return folder
 
 
 def unpacked(path: Path, config: Path, into: Path) -> Path:
@@ -84,10 +95,11 @@ def unpacked(path: Path, config: Path, into: Path) -> Path:
     Raises:
         InputError: the file does not fit the configs.
     """
-    folder = into / f"{path.stem}-{_fingerprint(path)}"
+    folder = _folder_of(path, into)
     if (folder / "model_index.json").exists():
         return folder
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     kind: Any = StableDiffusionXLPipeline if (config / "text_encoder_2").is_dir() else StableDiffusionPipeline
     without: dict[str, Any] = {"feature_extractor": None, "image_encoder": None} | ({} if kind is StableDiffusionXLPipeline else {"safety_checker": None})
@@ -98,14 +110,17 @@ def unpacked(path: Path, config: Path, into: Path) -> Path:
         if said := prediction_of(path):
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **said)
         pipe.save_pretrained(partial)
+        (partial / SEEN).write_text(json.dumps(_seen(path)))
         if not folder.exists():  # another process may have been faster
             os.replace(partial, folder)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if disk_is_full(error):
             raise InputError(f"{into}: the disk is full; reading {path.name} needs as much room as it takes itself") from None
         if not (folder / "model_index.json").exists():
             raise InputError(f"{path}: cannot be laid out as a folder ({error})") from None
-    except (RuntimeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+    except (RuntimeError, ValueError, KeyError, AttributeError, SafetensorError, SingleFileComponentError) as error:
+        if disk_is_full(error):
+            raise InputError(f"{into}: the disk is full; reading {path.name} needs as much room as it takes itself") from None
         raise InputError(f"{path}: cannot be read as a checkpoint of {config.name}'s kind ({' '.join(str(error).split())[:160]})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

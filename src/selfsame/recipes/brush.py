@@ -29,7 +29,7 @@ from selfsame.methods.mimicbrush.pictures import clip_pixels, depth_pixels, late
 from selfsame.methods.mimicbrush.samples import Pair, PairSample, PairSamples, training_sample
 from selfsame.models.latents import encode
 from selfsame.perception.stock import read_stock
-from selfsame.recipes.common import Options, Trained, beside, compute_device, finish, generator_at, mixed_rows, save_grid, torch_generator
+from selfsame.recipes.common import Options, Trained, beside, compute_device, files_hash, finish, generator_at, mixed_rows, save_grid, torch_generator
 from selfsame.studio.brush import SCHEDULE, BrushEditor, BrushStudio, stock_part
 from selfsame.studio.edits import Square
 from selfsame.studio.painting import scheduler_of
@@ -120,7 +120,7 @@ def mimicbrush_of(options: Options, base: Path, *, image_encoder: Path, depth: P
     run = options.run(
         Run(folder=options.folder(f"mimicbrush-{base.name}"), max_steps=60000, batch_size=8, learning_rate=1e-5, decay="constant", ema_decay=0.9999,
             look_every=1000, seed=81),
-        data=f"pairs {table.digest[:12]}", graphs=False,
+        data=f"pairs {table.digest[:12]}", upstream=files_hash(base / "unet", base / "vae", image_encoder, depth, start), graphs=False,
     )  # fmt: skip
     seeing = Seeing(
         stock_part(AutoencoderKL, base / "vae").to(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from selfsame.data.shards import world_of
 from selfsame.images.files import InputError, read_json, write_image
 from selfsame.training.loop import train
 from selfsame.training.run import Progress, Run
-from selfsame.weights.mannequin import digest_of
+from selfsame.weights.mannequin import digest_of, sha256
 
 DATA = Path("data/world2")
 RUNS = Path("runs")
@@ -54,12 +55,13 @@ class Options:
     smoke: bool = False  # two steps, to see that everything is in place
     on_progress: Callable[[Progress], None] | None = None
 
-    def run(self, default: Run, *, data: str = "", after: Sequence[str] = (), **on_gpu: Any) -> Run:
+    def run(self, default: Run, *, data: str = "", after: Sequence[str] = (), upstream: str = "", **on_gpu: Any) -> Run:
         """The recipe's run with these changes.
 
         Args:
             data: what it learns from; "": the world.
             after: shipped files or folders whose outputs it learns from: with others in their place a run is not continued.
+            upstream: likewise, a hash of files of somebody's own.
             on_gpu: its own changes on a GPU, where big batches cost nothing.
         """
         run = replace(default, max_minutes=self.minutes, fit=self.fit)
@@ -81,7 +83,7 @@ class Options:
             accumulate=self.accumulate,
             gradient_checkpointing=self.gradient_checkpointing,
             data=data or f"world {world_of(self.data)}",
-            upstream=digest_of(after),
+            upstream=upstream or digest_of(after),
             warm=bool(read_json(about).get("warm", self.warm)) if begun else self.warm,
         )
 
@@ -92,6 +94,21 @@ class Options:
     def start(self, fresh: Callable[[], M], installed: Callable[[], nn.Module]) -> M:
         """What a new run begins with: a fresh module, or with `warm` the one that ships."""
         return (cast("M", installed()) if self.warm else fresh()).train().requires_grad_(True)
+
+
+def files_hash(*paths: Path | None, more: str = "") -> str:
+    """Short hash of the contents of files and folders, None for what is not given; of large ones it takes seconds.
+
+    Args:
+        more: whatever else tells one run from another.
+    """
+    said = hashlib.sha256(more.encode())
+    for path in paths:
+        said.update(b"none" if path is None else b"given")
+        for file in [] if path is None else sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                said.update(f"{file.name} {sha256(file)}".encode())
+    return said.hexdigest()[:16]
 
 
 @dataclass

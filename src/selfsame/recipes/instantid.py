@@ -82,7 +82,8 @@ READ = ("base", "encoder.safetensors", "clip_image.safetensors")  # shipped file
 ABLATIONS: dict[str, Variant] = {
     "Image Adapter, trained alone": replace(WHOLE, use_net=False),
     "IdentityNet, trained alone": replace(WHOLE, use_adapter=False),
-    "CLIP's embedding of the face": replace(WHOLE, reads="clip"),
+    "Image Adapter on CLIP's embedding, trained alone": replace(WHOLE, use_net=False, reads="clip"),
+    "both on CLIP's embedding": replace(WHOLE, reads="clip"),
     "IdentityNet reads the text": replace(WHOLE, net_reads="text"),
     "with the forming face's loss": replace(WHOLE, likeness=LIKENESS),
     "own key points only": replace(WHOLE, how=replace(HOW, lend_pose=0.0)),

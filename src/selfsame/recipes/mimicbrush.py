@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from selfsame.data.pairs import pair_shards, read_pairs
-from selfsame.data.shards import report_beside
+from selfsame.data.pairs import pair_shards, read_pairs, shard_digest
 from selfsame.diffusion.schedule import lognormal_timesteps, noised
 from selfsame.images.files import InputError
 from selfsame.methods.mimicbrush import samples
@@ -141,7 +139,7 @@ def _digests(folder: Path, split: str) -> list[str]:
     Raises:
         FileNotFoundError: there are none; the message says how to make them.
     """
-    return [json.loads(report_beside(path).read_text())["digest"] for path in pair_shards(folder, split)]
+    return [shard_digest(path) for path in pair_shards(folder, split)]
 
 
 def prepared(options: Options, split: str, how: PairSamples, variations: int, most: int = 0) -> Side:

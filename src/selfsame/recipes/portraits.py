@@ -29,7 +29,19 @@ from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, drop,
 from selfsame.models.latents import encode
 from selfsame.models.text import encode_for_sdxl, encode_prompts
 from selfsame.recipes.caches import as_tensor, batched, cached_folder, fill_maps, fingerprint_of
-from selfsame.recipes.common import Options, Trained, beside, compute_device, epoch_rows, finish, generator_at, save_grid, to_pixels, torch_generator
+from selfsame.recipes.common import (
+    Options,
+    Trained,
+    beside,
+    compute_device,
+    epoch_rows,
+    files_hash,
+    finish,
+    generator_at,
+    save_grid,
+    to_pixels,
+    torch_generator,
+)
 from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import Row
 from selfsame.studio.real import Folders, RealStudio
@@ -154,7 +166,7 @@ def instantid_of(
             folder=options.folder(f"instantid-{base.name}"), max_steps=60000, batch_size=8, learning_rate=1e-5 if start else 5e-5, decay="constant",
             betas=(0.9, 0.999), ema_decay=0.9999, look_every=1000, seed=71,
         ),
-        data=f"portraits {table.digest[:12]}",
+        data=f"portraits {table.digest[:12]}", upstream=files_hash(base / "unet", base / "vae", base / "text_encoder", base / "text_encoder_2", start),
     )  # fmt: skip
     held_steps = 0 if start else math.ceil(HELD_SHARE * run.max_steps)
     cache = options.runs / "cache"

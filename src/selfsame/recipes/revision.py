@@ -1,8 +1,10 @@
-"""Which revision of this code made a result."""
+"""Which revision of this code made a result, and which code exactly."""
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
+from functools import cache
 from pathlib import Path
 
 
@@ -13,6 +15,15 @@ def revision() -> str:
         return _git("describe", "--always", "--dirty", "--abbrev=7", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+@cache
+def source_digest() -> str:
+    """Short hash of this package's source files as they lie there, committed or not."""
+    said = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        said.update(hashlib.sha256(path.read_bytes()).digest())
+    return said.hexdigest()[:16]
 
 
 def _git(*args: str) -> str:

@@ -23,6 +23,7 @@ from selfsame.studio.ready import about_picture, files_digest, jobs_of
 from selfsame.studio.request import Made
 
 RESULTS = "results.jsonl"
+RESULT = "result"  # what a picture's file says of how it came out
 AT_ONCE = 256  # lines that are read and prepared together
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -177,6 +178,17 @@ class Prepared:
         self.scores: dict[int, float | None] = {}
         self.people: dict[int, tuple[dict[str, Any], ...]] = {}
         self.left = [k for k, name in enumerate(line.files) if not _is_whole(folder / name, digest)]
+        for k in sorted({*range(line.count)} - {*self.left}):
+            self.hear(k, read_metadata(folder / line.files[k]).get(RESULT) or {})
+
+    def hear(self, k: int, said: Mapping[str, Any]) -> None:
+        """What is known of a picture, now or from the run that made it."""
+        if "score" in said:
+            self.scores[k] = said["score"]
+        if "people" in said:
+            self.people[k] = tuple(said["people"])
+        self.notes += [note for note in said.get("notes", ()) if note not in self.notes]
+        self.seconds += float(said.get("seconds", 0.0))
 
 
 def _is_whole(path: Path, digest: str) -> bool:
@@ -283,23 +295,23 @@ def _painted(
 
 
 def _write(studio: Family, p: Prepared, k: int, made: Made, folder: Path, made_by: Mapping[str, Any], score: bool) -> None:
-    """One picture, judged and written."""
+    """One picture, judged and written; what is known of it stands in the file, for a run that goes on after this one."""
     began = time.monotonic()
-    write_image(
-        folder / p.line.files[k], made.pixels, {**about_picture(p.order, p.jobs[k], made, p.files), **made_by, "memory": studio.preset, "digest": p.digest}
-    )
+    said: dict[str, Any] = {"notes": list(made.notes)}
     if score and studio.judges and p.photos:
-        p.scores[k] = studio.likeness(made.pixels, p.photos[0], which=p.order.which)
+        said["score"] = studio.likeness(made.pixels, p.photos[0], which=p.order.which)
     if len(made.matches) > 1:
-        p.people[k] = tuple(m.to_json() for m in made.matches)
-    p.notes += [note for note in made.notes if note not in p.notes]
-    p.seconds += made.seconds + time.monotonic() - began
+        said["people"] = [m.to_json() for m in made.matches]
+    said["seconds"] = round(made.seconds + time.monotonic() - began, 3)
+    about = {**about_picture(p.order, p.jobs[k], made, p.files), **made_by, "memory": studio.preset, "digest": p.digest, RESULT: said}
+    write_image(folder / p.line.files[k], made.pixels, about)
+    p.hear(k, said)
     p.left.remove(k)
 
 
 def _done(p: Prepared) -> Result:
     p.is_done = True
-    pictures = range(len(p.line.files))  # those kept from a run that was stopped have neither
+    pictures = range(len(p.line.files))
     scores = tuple(p.scores.get(k) for k in pictures) if p.scores else ()
     people = tuple(p.people.get(k, ()) for k in pictures) if p.people else ()
     files, seconds = tuple(p.line.files), round(p.seconds, 3)

@@ -14,7 +14,6 @@ import torch
 from accelerate import init_empty_weights
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
@@ -29,7 +28,7 @@ from selfsame.perception.stock import read_stock
 from selfsame.studio.edits import Editor
 from selfsame.studio.painting import scheduler_of
 from selfsame.studio.request import Limits
-from selfsame.weights.official import read_official
+from selfsame.weights.official import read_official, read_whole
 
 BRUSH, VAE, TOWER, DEPTH = "mimicbrush/mimicbrush.bin", "sd-vae-ft-mse", "image_encoder", "depth_model/depth_anything_vitb14.pth"
 UNET = {  # Stable Diffusion 1.5, both nets
@@ -60,13 +59,9 @@ def stock_part(kind: Any, folder: Path) -> Any:
     """A diffusers model from its own folder, in full precision.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded, or not whole.
     """
-    try:
-        model = kind.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:160]}); fetch it again") from None
-    return model.eval().requires_grad_(False)
+    return read_whole(kind, folder, f"the {folder.name}", torch_dtype=torch.float32)
 
 
 class BrushStudio:

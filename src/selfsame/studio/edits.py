@@ -240,7 +240,8 @@ def framed(picture: np.ndarray, mask: np.ndarray, context: float, side: int = SI
 
 def _painted(mask: np.ndarray, window: Window, side: int) -> np.ndarray:
     """What of the square is painted, side side bool."""
-    return cells_of(cv2.resize(window.crop(mask, 0), (side, side), interpolation=cv2.INTER_AREA if window.side > side else cv2.INTER_LINEAR))
+    seen = window.crop(mask, 0).astype(np.float32)  # a speck far smaller than a pixel of the square counts too
+    return cells_of(cv2.resize(seen, (side, side), interpolation=cv2.INTER_AREA if window.side > side else cv2.INTER_LINEAR))
 
 
 def _must_fit(region: Region, source: np.ndarray) -> None:

@@ -79,7 +79,8 @@ class Family(ABC):
         """The networks and rules that paint; `words` may stand in prompts."""
 
     def text_kind(self, job: Job) -> Hashable:
-        """Rows share a batch only where this agrees: a prompt that was filled to another's length would be told otherwise than alone."""
+        """Rows share a batch only where this agrees: a prompt that was filled to another's length would be told otherwise than alone, and a picture that
+        needs more memory may need coarser weights."""
         return None
 
     def prepare(self, request: Request, people: int) -> None:
@@ -203,6 +204,8 @@ class Family(ABC):
         request = Request(prompt=request) if isinstance(request, str) else request
         people = people_of(who, pose)
         request = self.sized(request, people)
+        if start is not None:
+            self.prepare(request, len(people))
         cast = placed(people, self.cast(people, request), *request.size, self.limits.least)
         faces, notes = shown(cast.faces, [self.embedding(p.identity, request.photos) for p in cast.faces], *request.size, request.strengths, self.limits.least)
         notes = (*cast.notes, *notes)
@@ -339,7 +342,8 @@ class Family(ABC):
             raise InputError("somebody without a photo cannot be recognised")
         found, embeddings = self.known_faces(image)
         height, width = image.shape[:2]
-        boxes = Places.of(people, height, width, self.limits.least).boxes
+        places = Places.of(people, height, width, self.limits.least)
+        regions = [box if mask is None else mask for box, mask in zip(places.boxes, places.masks, strict=True)]
         known = F.normalize(torch.from_numpy(np.stack([p.identity.embeddings.mean(0) for p in people])).float(), dim=1)
         alike = known @ F.normalize(embeddings.float().cpu(), dim=1).T if found else known.new_zeros(len(known), 0)
-        return matched(alike.numpy(), found, boxes, [p.name for p in people])
+        return matched(alike.numpy(), found, regions, [p.name for p in people])

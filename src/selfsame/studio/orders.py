@@ -97,6 +97,11 @@ class Order(Request):
         return paths + [Path(path_and_share(text)[0]) for text in self.mix] + [Path(text) for text in self.regions if not is_box(text)]
 
     @property
+    def shows_people(self) -> bool:
+        """Whether somebody's face is read or painted."""
+        return bool(self.face or self.identity or self.people or self.mix or self.pose or self.poses)
+
+    @property
     def count(self) -> int:
         """How many pictures it asks for."""
         return self.mix_steps or self.num_images

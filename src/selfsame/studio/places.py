@@ -204,19 +204,27 @@ class Match:
         return {"person": self.name, "found": self.found is not None, "in_place": self.ok, "likeness": alike, "box": box}
 
 
-def matched(alike: np.ndarray, faces: Sequence[Found], boxes: Sequence[Box], names: Sequence[str] = ()) -> list[Match]:
+def matched(alike: np.ndarray, faces: Sequence[Found], regions: Sequence[Box | np.ndarray], names: Sequence[str] = ()) -> list[Match]:
     """Faces given to people so that likenesses add up to most (Hungarian method).
 
     Args:
         alike: p f, how alike each person is to each face.
-        boxes: where each person was to stand.
+        regions: where each person was to stand, a box or a mask h w.
         names: of the people.
     """
-    called = list(names) or [""] * len(boxes)
-    matches = {i: Match(i, None, name=called[i]) for i in range(len(boxes))}
+    called = list(names) or [""] * len(regions)
+    matches = {i: Match(i, None, name=called[i]) for i in range(len(regions))}
     for i, j in zip(*linear_sum_assignment(-alike), strict=True) if alike.size else ():
-        x, y = faces[j].kps.mean(0)
-        x0, y0, x1, y1 = boxes[i]
-        in_place = bool(x0 <= x < x1 and y0 <= y < y1)
+        in_place = _holds(regions[i], faces[j].kps.mean(0))
         matches[int(i)] = Match(int(i), faces[j], float(alike[i, j]), called[i], in_place, bool(alike[i, j] >= alike[:, j].max()))
     return list(matches.values())
+
+
+def _holds(region: Box | np.ndarray, point: np.ndarray) -> bool:
+    """Whether a point (x y) lies in a region."""
+    x, y = point
+    if isinstance(region, np.ndarray):
+        column, row = int(np.floor(x + 0.5)), int(np.floor(y + 0.5))
+        return 0 <= row < region.shape[0] and 0 <= column < region.shape[1] and bool(region[row, column] > 0.5)
+    x0, y0, x1, y1 = region
+    return bool(x0 <= x < x1 and y0 <= y < y1)

@@ -76,7 +76,8 @@ def about_picture(order: Order, job: Job, made: Made, files: str) -> dict[str, A
     if order.mix_steps and job.share is not None:
         extras["mix"] = [f"{text}:{share}" for text, share in zip(extras["mix"], (1 - job.share, job.share), strict=True)]
     sources = [s for p in job.people for s in p.identity.sources]
-    return {"request": made.request.to_json(), "order": extras, "sources": sources, "files": files}
+    encoders = sorted({p.identity.encoder for p in job.people if p.identity.num_photos})  # that face tokens came from
+    return {"request": made.request.to_json(), "order": extras, "sources": sources, "files": files, "encoder": ", ".join(encoders)}
 
 
 def files_digest(order: Order) -> str:

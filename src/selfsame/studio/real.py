@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from selfsame.images.draw import draw_kps
@@ -38,6 +37,7 @@ from selfsame.training.run import fast_bf16
 from selfsame.values.identity import Identity, LearnedWords
 from selfsame.weights.catalogue import CATALOGUE
 from selfsame.weights.fetch import cache_folder, local, missing_of
+from selfsame.weights.official import read_whole
 
 AROUND = 2.4  # of a face's larger side: how much of a photo is asked about
 SD15, SDXL = Limits(512, 8, 1024, least=64), Limits(1024, 8, 2048)
@@ -97,6 +97,23 @@ def _folder_of_file(path: Path, kind: str) -> Path:
     return unpacked(path, local(known), cache_folder() / "unpacked")
 
 
+def photo_as_read(image: np.ndarray, side: int = 1024) -> np.ndarray:
+    """A photo as it is read officially: for SDXL its longer side 1280 pixels, for Stable Diffusion 1.5 half of that, both sides multiples of 64.
+
+    Args:
+        side: the base's own, 1024 or 512.
+
+    Raises:
+        InputError: it is so long and thin that nothing would be left.
+    """
+    longest = LONGEST[side]
+    h, w = image.shape[:2]
+    width, height = official_size(w, h, max_side=longest, min_side=longest * 4 // 5)
+    if min(width, height) < SHORTEST:
+        raise InputError(f"a photo of {w} x {h} is too long and thin; cut out the part with the face")
+    return resize_official(image, max_side=longest, min_side=longest * 4 // 5)
+
+
 class RealStudio(Family):
     """Loaded when first needed; on a GPU in half precision, but for the VAE."""
 
@@ -114,7 +131,7 @@ class RealStudio(Family):
             InputError: the base's folder lacks a part, or no such preset.
         """
         nearest(memory, CHOICES, "memory")
-        self.memory, self._plan, self._largest, self._free = memory, PLANS.get(memory, PLANS["high"]), 0, -1
+        self.memory, self._plan, self._free = memory, PLANS.get(memory, PLANS["high"]), -1
         self.folders, self.device, self.loras = folders, torch.device(device), tuple(loras)
         self._given, self.dtype = dtype, dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         absent = [name for name in NEEDED if not (folders.base / name).is_dir()]
@@ -133,11 +150,7 @@ class RealStudio(Family):
 
     def _part(self, cls: Any, name: str, dtype: torch.dtype | None = None) -> Any:
         variant = {"variant": "fp16"} if any((self.folders.base / name).glob("*.fp16.safetensors")) else {}
-        try:
-            model = cls.from_pretrained(self.folders.base / name, torch_dtype=dtype or self.dtype, local_files_only=True, **variant)
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise InputError(f"{self.folders.base / name}: cannot be loaded ({' '.join(str(error).split())[:160]}); fetch it again") from None
-        return model.to(self.device).eval().requires_grad_(False)
+        return read_whole(cls, self.folders.base / name, f"the base's {name}", torch_dtype=dtype or self.dtype, **variant).to(self.device)
 
     # ------------------------------------------------------------------------------------------ memory
 
@@ -150,7 +163,7 @@ class RealStudio(Family):
         return Sizes(text, numbers_in(base / "unet"), method, numbers_in(base / "vae"), self.dtype.itemsize, self.device.type == "cpu")
 
     def planned(self, request: Request, people: int = 1) -> tuple[Plan, int]:
-        """The preset for a request, and the bytes that its picture will need; for a larger picture than before what is loaded may leave.
+        """The preset for a request, and the bytes that its picture will need. It is the request's own, whatever else is painted; nothing is loaded yet.
 
         Args:
             people: in it.
@@ -159,24 +172,19 @@ class RealStudio(Family):
             InputError: no preset fits into what is free.
         """
         request = request.sized(self.limits)
-        self._computes(request.speed)
+        sizes, people = replace(self.sizes, precision=self._precision(request.speed).itemsize), max(1, people)
         height, width = request.size
         each = 2 if request.guidance_scale > 1 else 1
-        rows, people = each, max(1, people)
-        if height * width * rows * people > self._largest:
-            if self._free < 0:  # before anything was loaded
-                self._free = free_memory(str(self.device))
-            plan = chosen(self.memory, self.sizes, self._free, height, width, rows, people, has_fp8=self.device.type != "mps")
-            if plan != self._plan:
-                self._unloaded()
-            self._plan, self._largest = plan, height * width * rows * people
+        if self._free < 0:  # before anything was loaded
+            self._free = free_memory(str(self.device))
+        plan = chosen(self.memory, sizes, self._free, height, width, each, people, has_fp8=self.device.type != "mps")
 
         def peak(count: int) -> int:
-            return max(needed(self.sizes, self._plan, height, width, count * each, people).values())
+            return max(needed(sizes, plan, height, width, count * each, people).values())
 
         most = self.most_together.get(self.device.type, 1)
         self.together = next((n for n in range(most, 1, -1) if not self._free or peak(n) <= SPARE * self._free), 1)
-        return self._plan, peak(self.together)
+        return plan, peak(self.together)
 
     def _unloaded(self) -> None:
         """Parts are read again when they are next needed."""
@@ -187,21 +195,23 @@ class RealStudio(Family):
         """How long its prompts are: SDXL's in tokens, Stable Diffusion 1.5's in windows."""
         counts = {w.placeholder: w.num_words for w in job.words}
         longest = max(len(weighted_ids(self.tokenizer, prompt, counts)[0]) for prompt in (job.row.prompt, job.row.negative_prompt))
-        return longest if self.is_xl else max(1, -(-longest // WINDOW))
+        return (longest if self.is_xl else max(1, -(-longest // WINDOW))), self.planned(job.request, len(job.people))[0].name
 
     def prepare(self, request: Request, people: int) -> None:
-        """What is loaded fits the request's size and speed."""
-        self.planned(request, people)
-
-    def _computes(self, speed: str) -> None:
-        """The precision that a speed asks for when nobody said another."""
-        if self._given is not None or self.device.type != "cpu":
-            return
-        dtype = torch.bfloat16 if speed == "fast" and fast_bf16() else torch.float32
-        if dtype != self.dtype:
+        """What is loaded fits the request's size and speed; what does not leaves."""
+        plan, dtype = self.planned(request, people)[0], self._precision(request.speed)
+        if (plan, dtype) != (self._plan, self.dtype):
             self._unloaded()
+        if dtype != self.dtype:
             vars(self).pop("sizes", None)
-            self._said, self._largest, self.dtype = None, 0, dtype
+            self._said = None
+        self._plan, self.dtype = plan, dtype
+
+    def _precision(self, speed: str) -> torch.dtype:
+        """What a speed computes in when nobody said otherwise."""
+        if self._given is not None or self.device.type != "cpu":
+            return self.dtype
+        return torch.bfloat16 if speed == "fast" and fast_bf16() else torch.float32
 
     @property
     def preset(self) -> str:  # type: ignore[override]
@@ -329,12 +339,7 @@ class RealStudio(Family):
         Raises:
             InputError: it is so long and thin that nothing would be left.
         """
-        longest = LONGEST[self.limits.side]
-        h, w = image.shape[:2]
-        width, height = official_size(w, h, max_side=longest, min_side=longest * 4 // 5)
-        if min(width, height) < SHORTEST:
-            raise InputError(f"a photo of {w} x {h} is too long and thin; cut out the part with the face")
-        return resize_official(image, max_side=longest, min_side=longest * 4 // 5)
+        return photo_as_read(image, self.limits.side)
 
     def embedded(self, image: np.ndarray, found: Found) -> tuple[np.ndarray, str]:
         """The recogniser's embedding of a face, 1 512 float32, raw as InstantID's weights expect it, and the recogniser's name."""
@@ -441,8 +446,11 @@ class RealStudio(Family):
     def sized(self, request: Request, people: Sequence[Person]) -> Request:
         """Without a size pictures have the shape of the photo that lends the first key points, as officially."""
         if people and people[0].identity.num_photos and not request.height and not request.width:
-            pose = people[0].pose or Pose.of(people[0].identity)
-            request = replace(request, height=pose.height, width=pose.width)
+            pose, longest = people[0].pose or Pose.of(people[0].identity), LONGEST[self.limits.side]
+            height, width = pose.height, pose.width
+            if people[0].pose is None and max(height, width) != longest:  # a file that says who was read for another base
+                width, height = official_size(width, height, max_side=longest, min_side=longest * 4 // 5)
+            request = replace(request, height=height, width=width)
         if request.speed == "turbo" and not self.loras:
             name = LCM[self.is_xl]
             raise InputError(

@@ -50,6 +50,43 @@ def read_official(path: str | Path, what: str = "weights", max_bytes: int = 0) -
         raise InputError(f"{path}: damaged, or no file of {what} ({type(error).__name__}); make or download it anew") from None
 
 
+def read_stock_model(kind: Any, folder: Path, what: str, **options: Any) -> tuple[Any, Mapping[str, Any]]:
+    """A diffusers or transformers model from its own folder, and what the library says of its keys; nothing in the files is executed.
+
+    Args:
+        what: it is, for messages.
+        options: of `from_pretrained`.
+
+    Raises:
+        InputError: it cannot be loaded; the message says what the files look like where they are no weights.
+    """
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        if not any(folder.glob("*.safetensors")):
+            for path in sorted(folder.glob("*.bin")):
+                read_official(path, what)
+        raise InputError(f"{folder}: {what} cannot be loaded ({' '.join(str(error).split())[:160]}); fetch it again") from None
+
+
+def read_whole(kind: Any, folder: Path, what: str, *, spared: tuple[str, ...] = (), **options: Any) -> Any:
+    """`read_stock_model`, whole and frozen: weights that a file does not hold would be random ones.
+
+    Args:
+        spared: how keys begin that may be missing.
+
+    Raises:
+        InputError: it cannot be loaded, or lacks keys; the message names three.
+    """
+    model, about = read_stock_model(kind, folder, what, **options)
+    missing = [k for k in (*about["missing_keys"], *(k[0] for k in about["mismatched_keys"])) if not k.startswith(spared)]
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        extra = f"; it holds {', '.join(sorted(about['unexpected_keys'])[:3])} instead" if about["unexpected_keys"] else ""
+        raise InputError(f"{folder}: not the whole of {what}, {len(missing)} keys are missing or of another shape: {some}{extra}")
+    return model.eval().requires_grad_(False)
+
+
 def tensors_under(values: Any, prefix: str) -> dict[str, Tensor]:
     """The tensors of one part of a checkpoint: nested under its name, or flattened with the name and a dot before every key; empty when it is not there."""
     if not isinstance(values, Mapping):

@@ -14,14 +14,14 @@ import torch
 from accelerate import init_empty_weights
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from selfsame.images.files import InputError, read_json
 from selfsame.methods.instantid.method import ADAPTER_FILES, OURS, ImageAdapter, InstantID, ResamplerSize, noted_reads, noted_size
 from selfsame.methods.instantid.modules import Resampler
 from selfsame.models.single_file import header_of
-from selfsame.weights.official import read_official, tensors_under, write_tensors
+from selfsame.weights.official import read_official, read_stock_model, tensors_under, write_tensors
 
 ABOUT = "selfsame.json"  # beside one's own weights: which encoder's embeddings they read
 OFFICIAL_ENCODER = "antelopev2"
@@ -227,11 +227,7 @@ def identity_net_of(folder: Path, dtype: torch.dtype) -> ControlNetModel:
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json there; IdentityNet's folder, or its one .safetensors file, must lie beside the adapter's file")
-    try:
-        loaded: Any = ControlNetModel.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder}: IdentityNet cannot be loaded ({' '.join(str(error).split())[:160]}); download it again") from None
-    net, about = loaded
+    net, about = read_stock_model(ControlNetModel, folder, "IdentityNet", torch_dtype=dtype)
     wrong = [*about["missing_keys"], *about["unexpected_keys"], *(k[0] for k in about["mismatched_keys"])]
     if wrong:
         seen = looks_like({k: v for p in folder.glob("*.safetensors") for k, v in header_of(p).items()})

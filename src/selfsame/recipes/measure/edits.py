@@ -178,8 +178,8 @@ def cases_of(p: Mapping[str, Any], cases: int = 0, folder: Path | None = None) -
         InputError: more cases than the protocol has, or a folder without a case.
     """
     count = cases or p["cases_per_track"]
-    if folder is None and not 1 <= count <= p["cases_per_track"]:
-        raise InputError(f"--people {cases}: the protocol has 1 to {p['cases_per_track']} cases a track")
+    if cases < 0 or (folder is None and count > p["cases_per_track"]):
+        raise InputError(f"--people {cases}: give the cases of each track, 1 to {p['cases_per_track'] if folder is None else 'as many as it has'}; 0: all")
     notes = [f"only {cases} cases a track: not comparable with full runs"] if cases and (folder is not None or cases < p["cases_per_track"]) else []
     sets: dict[str, list[EditCase]] = {}
     for track in TRACKS:

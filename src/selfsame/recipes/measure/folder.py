@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from selfsame.images.files import InputError, read_image, read_metadata
 from selfsame.methods.instantid.checkpoint import OFFICIAL_ENCODER
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.perception.real_faces import reader_of
-from selfsame.recipes.revision import revision
+from selfsame.recipes.measure.judging import measured_with
 from selfsame.studio.ready import is_picture
 from selfsame.studio.studio import ENCODER_NAME, Studio
 
@@ -30,7 +30,7 @@ class FaceJudge:
 
     name: str
     see: See
-    known_as: tuple[str, ...] = ()  # what else it is called where it conditions
+    known_as: tuple[str, ...] = ()  # what else it is called where it conditions: its encoder's name, the hash of its file
 
     def conditioned(self, conditioner: str) -> bool:
         """Whether it also made pictures, whose scores by it then flatter them.
@@ -95,7 +95,20 @@ def judge_called(name: str, studio: Studio) -> FaceJudge:
         found = reader(image)
         return None if not found else found[0].embedding / np.linalg.norm(found[0].embedding)
 
-    return FaceJudge(reader.name, look, (reader.digest,))
+    return FaceJudge(reader.name, look, (reader.name, reader.digest))
+
+
+def judges_called(names: Sequence[str], studio: Studio) -> list[FaceJudge]:
+    """`judge_called` of several, each under a name of its own: where two say the same of themselves, with what was asked for.
+
+    Raises:
+        InputError: one of them is no judge, or is asked for twice.
+    """
+    if twice := [name for k, name in enumerate(names) if name in names[:k]]:
+        raise InputError(f"judge {twice[0]!r} is named twice; once will do")
+    judges = [judge_called(name, studio) for name in names]
+    said = [judge.name for judge in judges]
+    return [replace(j, name=f"{j.name} ({asked})") if said.count(j.name) > 1 else j for j, asked in zip(judges, names, strict=True)]
 
 
 def people_in(pictures: Path, references: Path) -> tuple[list[Known], list[str]]:
@@ -138,11 +151,11 @@ def conditioner_of(pictures: Iterable[Sequence[Path]]) -> str:
     """Which face encoder conditioned pictures that say how they were made; "" where none does."""
     for path in (p for group in pictures for p in group):
         try:
-            model = str(read_metadata(path).get("model", "")) if path.suffix.lower() == ".png" else ""
+            encoder = str(read_metadata(path).get("encoder", "")) if path.suffix.lower() == ".png" else ""
         except InputError:
             continue
-        if model:
-            return ENCODER_NAME if model == "mannequin" else OFFICIAL_ENCODER
+        if encoder:
+            return encoder
     return ""
 
 
@@ -167,7 +180,7 @@ def folder(
     people, strangers = people_in(pictures, references)
     made_by = conditioner_called(conditioner) or conditioner_of(person.pictures for person in people)
     studio = Studio()
-    seers = [judge_called(name, studio) for name in judges]
+    seers = judges_called(judges, studio)
     count = sum(len(p.pictures) + len(p.photos) for p in people) * len(seers)
     rows, cases, notes = [], [], []
     for judge in seers:
@@ -198,10 +211,11 @@ def folder(
         notes.append(f"{len(strangers)} pictures are named after nobody and were not judged, such as {strangers[0]}")
     if any(j.conditioned(made_by) for j in seers):
         notes.append("a judge that also conditioned the pictures flatters them: compare such rows with nothing else")
-    notes.append("a picture without a face counts as cosine 0 and as missed")
+    notes.append("a picture without a face counts as missed, and as likeness 0 wherever likeness is compared")
     notes.append("copy-paste needs a second photo: (cosine to the photo - cosine to the other) / (1 - the photos' own)")
     notes.append("'alike among themselves' is the mean cosine between pictures of one person: near 1 the pictures repeat one face, expression and all")
-    about = {"pictures": str(pictures), "references": str(references), "judges": list(judges), "people": len(people), "commit": revision()}
+    about = {"pictures": str(pictures), "references": str(references), "people": len(people), **measured_with()}
+    about["judges"] = {judge.name: next((known for known in reversed(judge.known_as)), "") for judge in seers}  # with the hash of what is no file of ours
     report = Report("A folder of pictures", about, rows, (), sorted(set(notes)), (), cases)
     write_report(report, out)
     return report
@@ -221,9 +235,10 @@ def _scores(people: Sequence[Known], seen: Mapping[Path, np.ndarray | None]) -> 
         for k, path in enumerate(person.pictures):
             vector = seen[path]
             alike, is_right, copied = 0.0, False, []
-            if vector is not None and photos:
-                alike, is_right = float(photos[0] @ vector), is_first(vector, gallery, able.index(person.name))
-                copied = [copy_paste(vector, photos[0], other) for other in photos[1:]]
+            if photos:
+                there = np.zeros_like(photos[0]) if vector is None else vector  # no face is like nobody
+                alike, is_right = float(photos[0] @ there), is_first(vector, gallery, able.index(person.name))
+                copied = [copy_paste(there, photos[0], other) for other in photos[1:]]
             rows.append(
                 {
                     "person": float(i),
@@ -238,8 +253,8 @@ def _scores(people: Sequence[Known], seen: Mapping[Path, np.ndarray | None]) -> 
 
 
 def _among(person: Known, seen: Mapping[Path, np.ndarray | None]) -> list[float]:
-    vectors = [v for v in (seen[p] for p in person.pictures) if v is not None]
-    return [float(a @ b) for a, b in combinations(vectors, 2)]
+    vectors = [seen[p] for p in person.pictures]
+    return [0.0 if a is None or b is None else float(a @ b) for a, b in combinations(vectors, 2)]
 
 
 def _worst(people: Sequence[Known], scores: Sequence[Mapping[str, float]]) -> list[Case]:

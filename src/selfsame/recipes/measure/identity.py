@@ -264,7 +264,7 @@ def identity(
     notes.append("copy-paste: (cosine to the photo that lent the face - cosine to one that no row saw) / (1 - the photos' own), 1 for a copied photo")
     notes.append("'alike among themselves' is the mean cosine between the pictures of one person: near 1 they repeat one face, expression and all")
     notes.append("diversity over seeds: how differently the faces of one prompt look from seed to seed, by the reader's features, the mean over pairs")
-    notes.append("a picture without a face counts as cosine 0 and as missed; key-point errors are over pictures with a face")
+    notes.append("a picture without a face counts as missed, and as likeness 0 wherever likeness is compared; key-point errors are over pictures with a face")
     notes += flattery(table.rows)
     references = [reference_photo(split, t.person, 0).image for t in table.of_main(table.tasks)[:8]]
     report = Report(

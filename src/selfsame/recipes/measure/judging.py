@@ -102,7 +102,7 @@ class Judges:
     def results(
         self, tasks: Sequence[Task], images: Sequence[np.ndarray], seen: Sequence[np.ndarray | None], *, asked_kps: bool = True
     ) -> list[dict[str, float]]:
-        """One row of numbers a picture; no face counts as cosine 0 and as missed.
+        """One row of numbers a picture; no face counts as missed, and as likeness 0 wherever likeness is compared.
 
         Args:
             seen: the pictures' key points, as `kps` finds them.
@@ -115,12 +115,13 @@ class Judges:
             right, asked = agreement(task.attributes, words)
             vectors.append(vector)
             lent, other = self.photos(task.person)
-            copied = float("nan") if vector is None or lent is None or other is None else copy_paste(vector, lent, other)
+            there = np.zeros_like(self.gallery[0]) if vector is None else vector  # no face is like nobody
+            copied = float("nan") if lent is None or other is None else copy_paste(there, lent, other)
             rows.append(
                 {
                     "rank1": float(is_first(vector, self.gallery, task.person)),
                     "matched": float(is_first(vector, self.matched[task.person], 0)),
-                    "cosine": float(self.gallery[task.person] @ vector) if vector is not None else 0.0,
+                    "cosine": float(self.gallery[task.person] @ there),
                     "attributes": right / asked,
                     "kps": point_error(found if asked_kps else None, kps, width),
                     "no_face": float(found is None),
@@ -128,8 +129,8 @@ class Judges:
                 }
             )
         for i, row in enumerate(rows):
-            beside = [v for k, v in enumerate(vectors) if k != i and v is not None and tasks[k].person == tasks[i].person]
-            row["alike"] = mean([float(vectors[i] @ v) for v in beside]) if vectors[i] is not None else float("nan")
+            own, beside = vectors[i], [v for k, v in enumerate(vectors) if k != i and tasks[k].person == tasks[i].person]
+            row["alike"] = mean([0.0 if own is None or v is None else float(own @ v) for v in beside])
         return rows
 
     def photos(self, person: int) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -13,7 +13,7 @@ from selfsame.images.files import InputError
 from selfsame.mannequins.people import split_person
 from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import neutral_scene
-from selfsame.recipes.measure.folder import FLAG, FaceJudge, conditioner_called, conditioner_of, judge_called
+from selfsame.recipes.measure.folder import FLAG, FaceJudge, conditioner_called, conditioner_of, judges_called
 from selfsame.recipes.measure.pictures import THEIRS, Question, theirs
 from selfsame.studio.studio import Studio
 
@@ -30,7 +30,7 @@ class Others:
         Raises:
             InputError: one cannot be used.
         """
-        self.judges = [judge_called(name, studio) for name in names if name != "judge"]
+        self.judges = judges_called([name for name in names if name != "judge"], studio)
         self.split, self.people = split, people
         self._galleries: dict[str, np.ndarray] = {}
 

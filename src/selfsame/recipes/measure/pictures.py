@@ -19,7 +19,7 @@ from selfsame.data.shards import write_json
 from selfsame.images.files import InputError, read_image, read_json, write_image
 from selfsame.mannequins.world import SIZE
 from selfsame.recipes.measure.protocols import Task, canonical_kps, reference_photo
-from selfsame.recipes.revision import revision
+from selfsame.recipes.revision import source_digest
 from selfsame.weights.mannequin import manifest
 
 THEIRS = "pictures of "  # how a row of another tool's pictures is called, with its folder's name
@@ -71,7 +71,7 @@ class Kept:
         Args:
             asked: whatever pictures depend on besides the weights that ship.
         """
-        self.folder, self.asked = out / "pictures", [manifest()["files"], revision(), asked]
+        self.folder, self.asked = out / "pictures", [manifest()["files"], source_digest(), asked]
         self.seconds: dict[str, float] = {}  # a picture of each row; nan for rows that an earlier run painted
 
     def row(self, name: str, tasks: Sequence[Task], paint: Paint, tick: Callable[[int], None], mark: Any = "") -> list[np.ndarray]:
@@ -112,7 +112,7 @@ class Kept:
                 write_image(folder / files[i], image)
             painted += len(missing)
             images += [read_image(folder / files[i]) for i in numbers]
-        self.seconds[name] = (time.monotonic() - began) / painted if painted == len(files) else float("nan")
+        self.seconds[name] = (time.monotonic() - began) / painted if 0 < painted == len(files) else float("nan")
         return images
 
 

@@ -19,8 +19,8 @@ V = TypeVar("V")
 
 @dataclass
 class Trainings(Generic[V]):
-    """Each is trained when it is asked for. Its folder's name says what it is, how long it lasts and what it learned from: a run that was stopped goes on,
-    one of another length, of other choices or on other models is another run."""
+    """Each is trained when it is asked for. Its folder's name says what it is, how long it lasts, how fast it learns and what from: a run that was stopped
+    goes on, one of another length or rate, of other choices or on other models is another run."""
 
     of: str
     recipe: Callable[[Options, V, str], Trained]
@@ -33,7 +33,8 @@ class Trainings(Generic[V]):
 
     def folder(self, name: str) -> str:
         """Of a run, below the folder of all runs."""
-        key = hashlib.sha256(f"{self.variants[name]!r} {digest_of(self.reads)} {self.data}".encode()).hexdigest()[:8]
+        how = self.options.learning_rate, self.options.batch_size
+        key = hashlib.sha256(f"{self.variants[name]!r} {digest_of(self.reads)} {self.data} {how}".encode()).hexdigest()[:8]
         return f"ablations/{self.of}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{self.options.steps}-{key}"
 
     def trained(self, name: str) -> Trained:

@@ -354,8 +354,9 @@ def mix_digest(p: Mapping[str, Any]) -> str:
 
 
 def never_turns_back(towards: np.ndarray) -> bool:
-    """Whether likeness to the first end only falls and to the second only rises; 2 steps cosines."""
-    return is_monotonic(towards[0].tolist(), rising=False) and is_monotonic(towards[1].tolist(), rising=True)
+    """Whether likeness to the first end only falls and to the second only rises, and both change at all: blank pictures do not; 2 steps cosines."""
+    moves = towards[0, 0] > towards[0, -1] and towards[1, -1] > towards[1, 0]
+    return bool(moves) and is_monotonic(towards[0].tolist(), rising=False) and is_monotonic(towards[1].tolist(), rising=True)
 
 
 def _mix_questions(p: Mapping[str, Any], count: int) -> list[Question]:
