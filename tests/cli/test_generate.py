@@ -164,7 +164,7 @@ def test_bad_photos_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--device", "gpu"], "choose cpu, cuda"),
         (["--out", "/proc/out.png"], "cannot be written"),
         (["--like", "missing.png"], "no such file"),
-        (["--mix", "a.png", "b.png", "--mix-steps", "1000000000"], "mix_steps"),
+        (["--mix", "a.png", "b.png", "--mix-steps", "1000000000"], "in 2 to 64 pictures"),
     ],
 )
 def test_bad_values_are_named_with_their_remedy(capsys: pytest.CaptureFixture[str], args: list[str], said: str):

@@ -182,7 +182,7 @@ def test_anybodys_shards_give_pairs_and_bad_samples_are_named(tmp_path: Path, vi
     assert records[2]["mask"].sum() == 1600
     assert records[0]["source"] == "a.tar/clip"
     assert len(report.problems) == 3
-    for says in ("a.tar: bare: no sample.mask.png beside it", "a.tar: words: holds no video or picture, only .txt", "b.tar: not a WebDataset shard"):
+    for says in ("a.tar: bare.jpg: no bare.mask.png beside it", "a.tar: words: holds no video or picture, only .txt", "b.tar: not a WebDataset shard"):
         assert any(says in p for p in report.problems), report.problems
     with pytest.raises(InputError, match="where the pairs are to be written"):
         PairsJob(wds, tars=wds)

@@ -258,9 +258,10 @@ def _from_shard(job: PairsJob, source: str, rng: np.random.Generator, report: Re
                         path.with_name(path.stem + MASK_ENDING).write_bytes(parts[MASK_ENDING])
                     yield from _of_still(job, path, f"{source}/{key}", rng)
                 except InputError as error:
-                    report.problems.append(str(error).replace(str(path.with_suffix("")), f"{tar}: {key}"))
+                    said = str(error).replace(str(path.with_suffix("")), f"{tar}: {key}")
+                    report.problems.append(said.replace(f"sample{MASK_ENDING}", f"{Path(key).name}{MASK_ENDING}"))
     except (ReadError, ValueError) as error:
-        raise InputError(f"{tar}: not a WebDataset shard that can be read ({error}); write it again") from None
+        raise InputError(f"{tar}: not a WebDataset shard that can be read ({error.args[0] if error.args else type(error).__name__}); write it again") from None
 
 
 def read_marks(path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Mapping
@@ -60,6 +61,9 @@ def read_stock_model(kind: Any, folder: Path, what: str, **options: Any) -> tupl
     Raises:
         InputError: it cannot be loaded; the message says what the files look like where they are no weights.
     """
+    talk = logging.getLogger("transformers.modeling_utils")
+    level = talk.level
+    talk.setLevel(logging.ERROR)  # its table of keys is for the message to say
     try:
         return kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
@@ -67,6 +71,8 @@ def read_stock_model(kind: Any, folder: Path, what: str, **options: Any) -> tupl
             for path in sorted(folder.glob("*.bin")):
                 read_official(path, what)
         raise InputError(f"{folder}: {what} cannot be loaded ({' '.join(str(error).split())[:160]}); fetch it again") from None
+    finally:
+        talk.setLevel(level)
 
 
 def read_whole(kind: Any, folder: Path, what: str, *, spared: tuple[str, ...] = (), **options: Any) -> Any:
