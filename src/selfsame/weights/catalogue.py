@@ -1,7 +1,8 @@
 """Every model by name: where it lies, what of it is needed, whose licence it has. The only place with addresses.
 
-Addresses are tried in order, so that a dead one costs a moment. A file without a hash here is unverified: what arrives first is trusted, and its
-hash is written beside it, so that it cannot change unnoticed afterwards. No address could be tried where this was written.
+Addresses are tried in order, so that a dead one costs a moment. Revisions and hashes are those that many public projects pin; a file without a hash here
+is unverified: what arrives first is trusted, and its hash is written beside it, so that it cannot change unnoticed afterwards. No address could be tried
+where this was written.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class Model:
 
     @property
     def is_verified(self) -> bool:
-        return all(f in p.sha256 for p in self.parts for f in p.files)
+        """Whether the hashes of its weights are known (of a model without any, of all its files)."""
+        files = [(f, p.sha256) for p in self.parts for f in p.files]
+        weights = [(f, known) for f, known in files if not f.endswith((".json", ".txt"))]
+        return all(f in known for f, known in weights or files)
 
 
 def _diffusers(*folders: str, variant: str = "") -> tuple[str, ...]:
@@ -70,12 +74,31 @@ _RAIL, _RAILPP = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M"
 _INSIGHTFACE = "https://github.com/deepinsight/insightface/releases/download/v0.7"
 _SCRFD, _GLINTR = "scrfd_10g_bnkps.onnx", "glintr100.onnx"
 _DET, _R50 = "det_10g.onnx", "w600k_r50.onnx"
+_SDXL_HUB = "hf:stabilityai/stable-diffusion-xl-base-1.0@462165984030d82259a11f4367a4eed129e94a7b"
+_SD15_HUB = "hf:stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+_LORA_FILE = "pytorch_lora_weights.safetensors"
 # Published by many who pinned them; AuraFace's by two.
 _SCRFD_HASH = "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"  # det_10g.onnx is the same file
 _R100_HASH = "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf"
 _R50_HASH = "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43"
 _AURA_HASH = "a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60"
 _YUNET_HASH = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+_SFACE_HASH = "0ba9fbfa01b5270c96627c4ef784da859931e02f04419c829e83484087c34e79"
+_INSTANTID_HASHES = {
+    "ip-adapter.bin": "02b3618e36d803784166660520098089a81388e61a93ef8002aa79a5b1c546e1",
+    "ControlNetModel/diffusion_pytorch_model.safetensors": "c8127be9f174101ebdafee9964d856b49b634435cf6daa396d3f593cf0bbbb05",
+}
+_SDXL_HASHES = {
+    "unet/diffusion_pytorch_model.fp16.safetensors": "83e012a805b84c7ca28e5646747c90a243c65c8ba4f070e2d7ddc9d74661e139",
+    "vae/diffusion_pytorch_model.fp16.safetensors": "bcb60880a46b63dea58e9bc591abe15f8350bde47b405f9c38f4be70c6161e68",
+    "text_encoder/model.fp16.safetensors": "660c6f5b1abae9dc498ac2d21e1347d2abdb0cf6c0c0c8576cd796491d9a6cdd",
+    "text_encoder_2/model.fp16.safetensors": "ec310df2af79c318e24d20511b601a591ca8cd4f1fce1d8dff822a356bcdb1f4",
+}
+_SD15_HASHES = {
+    "unet/diffusion_pytorch_model.safetensors": "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1",
+    "vae/diffusion_pytorch_model.safetensors": "a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c",
+    "text_encoder/model.safetensors": "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334",
+}
 NAMES_FILE = "selected_celeb_names.txt"
 _NAMES_ADDRESS = f"https://raw.githubusercontent.com/qinghew/StableIdentity/7a9a67eb7f6649b8f0206f2c95806ff1bcf57b6c/datasets_face/{NAMES_FILE}"
 _NET = ("ControlNetModel/config.json", "ControlNetModel/diffusion_pytorch_model.safetensors")
@@ -83,7 +106,7 @@ _NET = ("ControlNetModel/config.json", "ControlNetModel/diffusion_pytorch_model.
 _ALL = (
     Model(
         "instantid", "InstantID for SDXL: Image Adapter and IdentityNet",
-        (Part(("hf:InstantX/InstantID",), ("ip-adapter.bin", *_NET)),),
+        (Part(("hf:InstantX/InstantID@57b32dfee076092ad2930c71fd6d439c2c3b1820",), ("ip-adapter.bin", *_NET), _INSTANTID_HASHES),),
         "Apache-2.0", NON_COMMERCIAL, False, 4200, "an adapter that you train on an encoder that allows it", ("antelopev2", "sdxl"),
     ),
     Model(
@@ -105,25 +128,25 @@ _ALL = (
         "yunet-sface", "OpenCV's detector YuNet and recogniser SFace (128 numbers)",
         (
             Part(("hf:opencv/face_detection_yunet",), ("face_detection_yunet_2023mar.onnx",), {"face_detection_yunet_2023mar.onnx": _YUNET_HASH}),
-            Part(("hf:opencv/face_recognition_sface",), ("face_recognition_sface_2021dec.onnx",)),
+            Part(("hf:opencv/face_recognition_sface",), ("face_recognition_sface_2021dec.onnx",), {"face_recognition_sface_2021dec.onnx": _SFACE_HASH}),
         ),
         "MIT, Apache-2.0", "MIT, Apache-2.0 (YuNet was trained on WIDER FACE, whose own terms say non-commercial research)", True, 39,
     ),
     Model(
-        "sdxl", "Stable Diffusion XL base 1.0", (Part(("hf:stabilityai/stable-diffusion-xl-base-1.0",), _diffusers(*_SDXL, variant=".fp16")),),
+        "sdxl", "Stable Diffusion XL base 1.0", (Part((_SDXL_HUB,), _diffusers(*_SDXL, variant=".fp16"), _SDXL_HASHES),),
         "Apache-2.0", _RAILPP, True, 7000,
     ),
     Model(
-        "sd15", "Stable Diffusion 1.5", (Part(("hf:stable-diffusion-v1-5/stable-diffusion-v1-5",), _diffusers(*_SD)),),
+        "sd15", "Stable Diffusion 1.5", (Part((_SD15_HUB,), _diffusers(*_SD), _SD15_HASHES),),
         "Apache-2.0", _RAIL, True, 4300, formerly=("runwayml/stable-diffusion-v1-5",),
     ),
     Model(
         "sdxl-config", "SDXL's configs and tokenizers alone, to read a fine-tune in one file",
-        (Part(("hf:stabilityai/stable-diffusion-xl-base-1.0",), _configs(*_SDXL)),), "Apache-2.0", _RAILPP, True, 4,
+        (Part((_SDXL_HUB,), _configs(*_SDXL)),), "Apache-2.0", _RAILPP, True, 4,
     ),
     Model(
         "sd15-config", "Stable Diffusion 1.5's configs and tokenizer alone, to read a fine-tune in one file",
-        (Part(("hf:stable-diffusion-v1-5/stable-diffusion-v1-5",), _configs(*_SD)),), "Apache-2.0", _RAIL, True, 2,
+        (Part((_SD15_HUB,), _configs(*_SD)),), "Apache-2.0", _RAIL, True, 2,
     ),
     Model(
         "sd21-base-config", "Stable Diffusion 2.1's configs and tokenizer alone, to read a fine-tune in one file",
@@ -166,19 +189,32 @@ _ALL = (
         "clip-vit-l14", "OpenAI's CLIP ViT-L/14, which --keep asks what a photograph shows and edits are measured by",
         (
             Part(
-                ("hf:openai/clip-vit-large-patch14",),
+                ("hf:openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41",),
                 ("config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
+                {"model.safetensors": "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"},
             ),
         ),
         "MIT", "MIT as its code; the card names none and means it for research", False, 1710, "say what is to be kept in the prompt",
     ),
     Model(
         "lcm-lora-sdxl", "a LoRA with which SDXL paints in 4 to 10 steps",
-        (Part(("hf:latent-consistency/lcm-lora-sdxl",), ("pytorch_lora_weights.safetensors",)),), "MIT", _RAILPP, True, 394, needs=("sdxl",),
+        (
+            Part(
+                ("hf:latent-consistency/lcm-lora-sdxl@a18548dd4956b174ec5b0d78d340c8dae0a129cd",), (_LORA_FILE,),
+                {_LORA_FILE: "a764e6859b6e04047cd761c08ff0cee96413a8e004c9f07707530cd776b19141"},
+            ),
+        ),
+        "MIT", _RAILPP, True, 394, needs=("sdxl",),
     ),
     Model(
         "lcm-lora-sd15", "the same for Stable Diffusion 1.5",
-        (Part(("hf:latent-consistency/lcm-lora-sdv1-5",), ("pytorch_lora_weights.safetensors",)),), "MIT", _RAILPP, True, 135, needs=("sd15",),
+        (
+            Part(
+                ("hf:latent-consistency/lcm-lora-sdv1-5",), (_LORA_FILE,),
+                {_LORA_FILE: "8f90d840e075ff588a58e22c6586e2ae9a6f7922996ee6649a7f01072333afe4"},
+            ),
+        ),
+        "MIT", _RAILPP, True, 135, needs=("sd15",),
     ),
 )  # fmt: skip
 CATALOGUE: dict[str, Model] = {m.name: m for m in _ALL}
