@@ -136,7 +136,10 @@ def test_a_short_run_encodes_only_the_pairs_that_it_sees(options: Options):
     alone = drawn_rows(still, 1.0, 5, 0)
     assert alone is not None
     assert still[alone].all()
-    assert drawn_rows(still, 1.0, 10, 0) is None
+    whole = drawn_rows(still, 1.0, 100, 0)
+    assert whole is not None
+    assert whole.tolist() == np.flatnonzero(still).tolist(), "the others are not wanted"
+    assert drawn_rows(np.zeros(4, bool), 1.0, 100, 0) is None
     folder = pairs_folder(options.data)
     every, few = list(read_pairs(folder, "train")), list(read_pairs(folder, "train", rows=np.array([1, 4])))
     assert len(few) == 2

@@ -120,7 +120,7 @@ def _key(folder: Path, split: str, how: PairSamples, variations: int, rows: np.n
 
 
 def drawn_rows(still: np.ndarray, share: float, most: int, seed: int) -> np.ndarray | None:
-    """Pairs that a short run sees, by lot, in order; None: a long run sees all.
+    """Pairs that a run sees, in order, where those are not all: of a short run so many by lot; None: all.
 
     Args:
         still: n bool, which of the pairs are stills.
@@ -129,7 +129,7 @@ def drawn_rows(still: np.ndarray, share: float, most: int, seed: int) -> np.ndar
     """
     wanted = np.flatnonzero(still if share == 1 else ~still) if share in (0, 1) else np.arange(len(still))
     if most >= len(wanted):
-        return None
+        return None if len(wanted) in (0, len(still)) else wanted
     return np.sort(np.random.default_rng([seed, 0xD4A]).permutation(wanted)[:most])
 
 
@@ -147,7 +147,7 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int, mo
 
     Args:
         variations: of each pair.
-        most: pictures that a short run sees: of so many pairs one sample each; 0: all pairs and variations.
+        most: pictures that the run sees: of a short one so many pairs, one sample each; 0: all pairs and variations.
 
     Raises:
         FileNotFoundError: the pairs have not been prepared; the message says how.
@@ -159,7 +159,7 @@ def prepared(options: Options, split: str, how: PairSamples, variations: int, mo
     about = list(read_pairs(folder, split, pictures=False))
     rows = drawn_rows(np.array([r["kind"] == "still" for r in about]), how.still_share, most, DRAWN) if most else None
     if rows is not None:
-        variations = 1
+        variations = max(1, min(variations, most // len(rows)))
     count, own = len(about) if rows is None else len(rows), all("world" in record for record in about)  # the world knows its depth, videos and stills do not
     near = None if own else load_into(DepthNet(), "depth.safetensors").to(compute_device())
     assert vae.quant_conv is not None
