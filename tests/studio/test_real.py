@@ -429,6 +429,10 @@ def test_a_person_is_put_into_a_photo_and_nothing_else_changes(folders: Folders,
     assert all(np.array_equal(m[mask == 0], source[mask == 0]) for m in made)
     assert not np.array_equal(made[0][mask > 0], source[mask > 0])
     assert not np.array_equal(*made)
+    assert main([*args, "--memory", "low"]) == 0
+    said = read_metadata(tmp_path / "out-1.png")
+    assert (said["memory"], said["encoder"]) == ("low", "antelopev2")
+    assert not np.array_equal(read_image(tmp_path / "out-1.png"), made[0]), "eight bits are coarse"
 
 
 def test_a_lora_paints_along_and_like_repeats_it(folders: Folders, photo: Path, tmp_path: Path):

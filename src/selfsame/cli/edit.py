@@ -197,4 +197,4 @@ class Edit(EditRequest, ModelFlags):
             made, more = put_person(studio, source, mask, who, asked, request, on_step=lambda _: tick(1))
         for note in (*notes, *seen, *more):
             warn(note)
-        return made, {**shared, "edit": asdict(request), "which": self.which, "into": self.into, **made_by, "memory": studio.preset}
+        return made, {**shared, "edit": asdict(request), "which": self.which, "into": self.into, "encoder": who.encoder, **made_by, "memory": studio.preset}

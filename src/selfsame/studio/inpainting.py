@@ -54,6 +54,7 @@ def put_person(
     studio.cast([Person(identity)], replace(request, use="face"))  # refuses what cannot be painted before anything large is loaded
     kps, notes = _pose_in(studio, square, inside, identity)
     row = Row(request.full_prompt, request.negative_prompt, (Shown(studio.embedding(identity, request.photos), kps, strengths=request.strengths),))
+    studio.prepare(request, 1)
     known = studio.encode(pixels_of(square)), latent_mask(inside).to(studio.device)
     painter, made = studio.painter(), []
     for first in range(0, request.num_images, studio.together):
