@@ -171,7 +171,7 @@ def test_anybodys_shards_give_pairs_and_bad_samples_are_named(tmp_path: Path, vi
     marks[20:60, 20:60] = 1
     wds.mkdir()
     with new_shard(wds / "a.tar") as tar:
-        tar.write({"__key__": "clip", "avi": (videos / "a.avi").read_bytes()})
+        tar.write({"__key__": "clip", "jpg": jpg_of(frames[0]), "avi": (videos / "a.avi").read_bytes()})  # with a preview
         tar.write({"__key__": "still", "png": png_of(frames[0]), "mask.png": png_of(marks)})
         tar.write({"__key__": "bare", "jpg": jpg_of(frames[0])})
         tar.write({"__key__": "words", "txt": b"a mug"})
@@ -184,6 +184,10 @@ def test_anybodys_shards_give_pairs_and_bad_samples_are_named(tmp_path: Path, vi
     assert len(report.problems) == 3
     for says in ("a.tar: bare.jpg: no bare.mask.png beside it", "a.tar: words: holds no video or picture, only .txt", "b.tar: not a WebDataset shard"):
         assert any(says in p for p in report.problems), report.problems
+    assert not any("BufferedReader" in p for p in report.problems)
+    inside = PairsJob(wds / "pairs", tars=wds, how=WIDE)
+    run(inside)
+    assert inside.sources() == ["a.tar", "b.tar"], "what was made is no source"
     with pytest.raises(InputError, match="where the pairs are to be written"):
         PairsJob(wds, tars=wds)
     with pytest.raises(InputError, match="holds pairs of 128 pixels already, --size 64"):

@@ -181,6 +181,15 @@ def test_pictures_that_say_who_made_them_flag_their_own_encoder(folders: tuple[P
     assert encoder.name == "encoder (also the conditioner)"
 
 
+def test_older_pictures_flag_the_encoder_of_their_model_and_edits_none(tmp_path: Path):
+    image = np.zeros((8, 8, 3), np.uint8)
+    for name, said, expected in (
+        ("old", {"model": "mannequin"}, ENCODER_NAME), ("photo", {"model": "instantid-sdxl"}, "antelopev2"),
+        ("edit", {"model": "mannequin", "encoder": ""}, ""), ("other", {}, ""), ("own", {"model": "instantid-sdxl", "encoder": "mine"}, "mine"),
+    ):  # fmt: skip
+        assert measure_folder.conditioner_of([[write_image(tmp_path / f"{name}.png", image, said)]]) == expected
+
+
 def test_two_judges_of_one_name_are_told_apart_and_a_missing_face_is_like_nobody(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     studio, names = Studio(), ("a/antelopev2", "b/antelopev2", "judge")
     judge = measure_folder.judge_called

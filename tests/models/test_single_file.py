@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -130,6 +131,17 @@ def test_every_number_comes_back_and_the_second_time_nothing_is_done(pipe: Stabl
     other = unpacked(file, tmp_path / "config", tmp_path / "cache")
     assert other != folder
     assert not torch.equal(load_unet(other), load_unet(folder))
+
+
+def test_any_name_and_a_damaged_note_are_no_trouble(pipe: StableDiffusionPipeline, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pipe.save_pretrained(tmp_path / "config")
+    odd = file.rename(tmp_path / "mine [v8].safetensors")
+    folder = unpacked(odd, tmp_path / "config", tmp_path / "cache")
+    with monkeypatch.context() as m:
+        m.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+        assert unpacked(odd, tmp_path / "config", tmp_path / "cache") == folder
+    (folder / "selfsame-source.json").write_text('{"file')
+    assert unpacked(odd, tmp_path / "config", tmp_path / "cache") == folder
 
 
 def test_a_checkpoint_that_predicts_v_says_so(pipe: StableDiffusionPipeline, tmp_path: Path):

@@ -129,9 +129,10 @@ def test_runs_that_are_compared_lie_apart_by_all_that_tells_them():
 def test_a_short_run_encodes_only_the_pairs_that_it_sees(options: Options):
     still = np.arange(40) % 4 == 0
     assert drawn_rows(still, 0.3, 40, 0) is None
-    some = drawn_rows(still, 0.3, 12, 0)
+    some = drawn_rows(still, 0.25, 12, 0)
     assert some is not None
     assert len(set(some.tolist())) == 12
+    assert still[some].sum() == 3, "as many as are drawn of each kind"
     assert (np.diff(some) > 0).all()
     alone = drawn_rows(still, 1.0, 5, 0)
     assert alone is not None

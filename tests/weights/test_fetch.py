@@ -311,6 +311,16 @@ def test_a_file_that_was_put_there_by_hand_must_be_the_catalogues(home: Path):
         local(CATALOGUE["antelopev2"])
 
 
+def test_what_was_put_there_by_hand_is_hashed_once(home: Path, monkeypatch: pytest.MonkeyPatch):
+    model = toy("https://nowhere.invalid/one.bin", files=("one.bin",), sha256={"one.bin": hashlib.sha256(BODY).hexdigest()})
+    folder_of(model).mkdir(parents=True)
+    (folder_of(model) / "one.bin").write_bytes(BODY)
+    assert local(model) == folder_of(model)
+    fetching._sha256_once.cache_clear()  # another command
+    monkeypatch.setattr(fetching, "sha256", lambda path: pytest.fail(f"{path} is read again"))
+    assert local(model) == folder_of(model)
+
+
 def test_all_of_one_model_can_be_shown(capsys: pytest.CaptureFixture[str], home: Path):
     assert main(["models", "show", "antelopev2"]) == 0
     said = capsys.readouterr().out

@@ -105,6 +105,7 @@ class Edit(EditRequest, ModelFlags):
                 warn(note)
         about: dict[str, Any] = {
             "model": self.model,
+            "encoder": "",  # of faces
             "source": str(self.source.resolve()),
             "mask": [str(p.resolve()) for p in self.mask],
         }

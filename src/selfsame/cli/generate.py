@@ -90,7 +90,8 @@ class Generate(ModelFlags, Order):
                     said.add(note)
                 print("  ".join([str(path), *self._found(studio, made, photos), f"{time.monotonic() - began:.1f} s"]))
             if strip:
-                whole = {"request": self.request.to_json(), "order": self.extras, "sources": sources}
+                encoder = jobs[0].people[0].identity.encoder
+                whole = {"request": self.request.to_json(), "order": self.extras, "sources": sources, "encoder": encoder}
                 print(write_image(out, beside([strip[i] for i in sorted(strip)]), whole | made_by | {"memory": studio.preset}))
         return 0
 

@@ -108,7 +108,8 @@ class Render:
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that draw; the bytes are the same for any number."""
     faces: int = 0
-    """Of split train only single people, and of each so many pictures (1 to 4), for InstantID: four times the people in the same time. 0: all samples."""
+    """Of split train only single people, and of each so many pictures (1 to 4), for InstantID: with 2 more than twice the people in the same time.
+    0: all samples."""
     device: str = "cpu"
     """cpu, or cuda to draw in batches."""
     pack: bool = False
@@ -159,8 +160,9 @@ class Render:
 
         began = time.monotonic()
         done = 0
-        with bar("rendering", self.count) as tick:
-            for n in render_dataset(RenderJob(folder, self.split, self.count, self.device, self.faces), self.processes):
+        job = RenderJob(folder, self.split, self.count, self.device, self.faces)
+        with bar("rendering", sum(len(job.wanted(samples)) for samples in job.shards)) as tick:
+            for n in render_dataset(job, self.processes):
                 done += n
                 tick(n)
         some = f", of each person {self.faces} pictures" if self.faces else ""

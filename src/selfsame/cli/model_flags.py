@@ -88,9 +88,9 @@ class ModelFlags:
             "model": self.model,
             "folders": folders,
             "precision": self.precision,
-            "memory": self.memory,  # in the file of a picture, what it came to
             "loras": [str(lora) for lora in getattr(studio, "loras", ())],
             "weights": self.weights_digest(studio),
+            **({} if self.model == "mannequin" else {"memory": self.memory}),  # in the file of a picture, what it came to
         }
 
     def weights_digest(self, studio: Any) -> str:

@@ -82,7 +82,7 @@ class Prepare:
         for line in total.problems:
             warn(line)
         seen = f", SSIM of {total.looked_at} looked at {total.ssim_low:.2f} to {total.ssim_high:.2f}, {total.in_band} kept" if total.looked_at else ""
-        if not total.in_band and (total.looked_at or not total.pairs):
+        if not total.pairs or (total.looked_at and not total.in_band and job.kind != "shards"):  # shards may hold stills as well
             stills = f", only {total.pairs} stills" if total.pairs else ""
             widen = (
                 f"widen --ssim-low {self.ssim_low:g} and --ssim-high {self.ssim_high:g}" if total.looked_at else "none of them could be used (see the warnings)"

@@ -101,7 +101,9 @@ class PairsJob:
         endings = VIDEO_ENDINGS if self.videos else STILL_ENDINGS if self.stills else (".tar",)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give the one with the {self.kind}")
-        found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in endings and not p.name.endswith(MASK_ENDING))
+        files = [p for p in folder.rglob("*") if p.suffix.lower() in endings and not p.name.endswith(MASK_ENDING)]
+        own = self.folder.resolve()  # what is made is not its own source
+        found = sorted(str(p.relative_to(folder)) for p in files if own not in p.resolve().parents)
         if not found:
             raise InputError(f"{folder}: holds no {self.kind}; they end in {', '.join(endings)}")
         return found
@@ -244,7 +246,7 @@ def _from_shard(job: PairsJob, source: str, rng: np.random.Generator, report: Re
     try:
         for raw in open_shard(str(tar)):
             key, parts = str(raw["__key__"]), {f".{ending.lower()}": data for ending, data in raw.items() if not ending.startswith("__")}
-            ending = next((e for e in parts if e in (*VIDEO_ENDINGS, *STILL_ENDINGS)), None)
+            ending = next((e for kind in (VIDEO_ENDINGS, STILL_ENDINGS) for e in parts if e in kind), None)  # a video may have a picture beside it
             with TemporaryDirectory() as place:
                 path = Path(place) / f"sample{ending}"
                 try:
@@ -261,7 +263,7 @@ def _from_shard(job: PairsJob, source: str, rng: np.random.Generator, report: Re
                     said = str(error).replace(str(path.with_suffix("")), f"{tar}: {key}")
                     report.problems.append(said.replace(f"sample{MASK_ENDING}", f"{Path(key).name}{MASK_ENDING}"))
     except (ReadError, ValueError) as error:
-        raise InputError(f"{tar}: not a WebDataset shard that can be read ({error.args[0] if error.args else type(error).__name__}); write it again") from None
+        raise InputError(f"{tar}: not a WebDataset shard that can be read ({_brief(error)}); write it again") from None
 
 
 def read_marks(path: Path) -> np.ndarray:
@@ -359,7 +361,13 @@ def _side_of(path: Path) -> int:
     try:
         return next((len(pair_of(raw)["first"]) for raw in open_shard(str(path))), 0)
     except (ReadError, ValueError) as error:
-        raise InputError(f"{path}: is damaged ({error}); delete it and prepare the pairs again") from None
+        raise InputError(f"{path}: is damaged ({_brief(error)}); delete it and prepare the pairs again") from None
+
+
+def _brief(error: Exception) -> str:
+    """What a reader of tar files says is wrong, without the objects that it names."""
+    said = str(error.args[0]) if error.args else type(error).__name__
+    return said.partition(" @ ")[0]
 
 
 def prepare_pairs(job: PairsJob, num_processes: int) -> Iterator[Report]:

@@ -55,6 +55,10 @@ class RenderJob:
     def shards(self) -> list[range]:
         return [range(a, min(a + SAMPLES_PER_SHARD, self.count)) for a in range(0, self.count, SAMPLES_PER_SHARD)]
 
+    def wanted(self, samples: range) -> list[int]:
+        """Those of some samples that are drawn."""
+        return [i for i in samples if not self.faces or shows_face(i, self.faces)]
+
     def path(self, samples: range) -> Path:
         return self.folder / f"{self.split}-{samples.start:07d}-{len(samples):04d}.tar"
 
@@ -152,7 +156,7 @@ def render_shard(job: RenderJob, samples: range) -> Path:
     if path.exists():
         return path
     torch.set_num_threads(1)
-    wanted = [i for i in samples if not job.faces or shows_face(i, job.faces)]
+    wanted = job.wanted(samples)
     items = [sample(job.split, i) for i in wanted]
     with new_shard(path) as tar:
         for i, item, picture in zip(wanted, items, draw_many(items, job.device), strict=True):
@@ -189,8 +193,9 @@ def world_of(folder: Path) -> str:
 
 
 def _worker(args: tuple[RenderJob, range]) -> int:
-    render_shard(*args)
-    return len(args[1])
+    job, samples = args
+    render_shard(job, samples)
+    return len(job.wanted(samples))
 
 
 def render_dataset(job: RenderJob, num_processes: int) -> Iterator[int]:
@@ -212,7 +217,7 @@ def render_dataset(job: RenderJob, num_processes: int) -> Iterator[int]:
     for samples in job.shards:
         held = max((int(p.stem.rsplit("-", 1)[1]) for p in job.folder.glob(f"{job.split}-{samples.start:07d}-*.tar")), default=0)
         if held >= len(samples):  # a longer shard serves too
-            yield len(samples)
+            yield len(job.wanted(samples))
         else:
             todo.append((job, samples))
     with pool_of(num_processes if job.device == "cpu" else 1) as each:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -75,13 +77,17 @@ def _seen(path: Path) -> dict[str, Any]:
 def _folder_of(path: Path, into: Path) -> Path:
     """Where a file's folder lies, named after the hash of all that it holds; a file that has not changed since is not read again."""
     seen = _seen(path)
-    for known in sorted(into.glob(f"{path.stem}-*/{SEEN}")):
-        if json.loads(known.read_text()) == seen:
-            return known.parent
+    for known in sorted(into.glob(f"{glob.escape(path.stem)}-*/{SEEN}")):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(known.read_text()) == seen:
+                return known.parent
     with open(path, "rb") as f:
         folder = into / f"{path.stem}-{hashlib.file_digest(f, 'sha256').hexdigest()[:12]}"
     if (folder / "model_index.json").exists():  # moved, or touched
-        (folder / SEEN).write_text(json.dumps(seen))
+        with contextlib.suppress(OSError):
+            partial = folder / f".{SEEN}.{os.getpid()}.part"
+            partial.write_text(json.dumps(seen))
+            os.replace(partial, folder / SEEN)
     return folder
 
 

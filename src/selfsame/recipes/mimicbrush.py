@@ -130,7 +130,11 @@ def drawn_rows(still: np.ndarray, share: float, most: int, seed: int) -> np.ndar
     wanted = np.flatnonzero(still if share == 1 else ~still) if share in (0, 1) else np.arange(len(still))
     if most >= len(wanted):
         return None if len(wanted) in (0, len(still)) else wanted
-    return np.sort(np.random.default_rng([seed, 0xD4A]).permutation(wanted)[:most])
+    rng = np.random.default_rng([seed, 0xD4A])
+    if share in (0, 1) or still.all() or not still.any():
+        return np.sort(rng.permutation(wanted)[:most])
+    counts = (still, round(most * share)), (~still, most - round(most * share))  # each kind as often as it is drawn
+    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(kind))[:count] for kind, count in counts]))
 
 
 def _digests(folder: Path, split: str) -> list[str]:

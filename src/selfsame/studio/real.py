@@ -186,9 +186,9 @@ class RealStudio(Family):
         self.together = next((n for n in range(most, 1, -1) if not self._free or peak(n) <= SPARE * self._free), 1)
         return plan, peak(self.together)
 
-    def _unloaded(self) -> None:
+    def _unloaded(self, *names: str) -> None:
         """Parts are read again when they are next needed."""
-        for name in ("unet", "vae", "encoders", "instantid"):
+        for name in names:
             vars(self).pop(name, None)
 
     def text_kind(self, job: Job) -> Hashable:
@@ -200,8 +200,10 @@ class RealStudio(Family):
     def prepare(self, request: Request, people: int) -> None:
         """What is loaded fits the request's size and speed; what does not leaves."""
         plan, dtype = self.planned(request, people)[0], self._precision(request.speed)
-        if (plan, dtype) != (self._plan, self.dtype):
-            self._unloaded()
+        if (plan.fp8, dtype) != (self._plan.fp8, self.dtype):
+            self._unloaded("unet", "vae", "encoders", "instantid")
+        elif plan != self._plan:  # whether the others may stay, and how the VAE sees
+            self._unloaded("vae", "encoders")
         if dtype != self.dtype:
             vars(self).pop("sizes", None)
             self._said = None

@@ -127,7 +127,7 @@ def train(
     if state is not None:
         if state.get("data", run.data) != run.data:
             raise AnotherRun(f"{run.folder} holds a run on {state['data']}, this one learns from {run.data}: choose another --runs folder or delete that one")
-        if run.upstream and state.get("upstream", run.upstream) != run.upstream:
+        if run.upstream and (state.get("upstream") or run.upstream) != run.upstream:
             raise AnotherRun(
                 f"{run.folder} learned from other models (such as the VAE's latents) than are installed now: choose another --runs folder or delete it"
             )

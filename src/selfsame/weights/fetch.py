@@ -76,20 +76,23 @@ def local(model: Model, *, thorough: bool = False) -> Path:
     absent = missing_of(model)
     if absent:
         raise InputError(f"{model.name}: {absent[0]} is not in {folder_of(model)}; fetch it with `selfsame models fetch {model.name}`")
-    record = _record(model)
+    record, moved = _record(model), False
     for part in model.parts:  # what nobody fetched here, but the catalogue knows
         for name, expected in part.sha256.items():
-            path = folder_of(model) / part.into / name
-            if f"{part.into}/{name}".lstrip("/") not in record and name in part.files and _sha256_once(path, tuple(_stat(path))) != expected:
+            path, key = folder_of(model) / part.into / name, f"{part.into}/{name}".lstrip("/")
+            if key in record or name not in part.files:
+                continue
+            seen = _stat(path)
+            if _sha256_once(path, tuple(seen)) != expected:
                 raise InputError(f"{path}: is not {model.name}'s file of that name; delete it and fetch it (selfsame models fetch {model.name})")
-    moved = False
+            record[key], moved = {"sha256": expected, "stat": seen}, True
     for name, known in record.items():
         path = folder_of(model) / name
         seen = _stat(path)
         if (thorough or seen != known["stat"]) and sha256(path) != known["sha256"]:
             raise InputError(f"{path}: has changed since it was fetched; delete it and fetch it again (selfsame models fetch {model.name})")
         moved, known["stat"] = moved or seen != known["stat"], seen
-    if moved:  # copied, say: not to be hashed again next time
+    if moved:  # copied, or put there by hand: not to be hashed again next time
         with contextlib.suppress(OSError):
             _write_record(model, record)
     return folder_of(model)

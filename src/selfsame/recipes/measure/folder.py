@@ -151,10 +151,12 @@ def conditioner_of(pictures: Iterable[Sequence[Path]]) -> str:
     """Which face encoder conditioned pictures that say how they were made; "" where none does."""
     for path in (p for group in pictures for p in group):
         try:
-            encoder = str(read_metadata(path).get("encoder", "")) if path.suffix.lower() == ".png" else ""
+            said = read_metadata(path) if path.suffix.lower() == ".png" else {}
         except InputError:
             continue
-        if encoder:
+        model = str(said.get("model", ""))  # all that pictures said at first
+        usual = ENCODER_NAME if model == "mannequin" else OFFICIAL_ENCODER if model else ""
+        if encoder := str(said.get("encoder", usual)):
             return encoder
     return ""
 
