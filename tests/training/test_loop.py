@@ -321,6 +321,15 @@ def test_a_second_ctrl_c_during_a_look_keeps_the_weights_as_they_were(tmp_path: 
     assert torch.equal(weights(whole), weights(resumed))
 
 
+def test_a_run_that_has_ended_is_not_looked_at_again(tmp_path: Path):
+    first = train(run(tmp_path, 3), net(), objective, batch_at, look=lambda model, step: {"x": float(step)})
+    again = train(run(tmp_path, 3), net(), objective, batch_at, look=lambda model, step: pytest.fail("looked at again"))
+    assert again.figures == first.figures == {"x": 3.0}
+    seen: list[int] = []
+    train(run(tmp_path, 5), net(), objective, batch_at, look=lambda model, step: seen.append(step) or {"x": 0.0})
+    assert seen == [5], "but one that goes on is"
+
+
 def test_looks_come_when_asked_for_whatever_is_logged(tmp_path: Path):
     seen: list[int] = []
     train(run(tmp_path, log_every=5, look_every=4), net(), objective, batch_at, look=lambda model, step: seen.append(step) or {})

@@ -29,6 +29,7 @@ from selfsame.recipes.resident import Resident
 from selfsame.studio.edits import SIDE, Editor, Square
 from selfsame.studio.request import EditRequest
 from selfsame.studio.studio import Studio
+from selfsame.training.records import read_figures
 from selfsame.training.run import Batch, Loss, Run
 from selfsame.weights.mannequin import checked_folder, load_into, load_unet, load_vae
 
@@ -220,10 +221,9 @@ def mimicbrush(options: Options, variant: Variant = Variant(), name: str = "mimi
         data=f"pairs {pairs_digest(options.data)}", after=READ, batch_size=256, learning_rate=1e-3, max_steps=8000, **ON_GPU,
     )  # fmt: skip
     unet = load_unet()
-    side, held = (
-        prepared(options, "train", how, VARIATIONS, run.max_steps * run.batch_size),
-        prepared(options, "validation", HOW, 1),
-    )  # of every variant the same
+    held = prepared(options, "validation", HOW, 1)  # of every variant the same
+    has_ended = read_figures(run.folder, run.max_steps) is not None  # then nobody sees what it learned from any more
+    side = held if has_ended else prepared(options, "train", how, VARIATIONS, run.max_steps * run.batch_size)
     empty = image_states(load_image_encoder(), torch.zeros(1, 3, SIDE, SIDE))[0]
     abar = alphas_cumprod()
     kinds = np.flatnonzero(side.still), np.flatnonzero(~side.still)

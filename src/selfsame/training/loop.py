@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from selfsame.training.graphs import Graphed
 from selfsame.training.processes import in_any_process, mean_over_processes, part_of, prefetched, rows_of, stoppable
 from selfsame.training.quick import QuickBf16
-from selfsame.training.records import Checkpoint, CurveLog
+from selfsame.training.records import Checkpoint, CurveLog, read_figures, write_figures
 from selfsame.training.run import AnotherRun, Batch, Loss, Progress, Result, Run, fast_bf16
 
 NORM_BATCHES = 16  # over which batch-norm statistics of averaged weights are taken
@@ -222,6 +222,9 @@ def train(
         return QuickBf16() if precision == "bf16" and accelerator.device.type == "cpu" else nullcontext()
 
     figures: dict[str, float] = {}
+    if look and step >= run.max_steps and (earlier := read_figures(run.folder, step)) is not None:
+        figures.update(earlier)
+        last_look = step
     whole = True  # not in the middle of a step
     module.train()
     try:
@@ -289,6 +292,7 @@ def train(
             numbers = look_now()
             if main and numbers:
                 log.add({"step": step, "samples": samples, **numbers})
+                write_figures(run.folder, step, numbers)
         use_averages()
     module.eval()
     accelerator.wait_for_everyone()

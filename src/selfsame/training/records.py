@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+FIGURES = "figures.json"
 
 
 class Checkpoint:
@@ -24,6 +27,22 @@ class Checkpoint:
 
     def load(self) -> dict[str, Any] | None:
         return torch.load(self.path, map_location="cpu", weights_only=True) if self.path.exists() else None
+
+
+def write_figures(folder: Path, step: int, figures: Mapping[str, float]) -> None:
+    """Of a run's last look: one that is asked for again when it has ended looks no more."""
+    partial = folder / f"figures.{os.getpid()}.part"
+    partial.write_text(json.dumps({"step": step, "figures": dict(figures)}))
+    os.replace(partial, folder / FIGURES)
+
+
+def read_figures(folder: Path, step: int) -> dict[str, float] | None:
+    """What `write_figures` wrote at this step; None: nothing."""
+    try:
+        known = json.loads((folder / FIGURES).read_text())
+    except (OSError, ValueError):
+        return None
+    return dict(known["figures"]) if isinstance(known, dict) and known.get("step") == step else None
 
 
 class CurveLog:
