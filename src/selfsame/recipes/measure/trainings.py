@@ -44,8 +44,8 @@ class Trainings(Generic[V]):
             self.tell(0, f"training {name}: {at.step} of {at.max_steps}, loss {at.loss:.3f}")
 
         made = self.recipe(replace(self.options, on_progress=show), self.variants[name], self.folder(name))
-        rate = f"learning rate {self.options.learning_rate:g}, " if self.options.learning_rate else ""
-        self.seen.append(f"{name}: trained here, {rate}{made.samples} samples; {', '.join(f'{k} {v:.4g}' for k, v in made.figures.items())}")
+        rate = f", learning rate {self.options.learning_rate:g}" if self.options.learning_rate else ""
+        self.seen.append(f"{name}: trained here, {made.samples} samples{rate}; {', '.join(f'{k} {v:.4g}' for k, v in made.figures.items())}")
         return made
 
 
