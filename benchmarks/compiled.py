@@ -54,9 +54,7 @@ def main() -> None:
     off = float((eager() - compiled()).abs().max())
     slow, fast = zip(*((seconds(eager), seconds(compiled)) for _ in range(RUNS)), strict=True)  # in turn
     before, after = statistics.median(slow), statistics.median(fast)
-    print(
     print(f"{args.size}, {args.dtype}: {before * 1e3:.0f} ms a guided step, compiled {after * 1e3:.0f} ms, {before / after:.2f} times")
-    )
     gained = (before - after) * steps
     after_all = f"paid back after {once / gained:.0f} pictures of {steps} steps" if gained > 0 else "never paid back"
     print(f"compiling took {once:.0f} s: {after_all}; largest difference {off:.1e}")
