@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from selfsame.data.shards import finished, jpg_of, new_shard, open_shard, picture_of, png_of, pool_of, report_beside, write_json
-from selfsame.images.files import InputError, read_image, read_json
+from selfsame.data.shards import finished, jpg_of, new_shard, open_shard, picture_of, png_of, pool_of, report_beside
+from selfsame.images.files import InputError, read_image, read_json, write_json
 from selfsame.images.resize import squared
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import Picture, draw
@@ -200,12 +200,7 @@ def _of_frames(frames: list[np.ndarray], job: PairsJob, rng: np.random.Generator
             yield i, j, value
 
 
-def _from_video(job: PairsJob, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
-    assert job.videos is not None
-    yield from _of_video(job, job.videos / source, source, rng, report)
-
-
-def _of_video(job: PairsJob, path: Path, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
+def _from_video(job: PairsJob, path: Path, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
     frames = video_frames(path, job.size)
     for i, j, value in _of_frames(frames, job, rng, report):
         yield {
@@ -215,12 +210,7 @@ def _of_video(job: PairsJob, path: Path, source: str, rng: np.random.Generator, 
         }
 
 
-def _from_still(job: PairsJob, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
-    assert job.stills is not None
-    yield from _of_still(job, job.stills / source, source, rng)
-
-
-def _of_still(job: PairsJob, path: Path, source: str, rng: np.random.Generator) -> Iterator[Sample]:
+def _from_still(job: PairsJob, path: Path, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
     """A picture and the segmentation beside it: every value but 0 is one thing."""
     image = read_image(path)
     beside = path.with_name(path.stem + MASK_ENDING)
@@ -239,10 +229,8 @@ def _of_still(job: PairsJob, path: Path, source: str, rng: np.random.Generator) 
         yield {"first.jpg": data, "mask.png": png_of(np.where(mask > 127, 255, 0).astype(np.uint8)), "json": {"kind": "still", "source": source}}
 
 
-def _from_shard(job: PairsJob, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
+def _from_shard(job: PairsJob, tar: Path, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
     """What a WebDataset shard of somebody's holds; samples that cannot be used are named, the others go on."""
-    assert job.tars is not None
-    tar = job.tars / source
     try:
         for raw in open_shard(str(tar)):
             key, parts = str(raw["__key__"]), {f".{ending.lower()}": data for ending, data in raw.items() if not ending.startswith("__")}
@@ -253,12 +241,10 @@ def _from_shard(job: PairsJob, source: str, rng: np.random.Generator, report: Re
                     if ending is None:
                         raise InputError(f"{path}: holds no video or picture, only {', '.join(parts) or 'nothing'}")
                     path.write_bytes(parts[ending])
-                    if ending in VIDEO_ENDINGS:
-                        yield from _of_video(job, path, f"{source}/{key}", rng, report)
-                        continue
                     if MASK_ENDING in parts:
                         path.with_name(path.stem + MASK_ENDING).write_bytes(parts[MASK_ENDING])
-                    yield from _of_still(job, path, f"{source}/{key}", rng)
+                    make = _from_video if ending in VIDEO_ENDINGS else _from_still
+                    yield from make(job, path, f"{source}/{key}", rng, report)
                 except InputError as error:
                     said = str(error).replace(str(path.with_suffix("")), f"{tar}: {key}")
                     report.problems.append(said.replace(f"sample{MASK_ENDING}", f"{Path(key).name}{MASK_ENDING}"))
@@ -301,7 +287,7 @@ def _drawn_part(shown: dict[tuple[int, int], np.ndarray], rng: np.random.Generat
     return {"mask.png": png_of(mask.astype(np.uint8) * 255)}
 
 
-def _from_world(job: PairsJob, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
+def _from_world(job: PairsJob, path: Path, source: str, rng: np.random.Generator, report: Report) -> Iterator[Sample]:
     pictures = [draw([scene])[0] for scene in clip_scene(job.split, int(source), WORLD_FRAMES)]
     about = {"source": int(source), "world": WORLD_VERSION}
     for i, j, value in _of_frames([p.image for p in pictures], job, rng, report):
@@ -339,7 +325,7 @@ def prepare_shard(job: PairsJob, first: int, sources: list[str]) -> Report:
         for k, source in enumerate(sources):
             rng = np.random.default_rng([0x9A12, first + k])
             try:
-                for n, made in enumerate(_MAKERS[job.kind](job, source, rng, report)):
+                for n, made in enumerate(_MAKERS[job.kind](job, (job.given or job.folder) / source, source, rng, report)):
                     tar.write({"__key__": f"{job.split}-{job.kind}{first + k:07d}-{n}"} | made | {"json": json.dumps(made["json"]).encode()})
                     report.pairs += 1
             except InputError as error:

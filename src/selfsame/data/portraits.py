@@ -20,8 +20,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from selfsame.data.shards import finished, jpg_of, new_shard, open_shard, picture_of, report_beside, write_json
-from selfsame.images.files import InputError, read_image
+from selfsame.data.shards import finished, jpg_of, new_shard, open_shard, picture_of, report_beside
+from selfsame.images.files import InputError, read_image, write_json
 from selfsame.perception.real_faces import RealFace
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")

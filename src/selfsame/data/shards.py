@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
+from selfsame.images.files import write_json
 from selfsame.mannequins.render import Picture, draw, signature
 from selfsame.mannequins.world import PASS, WORLD_VERSION, Sample, sample, shows_face
 
@@ -84,13 +85,6 @@ def picture_of(data: bytes) -> np.ndarray:
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert bgr is not None
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """A small JSON file, written atomically."""
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    partial.write_text(json.dumps(values))
-    os.replace(partial, path)
 
 
 def report_beside(path: Path) -> Path:

@@ -239,3 +239,10 @@ def path_and_share(text: str) -> tuple[str, str]:
     """A path and its share, "" where none is said: `ada.png:0.3`, `ada.png`."""
     path, colon, share = text.rpartition(":")
     return (path, share) if colon and path and not set(share) & set("/\\") else (text, "")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """A small JSON file, written atomically."""
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    partial.write_text(json.dumps(values))
+    os.replace(partial, path)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from selfsame.images.files import InputError, disk_is_full
+from selfsame.images.files import InputError, disk_is_full, write_json
 
 KINDS = (  # a key's beginning that only such a file has
     ("conditioner.embedders.1.", "sdxl"),
@@ -85,9 +85,7 @@ def _folder_of(path: Path, into: Path) -> Path:
         folder = into / f"{path.stem}-{hashlib.file_digest(f, 'sha256').hexdigest()[:12]}"
     if (folder / "model_index.json").exists():  # moved, or touched
         with contextlib.suppress(OSError):
-            partial = folder / f".{SEEN}.{os.getpid()}.part"
-            partial.write_text(json.dumps(seen))
-            os.replace(partial, folder / SEEN)
+            write_json(folder / SEEN, seen)
     return folder
 
 
@@ -116,18 +114,16 @@ def unpacked(path: Path, config: Path, into: Path) -> Path:
         if said := prediction_of(path):
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **said)
         pipe.save_pretrained(partial)
-        (partial / SEEN).write_text(json.dumps(_seen(path)))
+        write_json(partial / SEEN, _seen(path))
         if not folder.exists():  # another process may have been faster
             os.replace(partial, folder)
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError, KeyError, AttributeError, SafetensorError, SingleFileComponentError) as error:
         if disk_is_full(error):
             raise InputError(f"{into}: the disk is full; reading {path.name} needs as much room as it takes itself") from None
+        if not isinstance(error, OSError):
+            raise InputError(f"{path}: cannot be read as a checkpoint of {config.name}'s kind ({' '.join(str(error).split())[:160]})") from None
         if not (folder / "model_index.json").exists():
             raise InputError(f"{path}: cannot be laid out as a folder ({error})") from None
-    except (RuntimeError, ValueError, KeyError, AttributeError, SafetensorError, SingleFileComponentError) as error:
-        if disk_is_full(error):
-            raise InputError(f"{into}: the disk is full; reading {path.name} needs as much room as it takes itself") from None
-        raise InputError(f"{path}: cannot be read as a checkpoint of {config.name}'s kind ({' '.join(str(error).split())[:160]})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

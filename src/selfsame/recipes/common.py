@@ -96,13 +96,9 @@ class Options:
         return (cast("M", installed()) if self.warm else fresh()).train().requires_grad_(True)
 
 
-def files_hash(*paths: Path | None, more: str = "") -> str:
-    """Short hash of the contents of files and folders, None for what is not given; of large ones it takes seconds.
-
-    Args:
-        more: whatever else tells one run from another.
-    """
-    said = hashlib.sha256(more.encode())
+def files_hash(*paths: Path | None) -> str:
+    """Short hash of the contents of files and folders, None for what is not given; of large ones it takes seconds."""
+    said = hashlib.sha256()
     for path in paths:
         said.update(b"none" if path is None else b"given")
         for file in [] if path is None else sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -149,7 +149,7 @@ class RealStudio(Family):
     # ------------------------------------------------------------------------------------------ parts
 
     def _part(self, cls: Any, name: str, dtype: torch.dtype | None = None) -> Any:
-        variant = {"variant": "fp16"} if any((self.folders.base / name).glob("*.fp16.safetensors")) else {}
+        variant: dict[str, Any] = {"variant": "fp16"} if any((self.folders.base / name).glob("*.fp16.safetensors")) else {}
         return read_whole(cls, self.folders.base / name, f"the base's {name}", torch_dtype=dtype or self.dtype, **variant).to(self.device)
 
     # ------------------------------------------------------------------------------------------ memory

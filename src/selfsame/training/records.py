@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from selfsame.images.files import write_json
+
 FIGURES = "figures.json"
 
 
@@ -31,9 +33,7 @@ class Checkpoint:
 
 def write_figures(folder: Path, step: int, figures: Mapping[str, float]) -> None:
     """Of a run's last look: one that is asked for again when it has ended looks no more."""
-    partial = folder / f"figures.{os.getpid()}.part"
-    partial.write_text(json.dumps({"step": step, "figures": dict(figures)}))
-    os.replace(partial, folder / FIGURES)
+    write_json(folder / FIGURES, {"step": step, "figures": dict(figures)})
 
 
 def read_figures(folder: Path, step: int) -> dict[str, float] | None:

@@ -262,12 +262,15 @@ def edits(
             mine = [(k, c) for k, c in enumerate(members) if (c.truth is not None or name != "oracle") and (c.prompt or name != BY_TEXT)]
             row, files = f"{track}: {name}", [f"{case.name}.png" for _, case in mine]
 
+            def tick(count: int, row: str = row) -> None:
+                on_progress(count / total, row)
+
             def paint(at: Sequence[int], name: str = name, track: str = track, mine: Sequence[tuple[int, EditCase]] = mine) -> list[np.ndarray]:
                 made = [_made(name, editors, track, mine[i][1], replace(request, seed=p["seed"] + mine[i][0])) for i in at]
                 on_progress(len(made) / total, f"{track}: {name}")
                 return made
 
-            made = kept.files(row, files, files, paint, lambda count, row=row: on_progress(count / total, row), marks.get(name, ours))  # type: ignore[misc]
+            made = kept.files(row, files, files, paint, tick, marks.get(name, ours))
             scores[name] = {case.name: scorer.scores(case, image) for (_, case), image in zip(mine, made, strict=True)}
             shown[name] = made[:8]
             columns: dict[str, float | str] = {key: mean([s[key] for s in scores[name].values() if key in s]) for key in heads}

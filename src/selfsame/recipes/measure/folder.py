@@ -217,7 +217,7 @@ def folder(
     notes.append("copy-paste needs a second photo: (cosine to the photo - cosine to the other) / (1 - the photos' own)")
     notes.append("'alike among themselves' is the mean cosine between pictures of one person: near 1 the pictures repeat one face, expression and all")
     about = {"pictures": str(pictures), "references": str(references), "people": len(people), **measured_with()}
-    about["judges"] = {judge.name: next((known for known in reversed(judge.known_as)), "") for judge in seers}  # with the hash of what is no file of ours
+    about["judges"] = {judge.name: judge.known_as[-1] if judge.known_as else "" for judge in seers}  # with the hash of what is no file of ours
     report = Report("A folder of pictures", about, rows, (), sorted(set(notes)), (), cases)
     write_report(report, out)
     return report

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from selfsame.data.edit_sets import TRACKS, world_case
-from selfsame.data.shards import write_json
 from selfsame.data.tables import Table, open_table
 from selfsame.evaluation.metrics import is_first
 from selfsame.evaluation.report import Row, text_table
+from selfsame.images.files import write_json
 from selfsame.mannequins.people import SPLITS, celebrities, person_named
 from selfsame.mannequins.render import draw
 from selfsame.mannequins.world import neutral_scene

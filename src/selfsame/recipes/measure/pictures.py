@@ -15,8 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from selfsame.data.shards import write_json
-from selfsame.images.files import InputError, read_image, read_json, write_image
+from selfsame.images.files import InputError, read_image, read_json, write_image, write_json
 from selfsame.mannequins.world import SIZE
 from selfsame.recipes.measure.protocols import Task, canonical_kps, reference_photo
 from selfsame.recipes.revision import source_digest
