@@ -16,7 +16,8 @@ from diffusers import UNet2DConditionModel
 from instantid import SIZES, TEXT_TOKENS
 from torch import Tensor
 
-from selfsame.models.mannequin import CONTEXT_DIM, LATENT_CHANNELS, MAX_TOKENS, load_unet
+from selfsame.models.mannequin import CONTEXT_DIM, LATENT_CHANNELS, MAX_TOKENS
+from selfsame.weights.mannequin import load_unet
 
 RUNS = 7
 
