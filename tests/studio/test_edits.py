@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from PIL import Image
 
 import selfsame
 from selfsame.cli.main import main
+from selfsame.data.edit_sets import world_case
 from selfsame.images.files import InputError, read_image, read_metadata, write_image
 from selfsame.images.masks import Window
 from selfsame.mannequins.clips import clip_scene
 from selfsame.mannequins.render import draw
 from selfsame.methods.mimicbrush.method import MimicBrush
-from selfsame.perception.depth import DepthNet
+from selfsame.perception.depth import DepthNet, depth_of
 from selfsame.studio.edits import SIDE, Editor, Region, Square, framed, put_back
 from selfsame.studio.inpainting import put_person
 from selfsame.studio.request import EditRequest, Request
@@ -133,6 +135,34 @@ def test_shape_is_kept_by_depth_and_a_reference_mask_shows_a_part(editor: Editor
     part = editor.edit(pictures[0], [Region(mask, pictures[1], box(SIDE, SIDE, 20, 20, 50, 50))], QUICK)[0]
     assert not np.array_equal(plain, shaped)
     assert not np.array_equal(plain, part)
+
+
+def test_the_shape_to_keep_is_guided(editor: Editor, pictures: list[np.ndarray]):
+    """The row without the reference is not told of the shape either: that shows where a shape is kept and something is guided, and nowhere else."""
+    mask = box(SIDE, SIDE, 30, 30, 60, 60)
+
+    def differs(**asked: Any) -> bool:
+        made = []
+        for guides in (True, False):
+            editor.guides_shape = guides
+            made.append(editor.edit(pictures[0], [Region(mask, pictures[1])], EditRequest(num_steps=2, **asked))[0])
+        return not np.array_equal(*made)
+
+    assert differs(keep_shape=True)
+    assert not differs()
+    assert not differs(keep_shape=True, guidance_scale=1.0)
+
+
+def test_shipped_weights_keep_a_shape_that_was_asked_for(studio: Studio):
+    """On things of the validation split, with the protocol's steps and guidance: at most half the depth error of a free shape."""
+    editor, error = Editor(studio), {True: 0.0, False: 0.0}
+    for i in range(4):
+        case = world_case("TextureTrans/CrossInstance", "validation", i)
+        for kept in error:
+            made = editor.edit(case.source, [Region(case.mask, case.reference)], EditRequest(keep_shape=kept, seed=i))[0]
+            before, after = (depth_of(editor.depth_net, image) for image in (case.source, made))
+            error[kept] += float(np.abs(before - after)[case.mask > 0].mean())
+    assert error[True] <= 0.5 * error[False], error
 
 
 def test_picture_i_is_that_of_its_seed(editor: Editor, pictures: list[np.ndarray]):

@@ -60,7 +60,8 @@ class Editor:
     side = SIDE  # pixels of the square that is painted
     dtype = torch.float32
     together = 8  # pictures painted at a time
-    limits = MANNEQUIN
+    limits = replace(MANNEQUIN, guidance_scale=2.0)  # measured on validation things
+    guides_shape = True  # the shape to keep is guided as the reference is, not told to the row without one
     kept_references = 4  # whose features stay in memory, of every timestep
 
     def __init__(self, studio: Any, method: MimicBrush | None = None) -> None:
@@ -168,12 +169,13 @@ class Editor:
         mask = torch.cat([latent_mask(s.mask) for s in squares]).to(collage)
         depth = torch.cat([self.no_depth if s.depth is None else s.depth for s in squares]).to(collage)
         channels = inpaint_channels(mask, collage, self.method.depth_feature(depth, collage))
+        without = inpaint_channels(mask, collage, self.method.depth_feature(torch.zeros_like(depth), collage)) if self.guides_shape else channels
         generators = generators_of(seeds)
         noise = noise_of(generators, tuple(collage.shape[1:])).to(collage)
         guided = request.guidance_scale > 1
         said = Conditioning(told, inpaint=channels)
         if guided:  # what stays the same is laid together once
-            said, rows = stacked(Conditioning(nothing, inpaint=channels), said), torch.cat([torch.full_like(rows, -1), rows])
+            said, rows = stacked(Conditioning(nothing, inpaint=without), said), torch.cat([torch.full_like(rows, -1), rows])
         borrows = bool(references) and self.uses_net
 
         def predicted(latents: Tensor, t: Tensor, index: int) -> Tensor:

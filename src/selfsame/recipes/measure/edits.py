@@ -45,7 +45,7 @@ from selfsame.studio.painting import Row as PaintRow
 from selfsame.studio.request import EditRequest, Request
 from selfsame.studio.studio import Studio, load
 
-EDITS = "edits-2"
+EDITS = "edits-3"
 OURS = "MimicBrush"
 SHAPE_FREE = "MimicBrush, shape free"
 BY_TEXT = "inpainting by text"
