@@ -140,6 +140,17 @@ def test_guidance_runs_against_as_many_zeros_as_there_are_photos(studio: Studio,
     assert asked == [2, 1]
 
 
+def test_turbo_paints_by_its_own_weights_and_leaves_the_base_as_it_was(studio: Studio):
+    ada = studio.identity(EXAMPLES / "ada.png")
+    asked = Request(prompt="a photo of a person in a garden", seed=3)
+    before = studio.generate(asked, ada)[0].pixels
+    hurried = studio.generate(replace(asked, speed="turbo"), ada)[0]
+    few = studio.generate(replace(asked, num_steps=4, guidance_scale=1.0, solver="ddim"), ada)[0].pixels
+    assert (hurried.request.num_steps, hurried.request.guidance_scale, hurried.request.solver) == (4, 1.0, "ddim")
+    assert not np.array_equal(hurried.pixels, few), "the LoRA counts"
+    assert np.array_equal(studio.generate(asked, ada)[0].pixels, before)
+
+
 def test_likeness_is_of_the_chosen_face(studio: Studio):
     import selfsame.mannequins.render as r
     from selfsame.mannequins.attributes import Look, View

@@ -179,8 +179,7 @@ class Request:
     """With a start picture: the share of the steps that are run; 0 leaves it almost as it is, 1 paints it anew."""
     speed: str = "exact"
     """exact: nothing is left out; fast: IdentityNet and deep features are reused between steps, and the last steps are not guided; turbo: a few unguided
-    steps by weights distilled to them, whose own solver takes the place of any other (photographs: with --lora lcm-lora-sdxl or lcm-lora-sd15; the
-    miniature: once selfsame train turbo --ship has made them)."""
+    steps by weights distilled to them, whose own solver takes the place of any other (photographs: with --lora lcm-lora-sdxl or lcm-lora-sd15)."""
 
     def __post_init__(self) -> None:
         self.check()

@@ -254,7 +254,7 @@ class Studio(Family):
             InputError: it asks for speed turbo, whose weights are not installed.
         """
         if request.speed == "turbo" and "turbo_unet" not in vars(self) and TURBO not in mannequin.manifest()["files"]:
-            raise InputError("speed turbo: the miniature's weights for it do not ship yet; `selfsame train turbo --ship` makes them")
+            raise InputError("speed turbo: this folder of weights has none for it; `selfsame train turbo --ship` makes them")
         return super().sized(request, people)
 
     def known_faces(self, image: np.ndarray) -> tuple[list[Found], Tensor]:
