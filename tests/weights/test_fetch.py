@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from selfsame.cli.main import main
 from selfsame.cli.say import fail
 from selfsame.images.files import InputError
+from selfsame.weights import catalogue
 from selfsame.weights import fetch as fetching
 from selfsame.weights.catalogue import CATALOGUE, Model, Part, model_called, must_be_commercial
 from selfsame.weights.fetch import RECORD, download, fetch, folder_of, local, missing_of, partial_of
@@ -234,6 +236,31 @@ def test_a_beginning_of_another_version_is_thrown_away(server: Server, tmp_path:
     assert download(at(server, "/one.bin"), path).read_bytes() == BODY  # all of it was there
 
 
+def test_a_file_of_another_size_is_refused_before_it_comes(server: Server, tmp_path: Path):
+    server.files["/big.bin"] = BODY
+    came: list[int] = []
+    with pytest.raises(OSError, match=r"a file of 1,024,000 bytes lies there, the catalogue says 1,024,001"):
+        download(at(server, "/big.bin"), tmp_path / "big.bin", lambda count, name: came.append(count), size=len(BODY) + 1)
+    assert not came
+    assert not (tmp_path / "big.bin").exists()
+    partial_of(tmp_path / "big.bin", at(server, "/big.bin")).write_bytes(BODY[:1000])
+    assert download(at(server, "/big.bin"), tmp_path / "big.bin", size=len(BODY)).read_bytes() == BODY
+
+
+def test_a_disk_without_room_is_named_before_anything_comes(server: Server, home: Path, monkeypatch: pytest.MonkeyPatch):
+    digest = hashlib.sha256(BODY).hexdigest()
+    monkeypatch.setitem(catalogue._BYTES, digest, len(BODY))
+    monkeypatch.setenv("HF_ENDPOINT", at(server, ""))
+    server.files["/me/toy/resolve/main/det.onnx"] = BODY
+    model = toy("hf:me/toy", files=("det.onnx",), sha256={"det.onnx": digest})
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: SimpleNamespace(free=len(BODY) - 1))
+    with pytest.raises(InputError, match=r"toy needs 1 MB more and the disk has 1 .*SELFSAME_HOME"):
+        fetch(model)
+    assert not server.asked
+    partial_of(folder_of(model) / "det.onnx", at(server, "/me/toy/resolve/main/det.onnx")).write_bytes(BODY[:10])  # so much less is needed
+    assert (fetch(model) / "det.onnx").read_bytes() == BODY
+
+
 # ------------------------------------------------------------------------------------------ the catalogue
 
 
@@ -250,6 +277,8 @@ def test_every_entry_can_be_understood(model: Model):
         assert all(re.fullmatch(r"hf:[\w.-]+(/[\w.-]+)+(@\w+)?|https://\S+", s) for s in part.sources)
         assert all(re.fullmatch(r"[0-9a-f]{64}", v) for v in part.sha256.values())
     assert not model.is_verified or all(p.sha256 for p in model.parts)
+    known = sum(part.bytes_of(name) for part in model.parts for name in part.files) / 1e6
+    assert not known or abs(known - model.size_mb) <= max(5, 0.03 * model.size_mb)
 
 
 def test_names_dead_addresses_and_slips_lead_somewhere():
@@ -326,7 +355,7 @@ def test_all_of_one_model_can_be_shown(capsys: pytest.CaptureFixture[str], home:
     said = capsys.readouterr().out
     part = CATALOGUE["antelopev2"].parts[0]
     assert part.sources[0] in said
-    assert all(f"{name}  sha256 {digest}" in said for name, digest in part.sha256.items())
+    assert all(f"{name}  {part.bytes_of(name):,} bytes, sha256 {digest}" in said for name, digest in part.sha256.items())
     assert "commercial use: no" in said
     assert "not here" in said
     assert main(["models", "show"]) == 2

@@ -82,7 +82,10 @@ class Models:
         for part in model.parts:
             print("from " + ", then ".join(part.sources))
             for name in part.files:
-                print(f"  {f'{part.into}/{name}'.lstrip('/')}  sha256 {part.sha256.get(name, 'unverified: what comes first is trusted and its hash kept')}")
+                size = f"{part.bytes_of(name):,} bytes, " if part.bytes_of(name) else ""
+                print(
+                    f"  {f'{part.into}/{name}'.lstrip('/')}  {size}sha256 {part.sha256.get(name, 'unverified: what comes first is trusted and its hash kept')}"
+                )
 
     def _table(self) -> None:
         from rich.console import Console

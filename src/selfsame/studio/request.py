@@ -287,8 +287,8 @@ class EditRequest:
     num_steps: int = 0
     """Denoising steps; 0: the model's own (the miniature 16, photographs 30, mimicbrush 50, with solver lcm 8)."""
     guidance_scale: float = OWN
-    """How strongly the reference and a shape to keep are followed; 0 to 1: no guidance; -1: the model's own (the miniature 2, for a person 3; photographs 5, with
-    solver lcm none)."""
+    """How strongly the reference and a shape to keep are followed; 0 to 1: no guidance; -1: the model's own (the miniature 2, for a
+    person 3; photographs 5, with solver lcm none)."""
     solver: str = "dpmpp-2m"
     """dpmpp-2m, dpmpp-2m-karras, euler, ddim, unipc or heun; lcm for weights distilled to few steps."""
     context: float = 1.8

@@ -1,6 +1,6 @@
 """Every model by name: where it lies, what of it is needed, whose licence it has. The only place with addresses.
 
-Addresses are tried in order, so that a dead one costs a moment. Revisions and hashes are those that many public projects pin; a file without a hash here
+Addresses are tried in order, so that a dead one costs a moment. Revisions, hashes and sizes are those that many public projects pin; a file without a hash here
 is unverified: what arrives first is trusted, and its hash is written beside it, so that it cannot change unnoticed afterwards. No address could be tried
 where this was written.
 """
@@ -24,6 +24,10 @@ class Part:
     files: tuple[str, ...]  # paths at the source; of a zip, names of its members, which are laid flat
     sha256: dict[str, str] = field(default_factory=dict)  # by file; absent: unverified
     into: str = ""  # folder below the model's own
+
+    def bytes_of(self, name: str) -> int:
+        """How large a file is, where its hash is known; 0: not known."""
+        return _BYTES.get(self.sha256.get(name, ""), 0)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,16 @@ _SD15_HASHES = {
     "vae/diffusion_pytorch_model.safetensors": "a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c",
     "text_encoder/model.safetensors": "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334",
 }
+_LCM_SDXL_HASH = "a764e6859b6e04047cd761c08ff0cee96413a8e004c9f07707530cd776b19141"
+_LCM_SD15_HASH = "8f90d840e075ff588a58e22c6586e2ae9a6f7922996ee6649a7f01072333afe4"
+_CLIP_HASH = "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"
+_BYTES = {  # by hash
+    **dict(zip(_INSTANTID_HASHES.values(), (1_691_134_141, 2_502_139_136), strict=True)),
+    **dict(zip(_SDXL_HASHES.values(), (5_135_149_760, 167_335_342, 246_144_152, 1_389_382_176), strict=True)),
+    **dict(zip(_SD15_HASHES.values(), (3_438_167_540, 334_643_276, 492_265_874), strict=True)),
+    _SCRFD_HASH: 16_923_827, _R100_HASH: 260_665_334, _R50_HASH: 174_383_860, _AURA_HASH: 260_694_151, _YUNET_HASH: 232_589, _SFACE_HASH: 38_696_353,
+    _LCM_SDXL_HASH: 393_855_224, _LCM_SD15_HASH: 134_621_556, _CLIP_HASH: 1_710_540_580,
+}  # fmt: skip
 NAMES_FILE = "selected_celeb_names.txt"
 _NAMES_ADDRESS = f"https://raw.githubusercontent.com/qinghew/StableIdentity/7a9a67eb7f6649b8f0206f2c95806ff1bcf57b6c/datasets_face/{NAMES_FILE}"
 _NET = ("ControlNetModel/config.json", "ControlNetModel/diffusion_pytorch_model.safetensors")
@@ -191,7 +205,7 @@ _ALL = (
             Part(
                 ("hf:openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41",),
                 ("config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
-                {"model.safetensors": "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"},
+                {"model.safetensors": _CLIP_HASH},
             ),
         ),
         "MIT", "MIT as its code; the card names none and means it for research", False, 1710, "say what is to be kept in the prompt",
@@ -201,7 +215,7 @@ _ALL = (
         (
             Part(
                 ("hf:latent-consistency/lcm-lora-sdxl@a18548dd4956b174ec5b0d78d340c8dae0a129cd",), (_LORA_FILE,),
-                {_LORA_FILE: "a764e6859b6e04047cd761c08ff0cee96413a8e004c9f07707530cd776b19141"},
+                {_LORA_FILE: _LCM_SDXL_HASH},
             ),
         ),
         "MIT", _RAILPP, True, 394, needs=("sdxl",),
@@ -211,7 +225,7 @@ _ALL = (
         (
             Part(
                 ("hf:latent-consistency/lcm-lora-sdv1-5",), (_LORA_FILE,),
-                {_LORA_FILE: "8f90d840e075ff588a58e22c6586e2ae9a6f7922996ee6649a7f01072333afe4"},
+                {_LORA_FILE: _LCM_SD15_HASH},
             ),
         ),
         "MIT", _RAILPP, True, 135, needs=("sd15",),

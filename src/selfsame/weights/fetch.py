@@ -15,7 +15,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -158,10 +158,14 @@ def _bring(model: Model, part: Part, wanted: list[str], target: Path, tick: Tick
     """A part's missing files from the first address that has them."""
     if is_offline():
         raise InputError(f"{model.name}: {wanted[0]} is not in {target} and HF_HUB_OFFLINE forbids the network; unset it, or put the file there")
+    _must_fit(model, part, wanted, target)
     tried = []
     for source in part.sources:
         try:
-            (_from_hub if source.startswith(HUB) else _from_address)(source, wanted, target, tick)
+            if source.startswith(HUB):
+                _from_hub(source, {name: part.bytes_of(name) for name in wanted}, target, tick)
+            else:
+                _from_address(source, wanted, target, tick)
             for name in wanted:
                 _check(target / name, part.sha256.get(name, ""), "the catalogue says")
             break
@@ -179,6 +183,19 @@ def _bring(model: Model, part: Part, wanted: list[str], target: Path, tick: Tick
             raise InputError(f"{error}; if you trust the new one, delete {record} and fetch again") from None
 
 
+def _must_fit(model: Model, part: Part, wanted: Sequence[str], target: Path) -> None:
+    """Before any byte comes, as far as sizes are known; what is half here counts.
+
+    Raises:
+        InputError: the disk has less room.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    here = sum(p.stat().st_size for name in wanted for p in (target / name).parent.glob(f"{Path(name).name}.*.part"))
+    needed, free = sum(map(part.bytes_of, wanted)) - here, shutil.disk_usage(target).free
+    if needed > free:
+        raise InputError(f"{target}: {model.name} needs {needed / 1e6:.0f} MB more and the disk has {free / 1e6:.0f} (${CACHE_VARIABLE} names another folder)")
+
+
 def _check(path: Path, expected: str, says: str) -> None:
     """A file with another hash is deleted.
 
@@ -190,15 +207,15 @@ def _check(path: Path, expected: str, says: str) -> None:
         raise OSError(f"{path.name}: arrived with sha256 {actual[:12]}..., {says} {expected[:12]}..., and was deleted")
 
 
-def _from_hub(source: str, wanted: list[str], target: Path, tick: Tick) -> None:
-    """Files of a repository of the hub, by their plain addresses: a broken one goes on where it stopped, which the hub's own client does not."""
+def _from_hub(source: str, wanted: Mapping[str, int], target: Path, tick: Tick) -> None:
+    """Files of a repository of the hub, with their sizes, by plain addresses: a broken one goes on where it stopped, which the hub's client does not."""
     address, _, revision = source.removeprefix(HUB).partition("@")
     owner, name, *inner = address.split("/")
     site = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    for file in wanted:
+    for file, size in wanted.items():
         path = target / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        download(f"{site}/{owner}/{name}/resolve/{revision or 'main'}/{'/'.join([*inner, file])}", path, tick)
+        download(f"{site}/{owner}/{name}/resolve/{revision or 'main'}/{'/'.join([*inner, file])}", path, tick, size=size)
 
 
 def _from_address(source: str, wanted: list[str], target: Path, tick: Tick) -> None:
@@ -236,11 +253,14 @@ def _unpack(archive: Path, wanted: list[str], target: Path) -> None:
         raise OSError(f"a damaged archive: {error}") from None
 
 
-def download(address: str, path: Path, tick: Tick = lambda count, name: None) -> Path:
+def download(address: str, path: Path, tick: Tick = lambda count, name: None, *, size: int = 0) -> Path:
     """One file over https, continued where an earlier try stopped; renamed when whole.
 
+    Args:
+        size: how many bytes it has; 0: not known.
+
     Raises:
-        OSError: no connection, an error of the server, or fewer bytes than it said.
+        OSError: no connection, an error of the server, fewer bytes than it said, or a file of another size, of which nothing is fetched.
     """
     partial = partial_of(path, address)
     version = partial.with_suffix(".etag")  # of what is here so far
@@ -256,6 +276,8 @@ def download(address: str, path: Path, tick: Tick = lambda count, name: None) ->
             again = have > 0 and answer.status == 206 and answer.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-")
             total = int(answer.headers.get("Content-Length") or -1)
             have = have if again else 0
+            if size and total >= 0 and have + total != size:
+                raise OSError(f"a file of {have + total:,} bytes lies there, the catalogue says {size:,}")
             if not again:
                 version.unlink(missing_ok=True)
                 if (etag := answer.headers.get("ETag", "")).startswith('"'):  # a strong one
