@@ -107,9 +107,15 @@ _LCM_SDXL_HASH = "a764e6859b6e04047cd761c08ff0cee96413a8e004c9f07707530cd776b191
 _LCM_SD15_HASH = "8f90d840e075ff588a58e22c6586e2ae9a6f7922996ee6649a7f01072333afe4"
 _CLIP_HASH = "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"
 _BYTES = {  # by hash
-    **dict(zip(_INSTANTID_HASHES.values(), (1_691_134_141, 2_502_139_136), strict=True)),
-    **dict(zip(_SDXL_HASHES.values(), (5_135_149_760, 167_335_342, 246_144_152, 1_389_382_176), strict=True)),
-    **dict(zip(_SD15_HASHES.values(), (3_438_167_540, 334_643_276, 492_265_874), strict=True)),
+    _INSTANTID_HASHES["ip-adapter.bin"]: 1_691_134_141,
+    _INSTANTID_HASHES["ControlNetModel/diffusion_pytorch_model.safetensors"]: 2_502_139_136,
+    _SDXL_HASHES["unet/diffusion_pytorch_model.fp16.safetensors"]: 5_135_149_760,
+    _SDXL_HASHES["vae/diffusion_pytorch_model.fp16.safetensors"]: 167_335_342,
+    _SDXL_HASHES["text_encoder/model.fp16.safetensors"]: 246_144_152,
+    _SDXL_HASHES["text_encoder_2/model.fp16.safetensors"]: 1_389_382_176,
+    _SD15_HASHES["unet/diffusion_pytorch_model.safetensors"]: 3_438_167_540,
+    _SD15_HASHES["vae/diffusion_pytorch_model.safetensors"]: 334_643_276,
+    _SD15_HASHES["text_encoder/model.safetensors"]: 492_265_874,
     _SCRFD_HASH: 16_923_827, _R100_HASH: 260_665_334, _R50_HASH: 174_383_860, _AURA_HASH: 260_694_151, _YUNET_HASH: 232_589, _SFACE_HASH: 38_696_353,
     _LCM_SDXL_HASH: 393_855_224, _LCM_SD15_HASH: 134_621_556, _CLIP_HASH: 1_710_540_580,
 }  # fmt: skip

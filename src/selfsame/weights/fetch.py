@@ -190,7 +190,7 @@ def _must_fit(model: Model, part: Part, wanted: Sequence[str], target: Path) -> 
         InputError: the disk has less room.
     """
     target.mkdir(parents=True, exist_ok=True)
-    here = sum(p.stat().st_size for name in wanted for p in (target / name).parent.glob(f"{Path(name).name}.*.part"))
+    here = sum(p.stat().st_size for name in wanted for p in (target / name).parent.glob(f"{glob.escape(Path(name).name)}.????????.part"))
     needed, free = sum(map(part.bytes_of, wanted)) - here, shutil.disk_usage(target).free
     if needed > free:
         raise InputError(f"{target}: {model.name} needs {needed / 1e6:.0f} MB more and the disk has {free / 1e6:.0f} (${CACHE_VARIABLE} names another folder)")
@@ -220,7 +220,6 @@ def _from_hub(source: str, wanted: Mapping[str, int], target: Path, tick: Tick) 
 
 def _from_address(source: str, wanted: list[str], target: Path, tick: Tick) -> None:
     """A zip with the files somewhere in it, or one file."""
-    target.mkdir(parents=True, exist_ok=True)
     name = PurePosixPath(urllib.parse.urlparse(source).path).name
     if not name.endswith(".zip"):
         download(source, target / wanted[0], tick)
