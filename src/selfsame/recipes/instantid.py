@@ -195,6 +195,12 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
             if lends:
                 self.lent = resident(drawings_of(self.table, rows, self.lent_points, cache, f"{split}{dense}-lent"))
             self.photos = PhotosOf(self.table.people, rows if split != "train" else first_people(self.table.people, rows, variant.people))
+            self.styles = np.array([self.table.records[i]["attributes"]["style"] for i in self.photos.rows])
+
+        def in_style(self, style: str) -> np.ndarray:
+            """Rows of faces in a style: who is read in a sketch is to look as in a sketch. A small dataset may have none; then all."""
+            mine = self.photos.rows[self.styles == style]
+            return mine if len(mine) else self.photos.rows
 
         def points(self, i: int) -> np.ndarray:
             """Of the face in a row."""
@@ -251,7 +257,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
         batch = side.batch(at, rng, how, stages=not gathered)
         if gathered:
             records, size = groups.places(run.batch_size, rng)
-            who = rng.choice(side.photos.rows, sum(len(r["kps"]) for r in records))
+            who = np.concatenate([rng.choice(side.in_style(r["attributes"]["style"]), len(r["kps"])) for r in records])
             lent = lend_faces(side.faces, side.photos, who, how, rng)
             batch["stage"] = groups.stage(records, size, batch["noisy"].shape[1], as_tensor(side.encoded[who]).to(lent), lent, rng)
         return batch
