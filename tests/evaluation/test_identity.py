@@ -92,7 +92,13 @@ def test_any_tools_pictures_are_judged_like_our_own(tmp_path: Path, brief: None)
     (painted / "asked.json").write_text('{"protocol": "identity-1"}')
     with pytest.raises(InputError, match="asks protocol identity-1, this version judges by identity-4"):
         identity.identity(tmp_path / "b", people=1, only=("oracle",), pictures=painted)
+    (painted / "asked.json").write_text("[]")
+    with pytest.raises(InputError, match="not what --ask writes"):
+        identity.identity(tmp_path / "b", people=1, only=("oracle",), pictures=painted)
     (painted / "asked.json").unlink()
+    flattered = identity.identity(tmp_path / "b", people=1, only=("oracle",), pictures=painted, conditioner="judge")
+    assert flattered.rows[0].name.endswith("(judged by what conditioned it)")
+    assert any("the protocol's judge conditioned these pictures" in n for n in flattered.notes)
     for k in range(1, 7):
         (painted / f"000-{k}.png").unlink()
     write_image(painted / "000-1.png", np.zeros((64, 96, 3), np.uint8))
@@ -110,6 +116,8 @@ def test_what_is_asked_is_asked_alone(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--ask only writes" in capsys.readouterr().err
     assert main(["evaluate", "words", "--ask", "--out", str(tmp_path)]) == 2
     assert "--ask belongs to `evaluate identity`" in capsys.readouterr().err
+    assert main(["evaluate", "folder", "--rows", "both", "--out", str(tmp_path)]) == 2
+    assert "judges every picture" in capsys.readouterr().err
 
 
 def test_copy_paste_compares_with_a_photo_that_no_row_is_given():

@@ -34,6 +34,9 @@ def test_a_picture_without_a_face_is_a_miss():
     assert is_first(np.array([0.1, 0.9, 0.0]), gallery, 1)
     assert not is_first(np.array([0.1, 0.9, 0.0]), gallery, 0)
     assert not is_first(None, gallery, 0)
+    gallery[0] = 0  # a portrait in which the judge finds nobody
+    assert not is_first(np.array([-1.0, -0.9, -0.8]), gallery, 0)
+    assert is_first(np.array([-1.0, -0.9, -0.8]), gallery, 2)
 
 
 def test_point_error_is_a_share_of_the_face():
@@ -74,5 +77,6 @@ def test_a_share_of_the_oracle_is_paired():
     middle, low, high = ratio_interval([x / 2 for x in oracle], oracle, list(range(40)))
     assert (middle, low, high) == pytest.approx((0.5, 0.5, 0.5))
     assert all(math.isnan(v) for v in ratio_interval([0.0, 0.0], [0.0, 0.0]))
+    assert ratio_interval([1.0, 1.0], [1.0, 0.0])[2] <= 2, "draws of nothing but what the oracle missed are left out"
     with pytest.raises(ValueError, match="equal lengths"):
         ratio_interval([1.0], [1.0, 0.0])

@@ -248,6 +248,10 @@ def test_folders_that_cannot_be_judged_are_refused(tmp_path: Path, capsys: pytes
         with pytest.raises(InputError, match=match):
             people_in(tmp_path / pictures, tmp_path / references)
     shutil.copy(EXAMPLES / "ada.png", tmp_path / "made/ada.png")
+    with pytest.raises(InputError, match="no judge: name"):
+        folder(tmp_path / "made", tmp_path / "photos", tmp_path, judges=())
+    with pytest.raises(InputError, match="compared with itself"):
+        folder(tmp_path / "photos", tmp_path / "photos", tmp_path)
     with pytest.raises(InputError, match="conditioner 'antelope'"):
         folder(tmp_path / "made", tmp_path / "photos", tmp_path, conditioner="antelope")
     with pytest.raises(InputError, match="judge 'jugde': choose"):

@@ -214,7 +214,7 @@ class Evaluate:
 
     Examples:
       selfsame evaluate identity --out report
-      selfsame evaluate identity --ask --out asked        then, with what any tool painted:  --pictures painted --rows both oracle
+      selfsame evaluate identity --ask --out asked        then, with what any tool painted into asked/painted:  --pictures asked/painted --rows both oracle
       selfsame evaluate folder --pictures made --references photos --judges judge ~/.cache/selfsame/buffalo_l
     """
 
@@ -233,10 +233,11 @@ class Evaluate:
     """For `folder` and, beside their own, identity, people, views and mix: judge or encoder (the miniature's), or folders of real face models; any number."""
     conditioner: str = ""
     """For --pictures: the face model that made them, by the same name; as a judge it is flagged."""
-    out: Path = Path("out/evaluation")
-    """Folder for report.json and report.html."""
+    out: Path | None = None
+    """Folder for report.json and report.html; unsaid, out/evaluation and the protocol's name."""
     people: int = 0
-    """Only this many of the protocol's people, or of each track's edits (for a quick look; the report says so). 0: all."""
+    """Only this many of the protocol's people, or of each track's edits (for a quick look; the report says so). 0: all, and 25 with
+    `identity --ablations`."""
     edit_set: Path | None = None
     """For `edits`: your own set in the layout of MimicBrush's benchmark, instead of the world's."""
     weights: Path | None = None
@@ -259,9 +260,14 @@ class Evaluate:
     style: str = "watercolour"
     """For `restyled`: the style of the fine-tune."""
     data: Path = Path("data/world2")
-    """Folder with the packed dataset, for `models`, and for --ablations to train on (`edits` from its pairs/)."""
+    """Folder with the packed dataset, for `models`, and for --ablations and `restyled` to train on (`edits` from its pairs/)."""
     device: str = "cpu"
     """cpu, cuda or mps."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the report goes."""
+        return self.out or Path("out/evaluation") / self.what
 
     def run(self) -> int:
         from selfsame.images.files import InputError
@@ -284,18 +290,20 @@ class Evaluate:
             raise InputError("--steps and --runs belong to --ablations and to `evaluate restyled`")
         if self.ablations and self.what not in ("identity", "words", "edits"):
             raise InputError(f"--ablations belongs to `evaluate identity`, `words` and `edits`, not to `evaluate {self.what}`")
+        if self.what == "folder" and (self.rows or self.people or self.device != "cpu"):
+            raise InputError("`evaluate folder` judges every picture, on the CPU: leave out --rows, --people and --device")
         if self.conditioner and not self.pictures:
             raise InputError("--conditioner says what made the pictures of --pictures: give both")
         if self.ask and (self.ablations or self.pictures or self.rows):
             raise InputError("--ask only writes what is asked: give it with --out and --people alone")
-        self.out.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         if self.ask:
             from selfsame.recipes.measure import identity, uses
 
-            print(identity.ask(self.out, people=self.people) if self.what == "identity" else uses.ask(self.what, self.out, count=self.people))
+            print(identity.ask(self.folder, people=self.people) if self.what == "identity" else uses.ask(self.what, self.folder, count=self.people))
             return 0
         if self.what == "models":
-            return models(self.data, self.out, only=self.rows, device=self.device)
+            return models(self.data, self.folder, only=self.rows, device=self.device)
         with bar("measuring", 1) as tick:
             print(self._report(tick))
         return 0
@@ -312,20 +320,20 @@ class Evaluate:
         from selfsame.recipes.measure.words import ablated as words_ablated
         from selfsame.recipes.measure.words import words
 
-        asking = uses.Asking(self.out, self.pictures, self.judges, self.conditioner, self.device, tick)
+        asking = uses.Asking(self.folder, self.pictures, self.judges, self.conditioner, self.device, tick)
         rows: dict[str, Any] = {"only": self.rows, "on_progress": tick}
         options = Options(data=self.data, runs=self.runs, steps=self.steps)
         if self.what == "folder":
             if self.pictures is None or self.references is None:
                 raise InputError("evaluate folder needs --pictures and --references")
-            return folder(self.pictures, self.references, self.out, judges=self.judges, conditioner=self.conditioner, on_progress=tick)
+            return folder(self.pictures, self.references, self.folder, judges=self.judges, conditioner=self.conditioner, on_progress=tick)
         if self.what == "words":
-            return words_ablated(self.out, options, people=self.people, **rows) if self.ablations else words(self.out, people=self.people, **rows)
+            return words_ablated(self.folder, options, people=self.people, **rows) if self.ablations else words(self.folder, people=self.people, **rows)
         if self.what == "edits":
             asked = {"cases": self.people, "folder": self.edit_set, "clip": self.clip, "dino": self.dino, "device": self.device, **rows}
             if self.ablations and self.weights:
                 raise InputError("--weights are not trained anew: leave out --ablations")
-            return edits_ablated(self.out, options, **asked) if self.ablations else edits(self.out, weights=self.weights, **asked)
+            return edits_ablated(self.folder, options, **asked) if self.ablations else edits(self.folder, weights=self.weights, **asked)
         if self.what == "people":
             return uses.people(asking, cases=self.people, only=self.rows)
         if self.what == "views":
@@ -334,6 +342,6 @@ class Evaluate:
             return uses.mixes(asking, pairs=self.people, only=self.rows)
         rows |= {"people": self.people, "device": self.device}
         if self.what == "restyled":
-            return restyling(self.out, options, style=self.style, **rows)
+            return restyling(self.folder, options, style=self.style, **rows)
         rows |= {"pictures": self.pictures, "judges": self.judges, "conditioner": self.conditioner}
-        return ablated(self.out, options, **rows) if self.ablations else identity(self.out, **rows)
+        return ablated(self.folder, options, **rows) if self.ablations else identity(self.folder, **rows)

@@ -30,7 +30,8 @@ def _spread(upper: np.ndarray, lower: np.ndarray, num_draws: int, seed: int, lev
     if len(upper) < 2:
         return float("nan"), float("nan")
     drawn = np.random.default_rng(seed).integers(0, len(upper), (num_draws, len(upper)))
-    ratios = upper[drawn].sum(1) / np.maximum(lower[drawn].sum(1), 1e-12)
+    over, under = upper[drawn].sum(1), lower[drawn].sum(1)
+    ratios = over[under > 0] / under[under > 0]  # a draw of nothing but zeros below says nothing of a ratio
     tail = (1 - level) / 2
     return float(np.quantile(ratios, tail)), float(np.quantile(ratios, 1 - tail))
 
@@ -69,8 +70,10 @@ def ratio_interval(
 
 
 def is_first(probe: np.ndarray | None, gallery: np.ndarray, truth: int) -> bool:
-    """Whether the unit gallery row (n d) nearest to the probe (d) is the true one; no face is a miss."""
-    return probe is not None and int((gallery @ probe).argmax()) == truth
+    """Whether the unit gallery row (n d) nearest to the probe (d) is the true one; no face is a miss, and rows of zeros are nobody's."""
+    if probe is None or not gallery[truth].any():
+        return False
+    return int(np.where(gallery.any(1), gallery @ probe, -np.inf).argmax()) == truth
 
 
 def point_error(found: np.ndarray | None, asked: np.ndarray, face_width: float) -> float:

@@ -123,6 +123,8 @@ def people_in(pictures: Path, references: Path) -> tuple[list[Known], list[str]]
     for folder in (pictures, references):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
+    if pictures.resolve() == references.resolve():
+        raise InputError(f"{pictures}: every picture would be compared with itself; give the photos that they were made from as --references")
     known: dict[str, Known] = {}
     for entry in sorted(references.iterdir()):
         photos = sorted(p for p in (entry.iterdir() if entry.is_dir() else [entry]) if is_picture(p))
@@ -179,6 +181,8 @@ def folder(
     Raises:
         InputError: a folder or judge that cannot be used.
     """
+    if not judges:
+        raise InputError("no judge: name judge or encoder (the miniature's), or a folder of face models, with --judges")
     people, strangers = people_in(pictures, references)
     made_by = conditioner_called(conditioner) or conditioner_of(person.pictures for person in people)
     studio = Studio()
@@ -208,7 +212,7 @@ def folder(
         columns["alike among themselves"] = mean([v for p in people for v in _among(p, seen)])
         rows.append(Row(judge.called(made_by), columns))
         if not cases:
-            cases = _worst(people, scores)
+            cases = _worst(people, scores, seen)
     if strangers:
         notes.append(f"{len(strangers)} pictures are named after nobody and were not judged, such as {strangers[0]}")
     if any(j.conditioned(made_by) for j in seers):
@@ -259,14 +263,15 @@ def _among(person: Known, seen: Mapping[Path, np.ndarray | None]) -> list[float]
     return [0.0 if a is None or b is None else float(a @ b) for a, b in combinations(vectors, 2)]
 
 
-def _worst(people: Sequence[Known], scores: Sequence[Mapping[str, float]]) -> list[Case]:
-    """Pictures beside their photos, the least alike first."""
+def _worst(people: Sequence[Known], scores: Sequence[Mapping[str, float]], seen: Mapping[Path, np.ndarray | None]) -> list[Case]:
+    """Pictures beside the photos that they were compared with, the least alike first."""
     cases = []
     for s in sorted(scores, key=lambda s: (not s["no face"], s["cosine"]))[:WORST]:
         person = people[int(s["person"])]
         path = person.pictures[int(s["picture"])]
         said = "no face found" if s["no face"] else f"cosine {s['cosine']:.2f}" + ("" if s["first"] else ", taken for somebody else")
-        cases.append(Case(f"{path.name}: {said}", [x for x in (_readable(person.photos[0]), _readable(path)) if x is not None]))
+        photo = next((photo for photo in person.photos if seen[photo] is not None), person.photos[0])
+        cases.append(Case(f"{path.name}: {said}", [x for x in (_readable(photo), _readable(path)) if x is not None]))
     return cases
 
 

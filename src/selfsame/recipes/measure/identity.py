@@ -256,6 +256,7 @@ def identity(
         [
             *((tool, name) for name in ("both", "oracle")),
             *(("both", name) for name in ("Image Adapter alone", "IdentityNet alone", "face swap", LORA)),
+            *((name, "base without a face") for name in names if name.startswith("both")),
             *((name, "both") for name in names if name.startswith("both, ")),
             *(("both", name) for name in trained if name != "both"),
         ]

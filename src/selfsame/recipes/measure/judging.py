@@ -30,6 +30,7 @@ COLUMNS = {  # a picture's numbers, and what tables call their means
     "rank1": "rank-1 of 100", "matched": "of 20 matched", "cosine": "cosine", "attributes": "attributes", "kps": "kps error", "no_face": "no face",
     "copied": "copy-paste", "alike": "alike among themselves",
 }  # fmt: skip
+INTERVALS = {"rank1": "rank-1", "matched": "matched", "cosine": "cosine", "attributes": "attributes"}  # numbers whose means have one, and what it is called
 UNLENT = 8  # number of the photo that no row is given: copy-paste compares with it
 
 
@@ -169,8 +170,8 @@ def means_of(results: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def columns_of(results: list[dict[str, float]], seconds: float, draws: int, people: Sequence[int]) -> dict[str, float | str]:
-    low, high = bootstrap_interval([r["cosine"] for r in results], people, num_draws=draws)
-    return {**means_of(results), "95 % of cosine": span(low, high), "s": seconds}
+    spans = {f"95 % of {said}": span(*bootstrap_interval([r[key] for r in results], people, num_draws=draws)) for key, said in INTERVALS.items()}
+    return {**means_of(results), **spans, "s": seconds}
 
 
 def oracle_pictures(studio: Studio, split: str, tasks: Sequence[Task], tick: Callable[[int], None]) -> list[np.ndarray]:

@@ -17,6 +17,8 @@ from selfsame.recipes.measure.folder import FLAG, FaceJudge, conditioner_called,
 from selfsame.recipes.measure.pictures import THEIRS, Question, theirs
 from selfsame.studio.studio import Studio
 
+OWN_JUDGE = "judge"  # the protocols' own, by the name that it is asked for by
+
 
 class Others:
     """Any number of judges."""
@@ -24,13 +26,13 @@ class Others:
     def __init__(self, studio: Studio, names: Sequence[str], split: str, people: int) -> None:
         """
         Args:
-            names: as of `judge_called`; "judge" is the protocol's own and left out.
+            names: as of `judge_called`; the protocol's own is left out.
             people: in the gallery.
 
         Raises:
             InputError: one cannot be used.
         """
-        self.judges = judges_called([name for name in names if name != "judge"], studio)
+        self.judges = judges_called([name for name in names if name != OWN_JUDGE], studio)
         self.split, self.people = split, people
         self._galleries: dict[str, np.ndarray] = {}
 
@@ -71,7 +73,11 @@ def answered(pictures: Path, questions: Sequence[Question], protocol: str, condi
     """
     images, notes = theirs(pictures, questions, protocol)
     made_by = conditioner_called(conditioner) or conditioner_of([sorted(pictures.glob("*.png"))])
-    return f"{THEIRS}{pictures.resolve().name}", images, made_by, notes
+    name = f"{THEIRS}{pictures.resolve().name}"
+    if made_by == OWN_JUDGE:
+        notes.append(f"{name}: the protocol's judge conditioned these pictures, which flatters them: compare all that it says with nothing else")
+        name += " (judged by what conditioned it)"
+    return name, images, made_by, notes
 
 
 def flattery(rows: Sequence[Row]) -> list[str]:

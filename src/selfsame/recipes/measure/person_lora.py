@@ -25,7 +25,7 @@ from selfsame.training.run import Batch, Loss, Run
 
 CALLED = "a sks person"  # a rare word before the class, as DreamBooth has it
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
-SAMPLES = PhotoSamples(smallest=0.8, aspect=0.0, crop_margin=0.1)
+SAMPLES = PhotoSamples(smallest=1.0, aspect=0.0, crop_margin=0.1)  # never shrunk: here nothing masks the frame that would be learned with the face
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,14 @@ def hand_out(p: Mapping[str, Any], questions: Sequence[Question], out: Path) -> 
     return path
 
 
+def _asked_by(path: Path) -> str:
+    """The protocol that wrote an asked.json."""
+    content = read_json(path)
+    if not isinstance(content, dict) or "protocol" not in content:
+        raise InputError(f"{path}: not what --ask writes; write the questions anew with --ask, or take this file away")
+    return str(content["protocol"])
+
+
 def theirs(folder: Path, questions: Sequence[Question], protocol: str) -> tuple[list[np.ndarray], list[str]]:
     """Another tool's answers, and what a report must say of those that cannot be judged: they are blank, so nobody is found in them.
 
@@ -151,7 +159,7 @@ def theirs(folder: Path, questions: Sequence[Question], protocol: str) -> tuple[
     asked = next((path for path in (folder / "asked.json", folder.resolve().parent / "asked.json") if path.is_file()), None)
     if asked is None:
         notes.append(f"{folder}: no asked.json in it or beside it; the pictures are taken for answers to {protocol}")
-    elif (asks := read_json(asked).get("protocol")) != protocol:
+    elif (asks := _asked_by(asked)) != protocol:
         raise InputError(f"{asked}: asks protocol {asks}, this version judges by {protocol}: write the questions anew with --ask and answer those")
     for q in questions:
         image = np.full((q.height, q.width, 3), 127, np.uint8)

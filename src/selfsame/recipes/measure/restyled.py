@@ -75,7 +75,11 @@ def restyling(
         strips.append((name, images[:8]))
         if name == RESTYLED:
             seen = [Seen.of_one(t.prompt, None if r["no_face"] else r["cosine"], image, t.person) for t, r, image in zip(painted, results, images, strict=True)]
-    notes = [*extent(p, count), *trainings.seen, f"the photo-like prompts of the protocol alone; the {RESTYLED} should make them {style}, and is judged so"]
+    notes = [
+        *extent(p, count, f"people x {len(photos) // count} photo-like prompts"),
+        *trainings.seen,
+        f"the photo-like prompts of the protocol alone; the {RESTYLED} should make them {style}, and is judged so",
+    ]
     for other in (PLAIN, worded):
         for key, what in (("cosine", "judge cosine"), ("rank1", "rank-1"), ("attributes", "attributes")):
             if RESTYLED in measured and other in measured:

@@ -378,11 +378,12 @@ def mixes(asking: Asking, *, pairs: int = 0, only: Sequence[str] = ()) -> Report
         ValueError: an unknown row, or more pairs than the protocol has.
     """
     p = checked_protocol(MIX, mix_digest)
-    count, names = asked(p, pairs, only, ("linear", "spherical", "even"))
+    count, names = asked(p, pairs, only, ("even", "spherical", "linear"))
     bench, questions, everyone = Bench(p, asking), _mix_questions(p, count), pairs_of(p, count)
     num_steps = len(p["shares"])
     rows, strips, curves = [], [], []
     seen: list[Seen] = []
+    judged: dict[str, list[float]] = {}
 
     def paint(how: str, at: Sequence[int]) -> list[np.ndarray]:
         asked_for = [questions[i] for i in at]
@@ -397,7 +398,7 @@ def mixes(asking: Asking, *, pairs: int = 0, only: Sequence[str] = ()) -> Report
         missing = [float(any(v is None for v in faces[i : i + num_steps])) for i in range(0, len(faces), num_steps)]
         towards = _towards(p, everyone, faces, bench.gallery)
         middle = towards.mean(1)
-        on_average = [float(never_turns_back(line)) for line in middle]
+        on_average = judged[how] = [float(never_turns_back(line)) for line in middle]
         for (a, b, *_), turns, line, strip in zip(everyone, on_average, middle, range(0, len(images), num_steps * p["seeds"]), strict=True):
             spans = line[0, 0] - line[0, -1], line[1, -1] - line[1, 0]
             said = f"{how}: cosine to the ends {spans[0]:+.2f} and {spans[1]:+.2f}"
@@ -414,6 +415,10 @@ def mixes(asking: Asking, *, pairs: int = 0, only: Sequence[str] = ()) -> Report
         strips += [(how, images[k * num_steps * p["seeds"] :][:num_steps]) for k in range(min(3, count))]
         steps = ", ".join(f"{s:g}: {x:.3f} and {y:.3f}" for s, x, y in zip(p["shares"], *curve, strict=True))
         curves.append(f"{how}, mean cosine to the first and to the second at each share: {steps}")
+    first, *others = judged
+    for how in others:
+        difference, low, high = paired_interval(judged[first], judged[how], num_draws=p["bootstrap"])
+        curves.append(f"monotonic, {first} minus {how}: {difference:+.2f} ({low:+.2f} to {high:+.2f}, paired over pairs)")
     notes = [*extent(p, count, f"pairs, {num_steps} steps of {p['seeds']} seeds each"), *curves]
     notes.append("monotonic: the mean cosine over the seeds never turns back; a picture without a face counts as 0, likeness to nobody")
     return bench.report("From one person to another", rows, notes, strips, seen)
