@@ -73,6 +73,18 @@ def test_another_speed_brings_its_own_steps(tmp_path: Path):
     assert Generate.like_defaults(["--like", str(b)]).num_steps == 4
 
 
+def test_one_way_takes_the_place_of_another(tmp_path: Path):
+    """What is typed beside --like stands instead of what says the same in another way."""
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    assert main(["generate", "--face", ADA, "--view", "right", "--prompt", "a person", "--out", str(a), *QUICK]) == 0
+    turned = Generate.like_defaults(["--like", str(a), "--yaw", "10"])
+    assert (turned.view, turned.face) == ("", (Path(ADA),))
+    several = Generate.like_defaults(["--like", str(a), "--people", ADA, ADA])
+    assert (several.face, several.view) == ((), "")
+    assert Generate.like_defaults(["--like", str(a)]).view == "right"
+    assert main(["generate", "--like", str(a), "--yaw", "10", "--out", str(b)]) == 0
+
+
 def test_a_picture_is_repeated_beside_itself_not_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """As the README types it: both commands without --out."""
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from selfsame.images.files import InputError, check_output, read_image, read_json, read_metadata, read_source, spare_inputs, write_image
+from selfsame.images.files import InputError, check_output, read_image, read_json, read_metadata, read_source, spare_inputs, write_image, written_whole
 
 
 def gradient(h: int = 24, w: int = 32) -> np.ndarray:
@@ -146,10 +146,28 @@ def test_sixteen_bits_a_colour_are_not_lost_in_silence(tmp_path: Path):
 def test_what_is_read_is_never_written_over(tmp_path: Path):
     (tmp_path / "people").mkdir()
     write_image(tmp_path / "people/a.png", np.zeros((4, 4, 3), np.uint8))
-    spare_inputs([tmp_path / "b.png", tmp_path / "people/new.png"], [tmp_path / "people", None])
-    for path, read in ((tmp_path / "people/../people/a.png", tmp_path / "people/a.png"), (tmp_path / "people/a.png", tmp_path / "people")):
+    spare_inputs([tmp_path / "b.png"], [tmp_path / "people", None])
+    with pytest.raises(InputError, match="be read with them"):
+        spare_inputs([tmp_path / "people/new.png"], [tmp_path / "people"])
+    for path, read in ((tmp_path / "people/../people/a.png", tmp_path / "people/a.png"), (tmp_path / "people/a.png", tmp_path / "people/a.png")):
         with pytest.raises(InputError, match="would be overwritten"):
             spare_inputs([path], [read])
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    with written_whole(path) as partial:
+        partial.write_text("whole")
+
+    def fill() -> None:
+        with written_whole(path) as partial:
+            partial.write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fill()
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_dark_16_bit_picture_stays_dark(tmp_path: Path):

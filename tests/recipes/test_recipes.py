@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from selfsame.data.edit_sets import TRACKS, world_case, write_case
 from selfsame.data.pairs import PairsJob, prepare_pairs, read_pairs
@@ -27,7 +29,7 @@ from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
 from selfsame.recipes import naming
 from selfsame.recipes.caches import cached_folder
 from selfsame.recipes.catalogue import GATES, SHARES, below_gate, recipes
-from selfsame.recipes.common import Options, generator_at, spread
+from selfsame.recipes.common import Options, finish, generator_at, spread
 from selfsame.recipes.faces import moved
 from selfsame.recipes.instantid import ABLATIONS, SIZE, Variant, first_people, instantid, land
 from selfsame.recipes.measure import identity, restyled
@@ -39,6 +41,7 @@ from selfsame.recipes.mimicbrush import HOW, drawn_rows, pairs_folder, prepared
 from selfsame.recipes.restyle import said_as_photo
 from selfsame.recipes.stages import Groups
 from selfsame.studio.studio import Studio
+from selfsame.training.run import Loss, Run
 from selfsame.weights.mannequin import FOLDER, WeightsError, load_text, load_vae, manifest
 
 SHIPPED = {"clip": FOLDER / "clip_image.safetensors", **{n: FOLDER / "base" / m for n, m in (("vae", "vae"), ("decoder", "vae"), ("base", "unet"))}}
@@ -256,6 +259,19 @@ def test_the_mean_lies_between_the_installed_weights_and_the_trained_ones(option
     assert half.figures != whole.figures
     with pytest.raises(InputError, match="belongs to --warm and --rehearse"):
         recipes()["depth"](replace(options, runs=options.runs / "mean-new", mean=0.5))
+
+
+def test_a_mean_is_between_what_the_run_began_with_and_what_it_came_to(tmp_path: Path):
+    """What is installed meanwhile, the run's own result above all, is no end of that way."""
+    net, run = nn.Linear(2, 2), Run(folder=tmp_path / "run", max_steps=1, warm=True)
+    objective, batch_at = lambda module, batch: Loss(module(batch["x"]).square().mean()), lambda step: {"x": torch.ones(1, 2)}
+    installed = copy.deepcopy(net)
+    finish(run, net, objective, batch_at, Options(), None)
+    finish(run, copy.deepcopy(installed), objective, batch_at, Options(mean=0.5), None)
+    with torch.no_grad():
+        installed.weight += 1
+    with pytest.raises(InputError, match="began with other weights"):
+        finish(run, installed, objective, batch_at, Options(mean=0.5), None)
 
 
 def test_a_stage_of_groups_has_a_region_for_everyone_and_names_nobody(options: Options):

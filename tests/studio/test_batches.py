@@ -108,6 +108,10 @@ def test_bad_lines_are_numbered_and_the_rest_goes_on(studio: Studio, tmp_path: P
         ('{"seed": 1e999}', "line 10: field 'seed'"),
         ({"id": "h", "style": "ink", "style_sheet": "."}, "line 11"),
         ({"id": "i", "start": "cut.png", "num_steps": 1}, "line 12"),
+        ('{"id": "j", "face": "a\\u0000.png"}', "line 13: embedded null"),
+        ('{"id": "k", "prompt": "a caf\ufffd"}', "line 14: holds bytes that are not UTF-8"),
+        ({"id": "ok", "num_steps": 1, "num_images": 2}, "line 15: id 'ok' is that of line 8"),
+        ({"id": "l", "people": [ADA, ADA], "regions": ["0,0,9.5,9", "0,0,9,9"]}, "line 16"),
     ]
     (tmp_path / "cut.png").write_bytes(b"PNG")
     lines = read_manifest(manifest(tmp_path, *(b for b, _ in bad)))
@@ -144,6 +148,40 @@ def test_tables_are_read_too(tmp_path: Path):
     assert b.order is not None
     assert (b.order.face[0].name, b.order.which) == ("z.png", 1)
     assert "more cells than the header" in c.error
+
+
+def test_a_cell_may_name_a_file_with_blanks_or_a_quote(tmp_path: Path):
+    (tmp_path / "my photos").mkdir()
+    for name in ("my photos/ada.png", "o'neil.png"):
+        shutil.copy(ADA, tmp_path / name)
+    path = tmp_path / "m.csv"
+    path.write_text("id,face\na,my photos/ada.png\nb,o'neil.png\nc,C:\\pics\\ada.png\n")
+    a, b, c = read_manifest(path)
+    assert [line.order and [p.name for p in line.order.face] for line in (a, b)] == [["ada.png"], ["o'neil.png"]]
+    assert c.order is not None
+    assert str(c.order.face[0]).endswith("C:\\pics\\ada.png")
+
+
+def test_a_folder_of_photos_takes_no_pictures(studio: Studio, tmp_path: Path):
+    """Pictures among the photos would be photos of the next run; notes and captions beside them change nothing."""
+    (tmp_path / "photos").mkdir()
+    shutil.copy(ADA, tmp_path / "photos/1.png")
+    path = manifest(tmp_path, {"id": "x", "face": "photos", "num_steps": 1})
+    assert "be read with them" in run(studio, path, tmp_path / "photos")["x"].error
+    assert run(studio, path, tmp_path / "out")["x"].status == "made"
+    (tmp_path / "photos/.DS_Store").write_text("")
+    (tmp_path / "photos/1.txt").write_text("a photo of ada")
+    assert run(studio, path, tmp_path / "out")["x"].status == "kept"
+
+
+def test_parameters_of_a_styled_line_are_a_line(studio: Studio, tmp_path: Path):
+    (tmp_path / "styles.csv").write_text("name,prompt\nink,ink of {prompt}\n")
+    path = manifest(tmp_path, {"id": "s", "prompt": "a mug", "style": "ink", "style_sheet": "styles.csv", "num_steps": 1})
+    said = run(studio, path, tmp_path / "out")["s"].parameters
+    assert said is not None
+    (again,) = read_manifest(manifest(tmp_path, dict(said)))
+    assert again.order is not None
+    assert again.order.request.prompt == "ink of a mug"
 
 
 def test_a_quote_that_is_left_open_costs_its_own_line(tmp_path: Path):

@@ -73,6 +73,8 @@ def test_who_is_painted_by_words_keeps_a_place_free(studio: Studio, ada: Identit
     assert not np.asarray(face.region)[:, 96:].any()
     assert face.kps[:, 0].max() < 96
     assert job.notes == ("ben is painted by words, which have no pose or strength of their own",)
+    (alone,) = studio.jobs(Request(prompt="a photo of <ben>"), [Person(ben, (0, 0, 64, 128), name="ben")])
+    assert "have no region" in alone.notes[0]
     (job,) = studio.jobs(request, [Person(ben, name="ben"), Person(ada, name="ada")])
     assert job.row.faces[0].kps[:, 0].min() > 96
     (job,) = studio.jobs(replace(request, use="both", prompt="<ada>"), [replace_words(ada, ben)])

@@ -19,7 +19,8 @@ class Batch(ModelFlags):
     Fields are the flags of `selfsame generate` with _ for -, and `id`, which names the pictures:
       {"id": "ada-beach", "face": "ada.png", "prompt": "a photo of a person on a beach", "seed": 3}
       {"id": "two", "people": ["ada.png", "ben.png"], "width": 192, "prompt": "a photo of two people"}
-    Paths start from the manifest's folder. Pictures and results.jsonl (status, error, notes, seconds, scores, files, parameters) go to --out.
+    Paths start from the manifest's folder; several in a table's cell have blanks between, and quotes where a name holds blanks.
+    Pictures and results.jsonl (status, error, notes, seconds, scores, files, parameters) go to --out.
     A bad line is reported and the rest goes on; run the same command again to go on where it was stopped.
     """
 
@@ -31,13 +32,14 @@ class Batch(ModelFlags):
     """Let the judge look at each picture with one person."""
 
     def run(self) -> int:
-        from selfsame.images.files import InputError
+        from selfsame.images.files import InputError, check_folder
         from selfsame.studio.batches import RESULTS, read_manifest, run_batch
 
         lines = read_manifest(self.manifest)
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{self.out}: is a file; give a folder")
         self.out.mkdir(parents=True, exist_ok=True)
+        check_folder(self.out)
         studio = self.studio([line.order for line in lines if line.order])
         made_by = self._made_by(studio, [line.order.request for line in lines if line.order])
         counts = {"made": 0, "kept": 0, "failed": 0}

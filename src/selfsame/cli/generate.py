@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from selfsame.cli.model_flags import FOLDERS, ModelFlags
 from selfsame.cli.say import bar, warn
 from selfsame.studio.orders import Order
+
+TURNED = ("pose", "view", "yaw", "pitch", "roll")
+PLACED = ("people", "regions", "poses", "scales")
+MIXED = ("mix", "mix_steps")
+# With --like: flags that are typed, and what of the picture's own order they take the place of.
+INSTEAD: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("pose",): TURNED, ("view",): TURNED, ("yaw", "pitch", "roll"): ("pose", "view"),
+    ("face",): (*PLACED, *MIXED, "identity"), ("identity",): (*PLACED, *MIXED), ("people",): ("face", "identity", "which", "keep", *MIXED, *TURNED),
+    ("mix",): ("face", "identity", "which", "keep", *PLACED),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +37,7 @@ class Generate(ModelFlags, Order):
     out: Path = Path("out.png")
     """The PNG to write; several pictures get -1, -2 ... before the ending."""
     like: Path | None = None
-    """Repeat the picture in this PNG, NAME.png as NAME-again.png unless --out says otherwise; other flags change it."""
+    """Repeat the picture in this PNG, NAME.png as NAME-again.png in this folder unless --out says otherwise; other flags change it."""
     score: bool = True
     """Print how alike the judge finds the result and the photo."""
 
@@ -48,6 +58,9 @@ class Generate(ModelFlags, Order):
         speed = _value_of(args, "--speed") or order.speed
         if "turbo" in (speed, order.speed) and speed != order.speed:  # whose steps, guidance and solver are its own
             known |= {name: getattr(Request(), name) for name in ("num_steps", "guidance_scale", "solver")}
+        for typed, rivals in INSTEAD.items():  # who is shown, and how the head is turned, is said in one way
+            if any(_is_given(args, f"--{name}") for name in typed):
+                known |= {f.name: f.default for f in fields(Order) if f.name in rivals and not _is_given(args, f"--{f.name}")}
         known |= {n: Path(p) for n, p in zip(FOLDERS, content.get("folders") or (), strict=False) if p}
         return Generate(
             like=Path(value),
@@ -97,11 +110,18 @@ class Generate(ModelFlags, Order):
 
     def _found(self, studio: Any, made: Any, photos: list[Any]) -> list[str]:
         """What is said of who is in a picture."""
+        from selfsame.images.files import read_image
+
         said = [match.told() for match in made.matches] if len(made.matches) > 1 else []
         if self.score and photos and studio.judges:
-            likeness = studio.likeness(made.pixels, photos[0], which=self.which)
+            likeness = studio.likeness(made.pixels, read_image(photos[0]), which=self.which)
             said.append("no face found in it" if likeness is None else f"identity {likeness:.2f} (the judge's cosine)")
         return said
+
+
+def _is_given(args: list[str], flag: str) -> bool:
+    flag = flag.replace("_", "-")
+    return any(a == flag or a.startswith(f"{flag}=") for a in args)
 
 
 def _value_of(args: list[str], flag: str) -> str:

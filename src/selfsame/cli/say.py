@@ -52,7 +52,8 @@ class bar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-        self.progress = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        shown, alone = sys.stderr.isatty(), sys.stdout.isatty()  # what goes to a file or a pipe goes there, not to the screen beside the bar
+        self.progress = Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown, redirect_stdout=alone)
         self.progress.start()
         task = self.progress.add_task(self.what, total=self.total, note="")
 

@@ -90,6 +90,8 @@ class Train:
             raise InputError(f"--mean {self.mean}: give a share above 0, at most 1 (the trained weights alone)")
         if self.mean < 1 and not (self.warm or self.rehearse):
             raise InputError("--mean is between the installed weights and the trained ones: it belongs to --warm and --rehearse")
+        if self.smoke and self.ship:
+            raise InputError("--smoke takes two steps, to see that everything is in place: they are not to be shipped")
         if self.fit and not self.minutes:
             raise InputError("--fit needs --minutes: how long the run may take")
         if self.start and not self.base:

@@ -7,7 +7,8 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,14 +128,30 @@ def check_output(path: str | Path) -> Path:
     folder = path.parent
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; make it first or choose another --out")
+    check_folder(folder)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give a file name")
+    return path
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError when nothing can be written into a folder, before any long work."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError:
         raise InputError(f"{folder}: cannot be written; choose another --out") from None
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give a file name")
-    return path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its place in the end; nothing of it stays when writing fails."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def new_output(path: Path, overwrite: bool = False) -> Path:
@@ -159,7 +176,7 @@ def spare_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path | No
     """Refuse to write over what is read.
 
     Raises:
-        InputError: an output is one of the inputs, or lies inside an input folder under the name of one of its files.
+        InputError: an output is one of the inputs, or would lie in an input folder, among the photos.
     """
     spare_resolved(outputs, {Path(p).resolve() for p in inputs if p is not None})
 
@@ -168,8 +185,10 @@ def spare_resolved(outputs: Iterable[str | Path], read: Collection[Path]) -> Non
     """`spare_inputs` for what is read by many outputs: resolved once."""
     for path in outputs:
         where = Path(path).resolve()
-        if where in read or (where.parent in read and where.exists()):
+        if where in read:
             raise InputError(f"{path}: is one of the pictures or files that are read, and would be overwritten; choose another --out")
+        if where.parent in read:
+            raise InputError(f"{path}: would lie among the photos of a folder that is read, and be read with them; choose another --out")
 
 
 TINY = 8  # pixels: smaller pictures show nothing

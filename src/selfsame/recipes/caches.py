@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from selfsame.data.tables import Table
 from selfsame.images.draw import draw_kps_small
+from selfsame.images.files import written_whole
 from selfsame.mannequins import paint
 from selfsame.models.latents import encode
 from selfsame.models.text import encode_prompts
@@ -48,9 +49,9 @@ def cached(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """The array at `path`, made and written atomically when it is not there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part.npy")
-        np.save(partial, make())
-        os.replace(partial, path)
+        made = make()
+        with written_whole(path) as partial, open(partial, "wb") as file:
+            np.save(file, made)
     return np.load(path, mmap_mode="r")
 
 
@@ -75,7 +76,11 @@ def fill_maps(folder: Path, parts: Iterable[dict[str, np.ndarray]], count: int) 
     for part in parts:
         for name, value in part.items():
             if name not in maps:
-                maps[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=value.dtype, shape=(count, *value.shape[1:]))
+                path = folder / f"{name}.npy"
+                maps[name] = np.lib.format.open_memmap(path, mode="w+", dtype=value.dtype, shape=(count, *value.shape[1:]))
+                with open(path, "r+b") as file:  # where the system can: a full disk is an error now, and not the end of the process at some later page
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
             maps[name][at : at + len(value)] = value
         at += len(value)
     assert at == count, f"{at} rows came, {count} were announced"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsame.data.shards import world_of
-from selfsame.images.files import InputError, read_json, write_image
+from selfsame.images.files import InputError, read_json, write_image, write_json
 from selfsame.training.loop import train
 from selfsame.training.run import Progress, Run
 from selfsame.weights.mannequin import digest_of, sha256
@@ -22,6 +22,7 @@ from selfsame.weights.mannequin import digest_of, sha256
 DATA = Path("data/world2")
 RUNS = Path("runs")
 ON_GPU: dict[str, Any] = {"graphs": True, "prefetch": 0, "log_every": 50, "look_every": 4000, "save_every": 4000}  # where a step takes some milliseconds
+BEGAN = "began.json"  # of a warm run: the hash of what it began with
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -119,7 +120,8 @@ class Trained:
 
 
 def mixed_rows(kinds: tuple[np.ndarray, np.ndarray], share: float, batch_size: int, seed: int, step: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows of a step from two kinds, by lot in their shares, each kind in epochs of its own; of one kind alone where the other is empty.
+    """Rows of a step from two kinds, by lot in their shares, each kind in an order of its own, of which every step takes a part; of one kind alone where the
+    other is empty.
 
     Args:
         kinds: rows of either.
@@ -192,6 +194,25 @@ def to_images(pixels: Tensor) -> list[np.ndarray]:
     return list(((pixels.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 
+def _check_start(run: Run, module: nn.Module, options: Options) -> None:
+    """Of a warm run, remember what it began with, and refuse a mean with anything else: what is installed may be another by now, its own result above all."""
+    path, now = run.folder / BEGAN, module_hash(module)
+    if not (run.folder / "state.pt").exists():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"began": now})
+    elif options.mean < 1 and path.exists() and read_json(path).get("began") != now:
+        raise InputError(f"{run.folder}: began with other weights than those installed now, so their mean is not the way between: leave --mean out")
+
+
+def module_hash(module: nn.Module) -> str:
+    """Short hash of a module's weights."""
+    said = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        said.update(f"{name} {tuple(value.shape)}".encode())
+        said.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return said.hexdigest()[:16]
+
+
 def finish(run: Run, module: nn.Module, objective: Any, batch_at: Any, options: Options, look: Any) -> Trained:
     """Train; the figures are those of the last look.
 
@@ -200,6 +221,8 @@ def finish(run: Run, module: nn.Module, objective: Any, batch_at: Any, options: 
     """
     if options.mean < 1 and not run.warm:
         raise InputError(f"{run.folder}: began with new weights, whose mean with the installed ones says nothing: --mean belongs to --warm and --rehearse")
+    if run.warm:
+        _check_start(run, module, options)
     began = {k: v.detach().cpu().clone() for k, v in module.state_dict().items() if v.is_floating_point()} if options.mean < 1 else {}
     made = train(run, module, objective, batch_at, on_progress=options.on_progress, look=look, device=compute_device())
     if not began or not made.is_main:
@@ -208,5 +231,5 @@ def finish(run: Run, module: nn.Module, objective: Any, batch_at: Any, options: 
         for k, v in made.module.state_dict().items():
             if k in began:
                 v.lerp_(began[k].to(v), 1 - options.mean)
-    figures = look(made.module, made.step) if look else made.figures
+        figures = look(made.module, made.step) if look else made.figures
     return Trained(made.module, figures, run.folder, made.samples, made.is_main)

@@ -162,7 +162,7 @@ def instantid(options: Options, variant: Variant = Variant(), name: str = "insta
         Run(
             folder=options.folder(name), max_steps=31250, batch_size=32, learning_rate=4e-4, ema_decay=0.999, weight_decay=0.01, look_every=1000, seed=51
         ),
-        after=("base/vae", "base/text_encoder", "base/tokenizer", "encoder.safetensors"),
+        after=("base", "encoder.safetensors"),
         batch_size=256, learning_rate=1e-3, max_steps=16000, **ON_GPU,
     )  # fmt: skip
     if options.rehearse:

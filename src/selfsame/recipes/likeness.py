@@ -7,7 +7,6 @@ latents, so that nothing is decoded. It says what the conditioning encoder says;
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from selfsame.data.tables import Table
 from selfsame.diffusion.schedule import denoised_of
+from selfsame.images.files import written_whole
 from selfsame.models.mannequin import SCHEDULE
 from selfsame.recipes.caches import as_tensor, fingerprint_of
 from selfsame.recipes.common import compute_device, torch_generator
@@ -123,9 +123,9 @@ def kept_reader(path: Path, latents: np.ndarray, embeddings: np.ndarray, people:
     """The reader at `path`, taught and written atomically when it is not there."""
     if not path.exists():
         print(f"teaching a reader of faces in latents, {steps} steps, once for all runs", file=sys.stderr, flush=True)
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        torch.save(read_latents(latents, embeddings, people, rows, seed, steps).cpu().state_dict(), partial)
-        os.replace(partial, path)
+        taught = read_latents(latents, embeddings, people, rows, seed, steps).cpu().state_dict()
+        with written_whole(path) as partial:
+            torch.save(taught, partial)
     net = LatentFace(latents.shape[1], embeddings.shape[1])
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return net.to(compute_device()).eval().requires_grad_(False)

@@ -74,6 +74,9 @@ class Clock:
     prediction_type: str
 
 
+LEARNED_FROM = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler")  # parts of a base
+
+
 class Side:
     """One split with everything that stays the same computed once, in memory maps."""
 
@@ -164,9 +167,9 @@ def instantid_of(
     run = options.run(
         Run(
             folder=options.folder(f"instantid-{base.name}"), max_steps=60000, batch_size=8, learning_rate=1e-5 if start else 5e-5, decay="constant",
-            betas=(0.9, 0.999), ema_decay=0.9999, look_every=1000, seed=71,
+            betas=(0.9, 0.999), ema_decay=0.9999, look_every=1000, save_minutes=20.0, seed=71,
         ),
-        data=f"portraits {table.digest[:12]}", upstream=files_hash(base / "unet", base / "vae", base / "text_encoder", base / "text_encoder_2", start),
+        data=f"portraits {table.digest[:12]}", upstream=files_hash(*(base / part for part in LEARNED_FROM), start),
     )  # fmt: skip
     held_steps = 0 if start else math.ceil(HELD_SHARE * run.max_steps)
     cache = options.runs / "cache"

@@ -14,9 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from selfsame.images.files import InputError, read_metadata, spare_resolved, write_image
+from selfsame.images.files import InputError, read_image, read_metadata, spare_resolved, write_image
 from selfsame.studio.family import Family, Job
 from selfsame.studio.orders import Order, order_json
 from selfsame.studio.ready import about_picture, files_digest, jobs_of
@@ -84,13 +82,16 @@ def read_manifest(path: str | Path) -> list[Line]:
     if not raw:
         raise InputError(f"{path}: holds no orders")
     lines: list[Line] = []
-    taken: dict[str, int] = {}  # file -> the line that writes it
+    taken: dict[str, int] = {}  # file or id -> the line that has it
     for number, content in raw:
         line = _line(number, content, path.parent)
         twice = next((f for f in line.files if f in taken), None)
         if twice is not None:
             line = Line(number, line.name, None, f"line {number}: {twice} is written by line {taken[twice]} already; give this one another id")
-        taken |= dict.fromkeys(line.files, number)
+        elif line.order and line.name in taken:
+            line = Line(number, line.name, None, f"line {number}: id {line.name!r} is that of line {taken[line.name]} already; give this one another id")
+        if line.order:
+            taken |= dict.fromkeys([*line.files, line.name], number)
         lines.append(line)
     return lines
 
@@ -123,6 +124,8 @@ def _line(number: int, content: Any, folder: Path) -> Line:
     try:
         if isinstance(content, InputError):
             raise content
+        if "\ufffd" in str(content):
+            raise InputError("holds bytes that are not UTF-8; save the manifest as UTF-8 (Excel: CSV UTF-8)")
         values = json.loads(content) if isinstance(content, str) else content
         if not isinstance(values, dict):
             raise InputError("is no JSON object")
@@ -134,6 +137,8 @@ def _line(number: int, content: Any, folder: Path) -> Line:
         order = Order.of(values, folder, is_table=not isinstance(content, str))
         _ = order.request  # checks itself
         order.check_together()
+        for file in order.files:
+            file.resolve()  # refuses what no system can name
         return Line(number, name, order)
     except json.JSONDecodeError as error:
         return Line(number, name, None, f"line {number}: is no JSON ({error.msg} at {error.pos})")
@@ -169,9 +174,7 @@ def known_results(folder: Path) -> dict[str, dict[str, Any]]:
 class Prepared:
     """An order whose pictures are to be painted; those that a run before this one left whole are not painted again."""
 
-    def __init__(
-        self, line: Line, files: str, digest: str, jobs: list[Job], notes: tuple[str, ...], photos: list[np.ndarray], folder: Path, seconds: float
-    ) -> None:
+    def __init__(self, line: Line, files: str, digest: str, jobs: list[Job], notes: tuple[str, ...], photos: list[Path], folder: Path, seconds: float) -> None:
         assert line.order is not None
         self.line, self.order, self.files, self.digest, self.jobs, self.seconds = line, line.order, files, digest, jobs, seconds
         self.notes, self.photos, self.is_done = list(notes), photos, False
@@ -228,6 +231,7 @@ def run_batch(
         if result.status == "made":
             latest[result.name] = asdict(result)
         elif result.status == "failed":
+            latest.pop(result.name, None)  # what an earlier order of this name made is not what is asked for now
             failed.append(asdict(result))
         return result
 
@@ -299,7 +303,7 @@ def _write(studio: Family, p: Prepared, k: int, made: Made, folder: Path, made_b
     began = time.monotonic()
     said: dict[str, Any] = {"notes": list(made.notes)}
     if score and studio.judges and p.photos:
-        said["score"] = studio.likeness(made.pixels, p.photos[0], which=p.order.which)
+        said["score"] = studio.likeness(made.pixels, read_image(p.photos[0]), which=p.order.which)
     if len(made.matches) > 1:
         said["people"] = [m.to_json() for m in made.matches]
     said["seconds"] = round(made.seconds + time.monotonic() - began, 3)

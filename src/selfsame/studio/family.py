@@ -230,7 +230,10 @@ class Family(ABC):
         for i, job in enumerate(jobs):
             kinds.setdefault((job.kind, self.text_kind(job)), []).append(i)
         for numbers in kinds.values():
-            self.prepare(jobs[numbers[0]].request, max(len(jobs[i].people) for i in numbers))
+            largest = jobs[numbers[0]].request
+            if refine:  # paints at the model's own size, too
+                largest = replace(largest, height=max(largest.height, self.limits.side), width=max(largest.width, self.limits.side))
+            self.prepare(largest, max(len(jobs[i].people) for i in numbers))
             painter = self.painter(jobs[numbers[0]].words)
             for start in range(0, len(numbers), self.together):
                 group, began = [jobs[i] for i in numbers[start : start + self.together]], time.monotonic()

@@ -187,7 +187,8 @@ def _read(name: str, value: Any, hint: Any, folder: Path, is_table: bool) -> Any
         raise InputError(f"field {name!r}: null cannot be used")
     try:
         if get_origin(hint) is tuple:
-            parts = (shlex.split(value) if is_table else [value]) if isinstance(value, str) else list(value)
+            parts = (_cell(value, folder) if is_table else [value]) if isinstance(value, str) else list(value)
+            parts = [",".join(map(str, part)) if isinstance(part, list) else part for part in parts]  # a box as JSON has it
             return tuple(_path(folder, part) if kinds[0] is Path else str(part) for part in parts)
         if kinds[0] in (int, float) and not isinstance(value, bool):
             number = kinds[0](value)
@@ -199,6 +200,15 @@ def _read(name: str, value: Any, hint: Any, folder: Path, is_table: bool) -> Any
     except (TypeError, ValueError, OverflowError):
         pass
     raise InputError(f"field {name!r}: {value!r} cannot be used")
+
+
+def _cell(text: str, folder: Path) -> list[str]:
+    """Parts of a table's cell: the whole of it where that is a file, else what has blanks between, or stands in quotes. A backslash is a backslash."""
+    if _path(folder, text).exists():
+        return [text]
+    words = shlex.shlex(text, posix=True)
+    words.whitespace_split, words.escape, words.commenters = True, "", ""
+    return list(words)
 
 
 def _moved(name: str, text: str, folder: Path) -> str:
@@ -216,4 +226,4 @@ def _path(folder: Path, value: str) -> Path:
 
 def order_json(order: Order) -> dict[str, Any]:
     """Request and extras in one table."""
-    return asdict(order.request) | order.extras
+    return asdict(order.request) | {k: v for k, v in order.extras.items() if k != "style_sheet"}  # whose words stand in the request

@@ -150,10 +150,15 @@ def placed(people: Sequence[Person], cast: Cast, height: int, width: int, least:
         InputError: a region cannot be used (`Places.of`).
     """
     by_words = [p for p in people if not any(p is face for face in cast.faces)]
-    if not cast.faces or not by_words:
+    if not by_words:
         return cast
-    masks = {id(p): mask for p, mask in zip(people, Places.of(people, height, width, least).masks, strict=True)}
     said = [f"{p.name or 'somebody'} is painted by words, which have no pose or strength of their own" for p in by_words if p.pose or p.strengths]
+    if not cast.faces:
+        if any(p.region is not None for p in people):
+            Places.of(people, height, width, least)
+            said.append("everybody is painted by words, which have no region: say in the prompt who stands where")
+        return replace(cast, notes=(*cast.notes, *said))
+    masks = {id(p): mask for p, mask in zip(people, Places.of(people, height, width, least).masks, strict=True)}
     faces = tuple(replace(p, region=masks[id(p)]) for p in cast.faces)
     return replace(cast, faces=faces, notes=(*cast.notes, *said))
 

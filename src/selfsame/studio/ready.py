@@ -41,7 +41,7 @@ def pictures_in(folder: Path) -> list[Path]:
     return photos
 
 
-def jobs_of(order: Order, studio: Family) -> tuple[list[Job], tuple[str, ...], list[np.ndarray]]:
+def jobs_of(order: Order, studio: Family) -> tuple[list[Job], tuple[str, ...], list[Path]]:
     """Pictures to be painted, warnings, and the photos that a likeness can be measured with.
 
     Raises:
@@ -56,9 +56,9 @@ def jobs_of(order: Order, studio: Family) -> tuple[list[Job], tuple[str, ...], l
         if order.keep:
             raise InputError("--keep needs --face: a strip shows people between two photos")
         ends = [_person_of(studio, Path(text), notes) for text in order.mix]
-        pose, shares = _pose(order, studio, notes), np.linspace(0, 1, order.mix_steps)
+        pose, shares = _pose(order, studio, notes), np.linspace(0, 1, order.mix_steps).round(6)  # as they are recorded
         each = [studio.jobs(request, _mixed(ends, [1 - s, s], order), pose=pose, start=start) for s in shares]
-        return [replace(job, share=round(float(s), 6)) for s, jobs in zip(shares, each, strict=True) for job in jobs], tuple(notes), []
+        return [replace(job, share=float(s)) for s, jobs in zip(shares, each, strict=True) for job in jobs], tuple(notes), []
     who, photos = _who(order, studio, notes)
     pose = _pose(order, studio, notes)
     if order.keep:
@@ -84,13 +84,13 @@ def files_digest(order: Order) -> str:
     """Short hash of the contents of every file that decides about an order's pictures, but of a style sheet, whose words stand in the request."""
     said = hashlib.sha256()
     for path in replace(order, style_sheet=None).files:
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        for file in pictures_in(path) if path.is_dir() else [path]:
             if file.is_file():
                 said.update(hashlib.sha256(file.read_bytes()).digest())
     return said.hexdigest()[:16]
 
 
-def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], list[np.ndarray]]:
+def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], list[Path]]:
     """The people of an order, and photos of the only one."""
     if order.identity and not order.face:
         return [Person(read_identity(p), name=p.stem) for p in order.identity], []
@@ -114,7 +114,7 @@ def _who(order: Order, studio: Family, notes: list[str]) -> tuple[list[Who], lis
         if learned.num_photos:
             notes.append(f"{order.identity[0]}: only its words are used, the face is that of --face")
         who = replace(who, words=learned.words)
-    return [Person(who, name=order.face[0].stem)], [read_image(p) for p in photos]
+    return [Person(who, name=order.face[0].stem)], photos
 
 
 def _known(told: tuple[T, tuple[str, ...]], notes: list[str]) -> T:
@@ -162,11 +162,11 @@ def _pose(order: Order, studio: Family, notes: list[str]) -> Pose | None:
     return None
 
 
-def _kept(order: Order, request: Request, studio: Family, photos: Sequence[np.ndarray]) -> Request:
+def _kept(order: Order, request: Request, studio: Family, photos: Sequence[Path]) -> Request:
     """The request, whose prompt also asks for what the first photo shows."""
     if not photos:
         raise InputError("--keep needs --face: a photo that shows what is to be kept")
-    words = studio.described(photos[0], order.keep, which=order.which)
+    words = studio.described(read_image(photos[0]), order.keep, which=order.which)
     return replace(request, prompt=told(request.prompt, words))
 
 
@@ -192,7 +192,7 @@ def _region(text: str, size: tuple[int, int]) -> Box | np.ndarray:
     if is_box(text):
         x0, y0, x1, y1 = (int(p) for p in text.split(","))
         return x0, y0, x1, y1
-    if not Path(text).suffix:
+    if not Path(text).suffix or not re.search(r"[A-Za-z]", text):
         raise InputError(f"region {text!r}: give left,top,right,bottom in pixels, or a mask picture")
     return read_mask(text, *size, to_paint=False)[0] / np.float32(255)
 

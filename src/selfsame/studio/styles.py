@@ -37,6 +37,8 @@ def read_styles(path: Path) -> dict[str, Style]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a style sheet, CSV or JSON with name, prompt and negative_prompt")
     text = path.read_text(encoding="utf-8-sig", errors="replace")
+    if "\ufffd" in text:
+        raise InputError(f"{path}: holds bytes that are not UTF-8; save the sheet as UTF-8 (Excel: CSV UTF-8)")
     try:
         entries = json.loads(text) if path.suffix == ".json" else list(csv.DictReader(io.StringIO(text)))
     except (json.JSONDecodeError, csv.Error) as error:

@@ -222,14 +222,14 @@ def train(
         return QuickBf16() if precision == "bf16" and accelerator.device.type == "cpu" else nullcontext()
 
     figures: dict[str, float] = {}
-    if look and step >= run.max_steps and (earlier := read_figures(run.folder, step)) is not None:
+    if look and (earlier := read_figures(run.folder, step)) is not None:
         figures.update(earlier)
         last_look = step
     whole = True  # not in the middle of a step
     module.train()
     try:
         with stoppable() as stop, prefetched(batch_at, run.prefetch) as next_batch, quick():
-            asked = ending = False
+            asked, ending = False, run.fit and 0 < run.max_minutes < before  # its time may be over already
             while step < run.max_steps and not ending and not (run.patience and stale >= run.patience):
                 rate_now = run.learning_rate_at(step, minutes())
                 for group in optimizer.param_groups:
@@ -286,13 +286,15 @@ def train(
                 raise KeyboardInterrupt
     finally:
         if whole:
-            save()  # also on Ctrl-C: nothing is lost
+            with stoppable():  # a second Ctrl-C waits until all is written
+                save()  # also on Ctrl-C: nothing is lost
     with quick():
         if look and last_look != step:
             numbers = look_now()
             if main and numbers:
                 log.add({"step": step, "samples": samples, **numbers})
-                write_figures(run.folder, step, numbers)
+        if look and main and figures:
+            write_figures(run.folder, step, figures)
         use_averages()
     module.eval()
     accelerator.wait_for_everyone()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from selfsame.images.files import write_json
+from selfsame.images.files import write_json, written_whole
 
 FIGURES = "figures.json"
 
@@ -23,9 +23,8 @@ class Checkpoint:
         self.path = folder / "state.pt"
 
     def save(self, state: dict[str, Any]) -> None:
-        partial = self.path.with_suffix(f".{os.getpid()}.part")
-        torch.save(state, partial)
-        os.replace(partial, self.path)
+        with written_whole(self.path) as partial:
+            torch.save(state, partial)
 
     def load(self) -> dict[str, Any] | None:
         return torch.load(self.path, map_location="cpu", weights_only=True) if self.path.exists() else None
