@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import torch
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
-from selfsame.images.files import write_json
+from selfsame.images.files import write_json, written_whole
 from selfsame.mannequins.render import Picture, draw, signature
 from selfsame.mannequins.world import PASS, WORLD_VERSION, Sample, sample, shows_face
 
@@ -103,13 +102,8 @@ def finished(path: Path, digest: str) -> dict[str, Any] | None:
 @contextmanager
 def new_shard(path: Path) -> Iterator[TarWriter]:
     """A shard that appears under its name when it is whole, or not at all."""
-    partial = path.with_suffix(f".tar.{os.getpid()}.part")
-    try:
-        with open(partial, "wb") as stream, TarWriter(stream, mtime=0, encoder=False) as tar:
-            yield tar
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as partial, open(partial, "wb") as stream, TarWriter(stream, mtime=0, encoder=False) as tar:
+        yield tar
 
 
 def record_of(item: Sample, picture: Picture, index: int) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from selfsame.images.files import written_whole
 
 WORST = 24  # cases that a page shows
 SHOWN = 384  # pixels of a picture's longer side in it
@@ -126,7 +127,6 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     )
     paths = folder / "report.json", folder / "report.html"
     for path, text in zip(paths, (strict_json(content), page), strict=True):
-        partial = path.with_suffix(".part")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     return paths

@@ -227,12 +227,8 @@ def write_image(path: str | Path, pixels: np.ndarray, metadata: Mapping[str, Any
     info = PngImagePlugin.PngInfo()
     if metadata is not None:
         info.add_text(METADATA_KEY, json.dumps(dict(metadata), default=str))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with written_whole(path) as partial:
         Image.fromarray(pixels).save(partial, format="PNG", pnginfo=info, icc_profile=icc_profile)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -262,6 +258,5 @@ def path_and_share(text: str) -> tuple[str, str]:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """A small JSON file, written atomically."""
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    partial.write_text(json.dumps(values))
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(values))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
+
+from selfsame.images.files import written_whole
 
 
 def draw_curve(log: Path, out: Path, title: str) -> Path:
@@ -25,7 +26,6 @@ def draw_curve(log: Path, out: Path, title: str) -> Path:
         panel.tick_params(labelsize=7)
         panel.grid(alpha=0.3)
     figure.suptitle(f"{title}: over training samples seen", fontsize=10)
-    partial = out.with_suffix(f".{os.getpid()}.part.png")
-    figure.savefig(partial, dpi=110)
-    os.replace(partial, out)
+    with written_whole(out) as partial:
+        figure.savefig(partial, dpi=110, format="png")
     return out

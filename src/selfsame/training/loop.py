@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +21,7 @@ from accelerate.utils import AutocastKwargs, broadcast
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from selfsame.images.files import written_whole
 from selfsame.training.graphs import Graphed
 from selfsame.training.processes import in_any_process, mean_over_processes, part_of, prefetched, rows_of, stoppable
 from selfsame.training.quick import QuickBf16
@@ -145,9 +145,8 @@ def train(
             step = samples // run.batch_size
         best, stale = state.get("best", best), state.get("stale", stale)
     if main:
-        partial = run.folder / "run.part"
-        partial.write_text(json.dumps(asdict(run) | {"precision": precision}, default=str, indent=1))
-        os.replace(partial, run.folder / "run.json")
+        with written_whole(run.folder / "run.json") as partial:
+            partial.write_text(json.dumps(asdict(run) | {"precision": precision}, default=str, indent=1))
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     called = wrapped
     if accelerator.device.type == "cuda":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,9 +56,7 @@ class CurveLog:
     def add(self, row: Mapping[str, Any]) -> None:
         self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
         columns = list(dict.fromkeys(k for r in self.rows for k in r))
-        partial = self.path.with_suffix(".part")
-        with open(partial, "w", newline="") as f:
+        with written_whole(self.path) as partial, open(partial, "w", newline="") as f:
             writer = csv.DictWriter(f, columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(partial, self.path)
