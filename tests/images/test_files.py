@@ -146,10 +146,10 @@ def test_sixteen_bits_a_colour_are_not_lost_in_silence(tmp_path: Path):
 def test_what_is_read_is_never_written_over(tmp_path: Path):
     (tmp_path / "people").mkdir()
     write_image(tmp_path / "people/a.png", np.zeros((4, 4, 3), np.uint8))
-    spare_inputs([tmp_path / "b.png"], [tmp_path / "people", None])
+    spare_inputs([tmp_path / "b.png", tmp_path / "people/weights.safetensors"], [tmp_path / "people", None])
     with pytest.raises(InputError, match="be read with them"):
         spare_inputs([tmp_path / "people/new.png"], [tmp_path / "people"])
-    for path, read in ((tmp_path / "people/../people/a.png", tmp_path / "people/a.png"), (tmp_path / "people/a.png", tmp_path / "people/a.png")):
+    for path, read in ((tmp_path / "people/../people/a.png", tmp_path / "people/a.png"), (tmp_path / "people/a.png", tmp_path / "people")):
         with pytest.raises(InputError, match="would be overwritten"):
             spare_inputs([path], [read])
 

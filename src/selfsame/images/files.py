@@ -176,7 +176,7 @@ def spare_inputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path | No
     """Refuse to write over what is read.
 
     Raises:
-        InputError: an output is one of the inputs, or would lie in an input folder, among the photos.
+        InputError: an output is one of the inputs or of an input folder's files, or a picture that would lie among those of an input folder.
     """
     spare_resolved(outputs, {Path(p).resolve() for p in inputs if p is not None})
 
@@ -185,9 +185,9 @@ def spare_resolved(outputs: Iterable[str | Path], read: Collection[Path]) -> Non
     """`spare_inputs` for what is read by many outputs: resolved once."""
     for path in outputs:
         where = Path(path).resolve()
-        if where in read:
+        if where in read or (where.parent in read and where.exists()):
             raise InputError(f"{path}: is one of the pictures or files that are read, and would be overwritten; choose another --out")
-        if where.parent in read:
+        if where.parent in read and where.suffix.lower() == ".png":
             raise InputError(f"{path}: would lie among the photos of a folder that is read, and be read with them; choose another --out")
 
 
