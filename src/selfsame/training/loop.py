@@ -224,11 +224,11 @@ def train(
     if look and (earlier := read_figures(run.folder, step)) is not None:
         figures.update(earlier)
         last_look = step
-    whole = True  # not in the middle of a step
+    whole, asked = True, False  # not in the middle of a step; nobody asked the run to end
     module.train()
     try:
         with stoppable() as stop, prefetched(batch_at, run.prefetch) as next_batch, quick():
-            asked, ending = False, run.fit and 0 < run.max_minutes < before  # its time may be over already
+            ending = run.fit and 0 < run.max_minutes < before  # its time may be over already
             while step < run.max_steps and not ending and not (run.patience and stale >= run.patience):
                 rate_now = run.learning_rate_at(step, minutes())
                 for group in optimizer.param_groups:
@@ -287,6 +287,8 @@ def train(
         if whole:
             with stoppable():  # a second Ctrl-C waits until all is written
                 save()  # also on Ctrl-C: nothing is lost
+        if asked:
+            accelerator.wait_for_everyone()  # one process that left first would take the others' connections along
     with quick():
         if look and last_look != step:
             numbers = look_now()
