@@ -59,8 +59,8 @@ class Generate(ModelFlags, Order):
         if "turbo" in (speed, order.speed) and speed != order.speed:  # whose steps, guidance and solver are its own
             known |= {name: getattr(Request(), name) for name in ("num_steps", "guidance_scale", "solver")}
         for typed, rivals in INSTEAD.items():  # who is shown, and how the head is turned, is said in one way
-            if any(_is_given(args, f"--{name}") for name in typed):
-                known |= {f.name: f.default for f in fields(Order) if f.name in rivals and not _is_given(args, f"--{f.name}")}
+            if any(_value_of(args, f"--{name}") for name in typed):
+                known |= {f.name: f.default for f in fields(Order) if f.name in rivals}
         known |= {n: Path(p) for n, p in zip(FOLDERS, content.get("folders") or (), strict=False) if p}
         return Generate(
             like=Path(value),
@@ -74,7 +74,7 @@ class Generate(ModelFlags, Order):
 
     def run(self) -> int:
         from selfsame.images.draw import beside
-        from selfsame.images.files import check_output, numbered, spare_inputs, write_image
+        from selfsame.images.files import check_output, numbered, read_image, spare_inputs, write_image
         from selfsame.studio.ready import about_picture, files_digest, jobs_of
 
         began = time.monotonic()
@@ -85,6 +85,7 @@ class Generate(ModelFlags, Order):
         spare_inputs([*paths, *([out] if self.mix_steps else [])], [*self.files, self.like])
         studio = self.studio([self])
         jobs, notes, photos = jobs_of(self, studio)
+        photo = read_image(photos[0]) if self.score and photos and studio.judges else None
         sources = [s for p in jobs[0].people for s in p.identity.sources]
         made_by, files = self.made_by(studio, jobs[0].request, len(jobs[0].people)), files_digest(self)
         if self.like:
@@ -101,27 +102,20 @@ class Generate(ModelFlags, Order):
                     if note not in said:
                         warn(note)
                     said.add(note)
-                print("  ".join([str(path), *self._found(studio, made, photos), f"{time.monotonic() - began:.1f} s"]))
+                print("  ".join([str(path), *self._found(studio, made, photo), f"{time.monotonic() - began:.1f} s"]))
             if strip:
                 encoder = jobs[0].people[0].identity.encoder
                 whole = {"request": self.request.to_json(), "order": self.extras, "sources": sources, "encoder": encoder}
                 print(write_image(out, beside([strip[i] for i in sorted(strip)]), whole | made_by | {"memory": studio.preset}))
         return 0
 
-    def _found(self, studio: Any, made: Any, photos: list[Any]) -> list[str]:
-        """What is said of who is in a picture."""
-        from selfsame.images.files import read_image
-
+    def _found(self, studio: Any, made: Any, photo: Any) -> list[str]:
+        """What is said of who is in a picture, beside the photo that it was made from."""
         said = [match.told() for match in made.matches] if len(made.matches) > 1 else []
-        if self.score and photos and studio.judges:
-            likeness = studio.likeness(made.pixels, read_image(photos[0]), which=self.which)
+        if photo is not None:
+            likeness = studio.likeness(made.pixels, photo, which=self.which)
             said.append("no face found in it" if likeness is None else f"identity {likeness:.2f} (the judge's cosine)")
         return said
-
-
-def _is_given(args: list[str], flag: str) -> bool:
-    flag = flag.replace("_", "-")
-    return any(a == flag or a.startswith(f"{flag}=") for a in args)
 
 
 def _value_of(args: list[str], flag: str) -> str:

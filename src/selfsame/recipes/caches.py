@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -26,18 +25,10 @@ from selfsame.mannequins import paint
 from selfsame.models.latents import encode
 from selfsame.models.text import encode_prompts
 from selfsame.perception.embedders import ENCODER_CROP, CropSpec, embed, to_crops
-from selfsame.recipes.common import compute_device, to_pixels
+from selfsame.recipes.common import compute_device, fingerprint_of, to_pixels
 
 T = TypeVar("T")
 FACE_LABELS = (paint.SKIN, paint.HAIR, paint.EYES, paint.BROWS, paint.NOSE, paint.MOUTH, paint.EARS, paint.GLASSES)
-
-
-def fingerprint_of(modules: Iterable[nn.Module], data: str) -> str:
-    """Short hash of modules' weights and what describes the data: a cache of other weights or data is never used."""
-    digest = hashlib.sha256(data.encode())
-    for value in (v for m in modules for v in m.state_dict().values()):
-        digest.update(value.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def fingerprint(module: nn.Module, table: Table) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -196,21 +196,20 @@ def to_images(pixels: Tensor) -> list[np.ndarray]:
 
 def _check_start(run: Run, module: nn.Module, options: Options) -> None:
     """Of a warm run, remember what it began with, and refuse a mean with anything else: what is installed may be another by now, its own result above all."""
-    path, now = run.folder / BEGAN, module_hash(module)
+    path = run.folder / BEGAN
     if not (run.folder / "state.pt").exists():
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"began": now})
-    elif options.mean < 1 and path.exists() and read_json(path).get("began") != now:
+        write_json(path, {"began": fingerprint_of([module])})
+    elif options.mean < 1 and path.exists() and read_json(path).get("began") != fingerprint_of([module]):
         raise InputError(f"{run.folder}: began with other weights than those installed now, so their mean is not the way between: leave --mean out")
 
 
-def module_hash(module: nn.Module) -> str:
-    """Short hash of a module's weights."""
-    said = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        said.update(f"{name} {tuple(value.shape)}".encode())
-        said.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return said.hexdigest()[:16]
+def fingerprint_of(modules: Iterable[nn.Module], data: str = "") -> str:
+    """Short hash of modules' weights and what describes the data: a cache of other weights or data is never used."""
+    digest = hashlib.sha256(data.encode())
+    for value in (v for m in modules for v in m.state_dict().values()):
+        digest.update(value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def finish(run: Run, module: nn.Module, objective: Any, batch_at: Any, options: Options, look: Any) -> Trained:

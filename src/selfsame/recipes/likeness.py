@@ -22,8 +22,8 @@ from selfsame.data.tables import Table
 from selfsame.diffusion.schedule import denoised_of
 from selfsame.images.files import written_whole
 from selfsame.models.mannequin import SCHEDULE
-from selfsame.recipes.caches import as_tensor, fingerprint_of
-from selfsame.recipes.common import compute_device, torch_generator
+from selfsame.recipes.caches import as_tensor
+from selfsame.recipes.common import compute_device, fingerprint_of, torch_generator
 from selfsame.recipes.faces import face_rows
 
 STEPS, BATCH, RATE, SEED = 1500, 64, 2e-3, 51  # three minutes on two cores

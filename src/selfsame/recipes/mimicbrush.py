@@ -23,8 +23,21 @@ from selfsame.models.latents import encode
 from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, image_states, load_image_encoder
 from selfsame.perception.depth import DepthNet, depth_of
 from selfsame.recipes.base import NOISE
-from selfsame.recipes.caches import batched, cached_folder, fill_maps, fingerprint_of
-from selfsame.recipes.common import ON_GPU, Options, Trained, beside, compute_device, finish, generator_at, mixed_rows, save_grid, to_pixels, torch_generator
+from selfsame.recipes.caches import batched, cached_folder, fill_maps
+from selfsame.recipes.common import (
+    ON_GPU,
+    Options,
+    Trained,
+    beside,
+    compute_device,
+    fingerprint_of,
+    finish,
+    generator_at,
+    mixed_rows,
+    save_grid,
+    to_pixels,
+    torch_generator,
+)
 from selfsame.recipes.resident import Resident
 from selfsame.studio.edits import SIDE, Editor, Square
 from selfsame.studio.request import EditRequest

@@ -28,7 +28,7 @@ from selfsame.methods.instantid.objective import InstantIDTrainer, instantid_los
 from selfsame.methods.instantid.samples import InstantIDSamples, PhotosOf, drop, face_weights, lend_faces
 from selfsame.models.latents import encode
 from selfsame.models.text import encode_for_sdxl, encode_prompts
-from selfsame.recipes.caches import as_tensor, batched, cached_folder, fill_maps, fingerprint_of
+from selfsame.recipes.caches import as_tensor, batched, cached_folder, fill_maps
 from selfsame.recipes.common import (
     Options,
     Trained,
@@ -36,6 +36,7 @@ from selfsame.recipes.common import (
     compute_device,
     epoch_rows,
     files_hash,
+    fingerprint_of,
     finish,
     generator_at,
     save_grid,

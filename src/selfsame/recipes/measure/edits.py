@@ -32,8 +32,7 @@ from selfsame.models.mannequin import load_image_encoder, load_text_projection
 from selfsame.perception.depth import depth_of
 from selfsame.perception.reader import AttributeReader, perceptual_distance, reader_features
 from selfsame.perception.similarity import StockClip, StockDino
-from selfsame.recipes.caches import fingerprint_of
-from selfsame.recipes.common import Options, to_pixels
+from selfsame.recipes.common import Options, fingerprint_of, to_pixels
 from selfsame.recipes.measure.judging import measured_with, notes_on_weights, reader_net
 from selfsame.recipes.measure.pictures import Kept
 from selfsame.recipes.measure.protocols import protocol

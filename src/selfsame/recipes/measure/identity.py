@@ -20,8 +20,8 @@ from selfsame.methods.instantid.method import InstantID
 from selfsame.methods.instantid.objective import InstantIDTrainer
 from selfsame.models.mannequin import load_image_encoder
 from selfsame.perception.embedders import ENCODER_CROP, embed, to_crops
-from selfsame.recipes.caches import clip_features, fingerprint_of
-from selfsame.recipes.common import Options
+from selfsame.recipes.caches import clip_features
+from selfsame.recipes.common import Options, fingerprint_of
 from selfsame.recipes.instantid import ABLATIONS, READ, WHOLE, Variant, instantid, people_in
 from selfsame.recipes.measure.judging import measured_with, notes_on_weights, oracle_pictures, worst_of
 from selfsame.recipes.measure.others import Others, answered, flattery

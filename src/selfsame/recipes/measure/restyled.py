@@ -12,8 +12,7 @@ from selfsame.evaluation.report import Report, Row, write_report
 from selfsame.mannequins.attributes import STYLES
 from selfsame.mannequins.captions import caption_person
 from selfsame.recipes.base import Denoiser
-from selfsame.recipes.caches import fingerprint_of
-from selfsame.recipes.common import Options
+from selfsame.recipes.common import Options, fingerprint_of
 from selfsame.recipes.instantid import Variant
 from selfsame.recipes.measure.identity import Rival, painter_of
 from selfsame.recipes.measure.judging import Judges, Seen, columns_of, measured_with, notes_on_weights, worst_of

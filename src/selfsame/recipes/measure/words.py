@@ -23,8 +23,7 @@ from selfsame.methods.stableidentity.objective import TwoPhaseLoss
 from selfsame.methods.stableidentity.samples import PhotoSamples
 from selfsame.perception.reader import reader_features
 from selfsame.recipes.bases import LearnBase, mannequin_base
-from selfsame.recipes.caches import fingerprint_of
-from selfsame.recipes.common import Options
+from selfsame.recipes.common import Options, fingerprint_of
 from selfsame.recipes.measure.judging import Judges, Seen, diversity, measured_with, notes_on_weights, oracle_pictures, rows_by_style, shown_face, worst_of
 from selfsame.recipes.measure.pictures import Kept
 from selfsame.recipes.measure.protocols import WORDS, Task, asked, checked_protocol, extent, reference_photo, tasks_of
