@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from selfsame.evaluation.metrics import bootstrap_interval, is_first, mean, paired_interval, point_error, ratio_interval
-from selfsame.evaluation.report import Report, Row, span, text_table, write_report
+from selfsame.evaluation.report import Report, Row, span, text_table, with_span, write_report
 
 
 def test_intervals_hold_the_mean_and_shrink_with_data():
@@ -80,3 +80,10 @@ def test_a_share_of_the_oracle_is_paired():
     assert ratio_interval([1.0, 1.0], [1.0, 0.0])[2] <= 2, "draws of nothing but what the oracle missed are left out"
     with pytest.raises(ValueError, match="equal lengths"):
         ratio_interval([1.0], [1.0, 0.0])
+
+
+def test_one_pair_has_a_difference_and_no_interval():
+    assert with_span(paired_interval([0.5], [0.25]), "people") == "+0.250 (no interval)"
+    assert with_span(ratio_interval([1.0, 0.0], [1.0, 1.0])) == "0.500 (0.000 to 1.000)"
+    low, high = bootstrap_interval([1.0, -1.0])
+    assert with_span(paired_interval([1.0, 0.0], [0.0, 1.0]), "people") == f"+0.000 ({low:+.3f} to {high:+.3f}, paired over people)"

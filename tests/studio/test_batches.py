@@ -11,8 +11,8 @@ import pytest
 
 import selfsame
 from selfsame.cli.main import main
-from selfsame.images.files import InputError, read_image, read_metadata
-from selfsame.studio.batches import RESULTS, Result, known_results, read_manifest, run_batch
+from selfsame.images.files import InputError, read_image, read_metadata, write_image
+from selfsame.studio.batches import RESULTS, Into, Result, known_results, read_manifest, run_batch
 from selfsame.studio.studio import Studio
 
 ADA = str(Path(__file__).parents[2] / "examples" / "ada.png")
@@ -36,7 +36,7 @@ def manifest(tmp_path: Path, *orders: object) -> Path:
 
 def run(studio: Studio, path: Path, out: Path) -> dict[str, Result]:
     out.mkdir(exist_ok=True)
-    return {r.name: r for r in run_batch(studio, read_manifest(path), out)}
+    return {r.name: r for r in run_batch(studio, read_manifest(path), Into(out, path.name))}
 
 
 def test_a_manifest_becomes_pictures_with_all_that_was_said(studio: Studio, tmp_path: Path):
@@ -65,7 +65,7 @@ def test_a_run_that_was_stopped_goes_on_and_a_changed_order_is_made_anew(studio:
     assert [json.loads(x)["name"] for x in (out / RESULTS).read_text().splitlines()] == ["a", "b"]
     other = run(studio, manifest(tmp_path, ORDERS[0] | {"seed": 6}, ORDERS[1]), out)
     assert {n: r.status for n, r in other.items()} == {"a": "made", "b": "kept"}
-    model = {r.name: r for r in run_batch(studio, read_manifest(path), out, made_by={"model": "another"})}
+    model = {r.name: r for r in run_batch(studio, read_manifest(path), Into(out, path.name, {"model": "another"}))}
     assert {r.status for r in model.values()} == {"made"}
 
 
@@ -116,7 +116,7 @@ def test_bad_lines_are_numbered_and_the_rest_goes_on(studio: Studio, tmp_path: P
     (tmp_path / "cut.png").write_bytes(b"PNG")
     lines = read_manifest(manifest(tmp_path, *(b for b, _ in bad)))
     (tmp_path / "out").mkdir()
-    results = {r.line: r for r in run_batch(studio, lines, tmp_path / "out")}
+    results = {r.line: r for r in run_batch(studio, lines, Into(tmp_path / "out"))}
     for number, (_, error) in enumerate(bad, 1):
         assert (results[number].status == "made") == (not error)
         assert error in results[number].error
@@ -267,3 +267,21 @@ def test_what_json_and_tables_may_hold_is_read_rightly(tmp_path: Path):
     (line,) = read_manifest(tmp_path / "m.csv")
     assert line.order is not None
     assert [p.name for p in line.order.face] == ["my photo.png", "ben.png"]
+
+
+def test_pictures_of_others_are_not_written_over(studio: Studio, tmp_path: Path):
+    out = tmp_path / "out"
+    order = {"prompt": "a photo of a mug", "num_steps": 1}  # without an id: both manifests name it 0001
+    run(studio, manifest(tmp_path, order), out)
+    write_image(out / "0002.png", np.zeros((32, 32, 3), np.uint8))  # somebody's own
+    before = {p.name: p.read_bytes() for p in out.glob("*.png")}
+    second = tmp_path / "second.jsonl"
+    second.write_text("\n".join(json.dumps(order | {"seed": seed}) for seed in (1, 2, 3)))
+    results = run(studio, second, out)
+    assert {n: r.status for n, r in results.items()} == {"0001": "failed", "0002": "failed", "0003": "made"}
+    assert "a picture of m.jsonl; give this line another id" in results["0001"].error
+    assert "no picture of this manifest" in results["0002"].error
+    assert {p.name: p.read_bytes() for p in out.glob("000[12].png")} == before
+    assert known_results(out)["0001"]["parameters"]["prompt"] == "a photo of a mug"
+    third = second.rename(tmp_path / "third.jsonl")  # under another name, its own pictures are still its own
+    assert run(studio, third, out)["0003"].status == "kept"

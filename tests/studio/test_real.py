@@ -32,7 +32,7 @@ from selfsame.models.weighted import encode_weighted
 from selfsame.perception import real_faces
 from selfsame.perception.zeroshot import PHRASES
 from selfsame.studio import real
-from selfsame.studio.batches import read_manifest, run_batch
+from selfsame.studio.batches import Into, read_manifest, run_batch
 from selfsame.studio.memory import PLANS, SPARE, needed
 from selfsame.studio.orders import KEEPS, Order
 from selfsame.studio.painting import Painter
@@ -254,7 +254,7 @@ def test_mixes_regions_groups_and_batches_on_either_base(kind: str, studio: Real
     orders = tmp_path / "orders.jsonl"
     line = {"face": str(photo), "prompt": "a photo of a person", "height": 64, "width": 64, "num_steps": 1, "style": "comic"}
     orders.write_text("\n".join(json.dumps(line | {"id": name, "adapter_scale": scale}) for name, scale in (("x", 1.0), ("y", 0.2))))
-    assert [r.status for r in run_batch(studio, read_manifest(orders), tmp_path)] == ["made"] * 2
+    assert [r.status for r in run_batch(studio, read_manifest(orders), Into(tmp_path))] == ["made"] * 2
 
 
 def test_from_the_command_line_and_again_by_like(folders: Folders, photo: Path, tmp_path: Path):

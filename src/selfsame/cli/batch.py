@@ -33,7 +33,7 @@ class Batch(ModelFlags):
 
     def run(self) -> int:
         from selfsame.images.files import InputError, check_folder
-        from selfsame.studio.batches import RESULTS, read_manifest, run_batch
+        from selfsame.studio.batches import RESULTS, Into, read_manifest, run_batch
 
         lines = read_manifest(self.manifest)
         if self.out.exists() and not self.out.is_dir():
@@ -41,10 +41,10 @@ class Batch(ModelFlags):
         self.out.mkdir(parents=True, exist_ok=True)
         check_folder(self.out)
         studio = self.studio([line.order for line in lines if line.order])
-        made_by = self._made_by(studio, [line.order.request for line in lines if line.order])
+        into = Into(self.out, self.manifest.name, self._made_by(studio, [line.order.request for line in lines if line.order]), self.score)
         counts = {"made": 0, "kept": 0, "failed": 0}
         with bar("painting", sum(max(1, line.count) for line in lines)) as tick:
-            for result in run_batch(studio, lines, self.out, made_by=made_by, score=self.score, on_picture=tick):
+            for result in run_batch(studio, lines, into, tick):
                 counts[result.status] += 1
                 for said in (*([result.error] if result.error else ()), *(f"line {result.line}: {n}" for n in result.notes)):
                     warn(f"{self.manifest}, {said}")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from selfsame.data.shards import pool_of, read_shard, shard_paths
+from selfsame.images.files import written_whole
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,8 @@ def pack(folder: Path, split: str, processes: int = 1) -> Iterator[int]:
         key = table_name(split, h, w)
         for name, column in COLUMNS.items():
             os.replace(_part(folder, split, (h, w), name), folder / f"{key}.{column}.npy")
-        partial = folder / f"{key}.part"
-        partial.write_text("\n".join(records))
-        os.replace(partial, folder / f"{key}.jsonl")
+        with written_whole(folder / f"{key}.jsonl") as partial:
+            partial.write_text("\n".join(records))
 
 
 def _part(folder: Path, split: str, size: tuple[int, int], name: str) -> Path:

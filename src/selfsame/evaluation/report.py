@@ -61,6 +61,13 @@ def span(low: float, high: float) -> str:
     return "-" if np.isnan(low) else f"{low:.3f}..{high:.3f}"
 
 
+def with_span(measured: tuple[float, float, float], over: str = "") -> str:
+    """A ratio and its interval in a note; with what it is `over`, a difference and its paired interval."""
+    value, low, high = measured
+    sign, among = ("+", f", paired over {over}") if over else ("", "")
+    return f"{value:{sign}.3f} ({'no interval' if np.isnan(low) else f'{low:{sign}.3f} to {high:{sign}.3f}{among}'})"
+
+
 def _plain(value: Any) -> Any:
     """As strict JSON takes it: NaN is null."""
     if isinstance(value, float) and np.isnan(value):

@@ -6,8 +6,6 @@ import contextlib
 import glob
 import hashlib
 import json
-import os
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from selfsame.images.files import InputError, disk_is_full, write_json
+from selfsame.images.files import InputError, disk_is_full, folder_written_whole, write_json
 
 KINDS = (  # a key's beginning that only such a file has
     ("conditioner.embedders.1.", "sdxl"),
@@ -108,15 +106,13 @@ def unpacked(path: Path, config: Path, into: Path) -> Path:
     kind: Any = StableDiffusionXLPipeline if (config / "text_encoder_2").is_dir() else StableDiffusionPipeline
     without: dict[str, Any] = {"feature_extractor": None, "image_encoder": None} | ({} if kind is StableDiffusionXLPipeline else {"safety_checker": None})
     dtype = next((DTYPES[v["dtype"]] for k, v in header_of(path).items() if k.startswith("model.diffusion_model.") and v["dtype"] in DTYPES), torch.float32)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         pipe = kind.from_single_file(str(path), config=str(config), local_files_only=True, torch_dtype=dtype, **without)
         if said := prediction_of(path):
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **said)
-        pipe.save_pretrained(partial)
-        write_json(partial / SEEN, _seen(path))
-        if not folder.exists():  # another process may have been faster
-            os.replace(partial, folder)
+        with folder_written_whole(folder) as partial:
+            pipe.save_pretrained(partial)
+            write_json(partial / SEEN, _seen(path))
     except (OSError, RuntimeError, ValueError, KeyError, AttributeError, SafetensorError, SingleFileComponentError) as error:
         if disk_is_full(error):
             raise InputError(f"{into}: the disk is full; reading {path.name} needs as much room as it takes itself") from None
@@ -124,6 +120,4 @@ def unpacked(path: Path, config: Path, into: Path) -> Path:
             raise InputError(f"{path}: cannot be read as a checkpoint of {config.name}'s kind ({' '.join(str(error).split())[:160]})") from None
         if not (folder / "model_index.json").exists():
             raise InputError(f"{path}: cannot be laid out as a folder ({error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder

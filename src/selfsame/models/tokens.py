@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from selfsame.images.files import written_whole
 from selfsame.models.mannequin import MAX_TOKENS
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -38,9 +38,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> CLIP
         vocab[special] = len(vocab)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("vocab.json", json.dumps(vocab, ensure_ascii=False)), ("merges.txt", "#version: 0.2\n" + "\n".join(merges) + "\n")):
-        partial = folder / f"{name}.{os.getpid()}.part"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, folder / name)
+        with written_whole(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
     made = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_TOKENS, pad_token=EOS)
     made.save_pretrained(folder)
     return made

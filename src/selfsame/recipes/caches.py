@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from selfsame.data.tables import Table
 from selfsame.images.draw import draw_kps_small
-from selfsame.images.files import written_whole
+from selfsame.images.files import folder_written_whole, written_whole
 from selfsame.mannequins import paint
 from selfsame.models.latents import encode
 from selfsame.models.text import encode_prompts
@@ -49,14 +48,8 @@ def cached(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
 def cached_folder(folder: Path, fill: Callable[[Path], None]) -> dict[str, np.ndarray]:
     """Arrays by name in a folder of their own, which `fill` fills when it is not there; atomically."""
     if not folder.exists():
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-        partial.mkdir(parents=True, exist_ok=True)
-        try:
+        with folder_written_whole(folder) as partial:
             fill(partial)
-            if not folder.exists():  # another process may have been sooner
-                os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 
 

@@ -10,11 +10,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selfsame.images.files import InputError, read_image, read_metadata, spare_resolved, write_image
+from selfsame.images.files import InputError, read_image, read_metadata, spare_resolved, write_image, written_whole
 from selfsame.studio.family import Family, Job
 from selfsame.studio.orders import Order, order_json
 from selfsame.studio.ready import about_picture, files_digest, jobs_of
@@ -61,6 +61,16 @@ class Result:
     people: tuple[tuple[dict[str, Any], ...], ...] = ()  # of each picture with several people: who was found where
     parameters: Mapping[str, Any] | None = None
     digest: str = ""  # of the order, its files and the model
+
+
+@dataclass(frozen=True)
+class Into:
+    """Where a manifest's pictures go, and how."""
+
+    folder: Path  # it must exist; what lies there and is no picture of this manifest is not written over
+    manifest: str = ""  # its file's name, which is written into the pictures
+    made_by: Mapping[str, Any] = field(default_factory=dict)  # what else decides about the pictures, and is written into them: the model, its folders
+    score: bool = True  # whether the judge looks at each picture with one person
 
 
 def read_manifest(path: str | Path) -> list[Line]:
@@ -205,79 +215,87 @@ def _is_whole(path: Path, digest: str) -> bool:
 def run_batch(
     studio: Family,
     lines: Sequence[Line],
-    folder: Path,
-    *,
-    made_by: Mapping[str, Any] | None = None,
-    score: bool = True,
+    into: Into,
     on_picture: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Result]:
-    """Carry out a manifest's lines; pictures are written as they come, and results as lines are done, to `results.jsonl` in the folder.
+    """Carry out a manifest's lines; pictures are written as they come, and results as lines are done, to `results.jsonl` beside them.
 
     A run that was stopped goes on: pictures that are there, made by the same order from the same files and model, are kept.
 
     Args:
-        folder: for pictures and results; it must exist.
-        made_by: what else decides about the pictures: the model, its folders. It is written into them.
-        score: whether the judge looks at each picture with one person.
         on_picture: hears of pictures as they are done or kept.
     """
-    known, made_by = known_results(folder), dict(made_by or {})
+    folder = into.folder
+    known = known_results(folder)
     latest: dict[str, Mapping[str, Any]] = dict(known)
     failed: list[Mapping[str, Any]] = []
 
     def noted(result: Result) -> Result:
+        entry = {"manifest": into.manifest, **asdict(result)}
         if result.status != "kept":
-            _append(folder, result)
+            _append(folder, entry)
         if result.status == "made":
-            latest[result.name] = asdict(result)
+            latest[result.name] = entry
         elif result.status == "failed":
-            latest.pop(result.name, None)  # what an earlier order of this name made is not what is asked for now
-            failed.append(asdict(result))
+            if latest.get(result.name, {}).get("manifest") == into.manifest:
+                del latest[result.name]  # what an earlier order of this name made is not what is asked for now
+            failed.append(entry)
         return result
 
     spared = {file.resolve() for line in lines if line.order is not None for file in line.order.files}  # no line's picture takes what another one reads
     for first in range(0, len(lines), AT_ONCE):
         ready: list[Prepared] = []
         for line in lines[first : first + AT_ONCE]:
-            result = _prepared(studio, line, folder, known, made_by, spared)
+            result = _prepared(studio, line, into, known, spared)
             if isinstance(result, Prepared):
                 ready.append(result)
                 on_picture(line.count - len(result.left))
                 continue
             on_picture(max(1, line.count))
             yield noted(result)
-        for result in _painted(studio, ready, folder, made_by, score, on_picture):
+        for result in _painted(studio, ready, into, on_picture):
             yield noted(result)
     _rewrite(folder, [*latest.values(), *failed])
 
 
-def _prepared(
-    studio: Family, line: Line, folder: Path, known: Mapping[str, dict[str, Any]], made_by: Mapping[str, Any], spared: Collection[Path]
-) -> Prepared | Result:
+def _prepared(studio: Family, line: Line, into: Into, known: Mapping[str, dict[str, Any]], spared: Collection[Path]) -> Prepared | Result:
     if line.order is None:
         return Result(line.name, line.number, "failed", line.error)
     try:
         began, files = time.monotonic(), files_digest(line.order)
-        digest = _digest(line.order, files, made_by)
-        if known.get(line.name, {}).get("digest") == digest and all(_is_whole(folder / f, digest) for f in line.files):
+        digest, outputs = _digest(line.order, files, into.made_by), [into.folder / f for f in line.files]
+        if known.get(line.name, {}).get("digest") == digest and all(_is_whole(path, digest) for path in outputs):
             return Result(line.name, line.number, "kept", files=tuple(line.files), digest=digest)
-        spare_resolved([folder / f for f in line.files], spared)
+        spare_resolved(outputs, spared)
+        _spare_others(outputs, into.manifest)
         jobs, notes, photos = jobs_of(line.order, studio)
-        return Prepared(line, files, digest, jobs, notes, photos, folder, time.monotonic() - began)
+        return Prepared(line, files, digest, jobs, notes, photos, into.folder, time.monotonic() - began)
     except Exception as error:
         return Result(line.name, line.number, "failed", _said(line.number, error))
 
 
-def _painted(
-    studio: Family, ready: Sequence[Prepared], folder: Path, made_by: Mapping[str, Any], score: bool, on_picture: Callable[[int], None]
-) -> Iterator[Result]:
+def _spare_others(outputs: Sequence[Path], manifest: str) -> None:
+    """Refuse to write over pictures of other manifests, and over what no manifest made."""
+    for path in outputs:
+        if not path.exists():
+            continue
+        try:
+            maker = read_metadata(path).get("manifest")
+        except InputError:
+            maker = None
+        if maker != manifest:
+            whose = f"is a picture of {maker}" if maker else "is no picture of this manifest"
+            raise InputError(f"{path} is there already and {whose}; give this line another id, or choose another --out")
+
+
+def _painted(studio: Family, ready: Sequence[Prepared], into: Into, on_picture: Callable[[int], None]) -> Iterator[Result]:
     """Pictures of prepared orders, together as far as that goes; when something fails, one by one, so that only the order at fault is lost."""
 
     def those(some: Sequence[Prepared], after: tuple[int, float]) -> Iterator[Result]:
         left = [(p, k) for p in some for k in p.left]
         for i, made in studio.paint_jobs([p.jobs[k] for p, k in left], retries=after[0], refine=after[1]):
             p, k = left[i]
-            _write(studio, p, k, made, folder, made_by, score)
+            _write(studio, p, k, made, into)
             on_picture(1)
             if not p.left:
                 yield _done(p)
@@ -298,17 +316,18 @@ def _painted(
                     yield Result(p.line.name, p.line.number, "failed", _said(p.line.number, error), tuple(p.notes))
 
 
-def _write(studio: Family, p: Prepared, k: int, made: Made, folder: Path, made_by: Mapping[str, Any], score: bool) -> None:
+def _write(studio: Family, p: Prepared, k: int, made: Made, into: Into) -> None:
     """One picture, judged and written; what is known of it stands in the file, for a run that goes on after this one."""
     began = time.monotonic()
     said: dict[str, Any] = {"notes": list(made.notes)}
-    if score and studio.judges and p.photos:
+    if into.score and studio.judges and p.photos:
         said["score"] = studio.likeness(made.pixels, read_image(p.photos[0]), which=p.order.which)
     if len(made.matches) > 1:
         said["people"] = [m.to_json() for m in made.matches]
     said["seconds"] = round(made.seconds + time.monotonic() - began, 3)
-    about = {**about_picture(p.order, p.jobs[k], made, p.files), **made_by, "memory": studio.preset, "digest": p.digest, RESULT: said}
-    write_image(folder / p.line.files[k], made.pixels, about)
+    about = {**about_picture(p.order, p.jobs[k], made, p.files), **into.made_by}
+    about |= {"memory": studio.preset, "manifest": into.manifest, "digest": p.digest, RESULT: said}
+    write_image(into.folder / p.line.files[k], made.pixels, about)
     p.hear(k, said)
     p.left.remove(k)
 
@@ -322,19 +341,17 @@ def _done(p: Prepared) -> Result:
     return Result(p.line.name, p.line.number, "made", "", tuple(p.notes), seconds, files, scores, people, order_json(p.order), p.digest)
 
 
-def _append(folder: Path, result: Result) -> None:
+def _append(folder: Path, entry: Mapping[str, Any]) -> None:
     path = folder / RESULTS
     with open(path, "a+b") as f:
         if f.tell():
             f.seek(-1, os.SEEK_END)
             if f.read(1) != b"\n":  # the end of a run that was killed
                 f.write(b"\n")
-        f.write((json.dumps(asdict(result), default=str) + "\n").encode())
+        f.write((json.dumps(entry, default=str) + "\n").encode())
 
 
 def _rewrite(folder: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     """One entry a line at the end of a run: everything that was ever made here, and what failed this time."""
-    path = folder / RESULTS
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text("".join(json.dumps(e, default=str) + "\n" for e in entries))
-    os.replace(partial, path)
+    with written_whole(folder / RESULTS) as partial:
+        partial.write_text("".join(json.dumps(e, default=str) + "\n" for e in entries))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
-from selfsame.images.files import InputError, read_json
+from selfsame.images.files import InputError, folder_written_whole, read_json
 from selfsame.methods.mimicbrush.checkpoint import depth_anything_from_official, load_strictly, mimicbrush_from_official
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.methods.mimicbrush.modules import FUSIONS, DepthProjector, ImageProjector, ReferenceNet
@@ -174,8 +172,7 @@ class BrushEditor(Editor):
         """
         if folder.exists():
             raise InputError(f"{folder}: exists already; choose another folder")
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-        try:
+        with folder_written_whole(folder) as partial:
             for model, name in (
                 (self.method.unet, STOCK_UNET), (self.method.reference_net.unet, STOCK_REFERENCE), (self.image_encoder, TOWER),
                 (self.studio.vae, STOCK_VAE), (self.depth_net, STOCK_DEPTH),
@@ -185,9 +182,6 @@ class BrushEditor(Editor):
             values = {f"{name}.{k}": v.contiguous() for name, state in parts.items() for k, v in state.items()}
             save_file(values, partial / PROJECTORS, metadata={"format": "pt"})
             (partial / ABOUT).write_text(json.dumps({"fusion": self.method.fusion}) + "\n")
-            os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return folder
 
     @property

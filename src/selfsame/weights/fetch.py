@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from selfsame.images.files import InputError, read_json
+from selfsame.images.files import InputError, read_json, written_whole
 from selfsame.weights.catalogue import HUB, Model, Part
 from selfsame.weights.mannequin import sha256
 
@@ -148,10 +148,8 @@ def fetch(model: Model, tick: Tick = lambda count, name: None) -> Path:
 
 
 def _write_record(model: Model, files: Mapping[str, Any]) -> None:
-    folder = folder_of(model)
-    partial = folder / f".{RECORD}.{os.getpid()}.part"
-    partial.write_text(json.dumps({"model": model.name, "licence": model.weights, "files": files}, indent=1) + "\n")
-    os.replace(partial, folder / RECORD)
+    with written_whole(folder_of(model) / RECORD) as partial:
+        partial.write_text(json.dumps({"model": model.name, "licence": model.weights, "files": files}, indent=1) + "\n")
 
 
 def _bring(model: Model, part: Part, wanted: list[str], target: Path, tick: Tick) -> None:
@@ -241,13 +239,8 @@ def _unpack(archive: Path, wanted: list[str], target: Path) -> None:
             for name in wanted:
                 if name not in members:
                     raise OSError(f"the archive lacks {name}, it holds {', '.join(sorted(members)[:5])}")
-                partial = target / f".{name}.{os.getpid()}.part"
-                try:
-                    with z.open(members[name]) as source, open(partial, "wb") as out:
-                        shutil.copyfileobj(source, out, CHUNK)
-                    os.replace(partial, target / name)
-                finally:
-                    partial.unlink(missing_ok=True)
+                with written_whole(target / name) as partial, z.open(members[name]) as source, open(partial, "wb") as out:
+                    shutil.copyfileobj(source, out, CHUNK)
     except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # damaged, encrypted, or packed in a way that zipfile does not know
         raise OSError(f"a damaged archive: {error}") from None
 

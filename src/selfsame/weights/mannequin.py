@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from selfsame.images.files import written_whole
+
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -110,9 +112,8 @@ def ship(values: dict[str, torch.Tensor], name: str, provenance: dict[str, Any],
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     half = {k: (v.detach().half() if v.is_floating_point() else v.detach()).contiguous().cpu() for k, v in values.items()}
-    partial = path.with_suffix(".part")
-    save_file(half, partial, metadata={"format": "pt"})
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        save_file(half, partial, metadata={"format": "pt"})
     note(name, provenance, folder)
     return path
 
@@ -141,10 +142,8 @@ def install(staged: Path, folder: Path) -> None:
 
 
 def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    path = folder / MANIFEST
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, path)
+    with written_whole(folder / MANIFEST) as partial:
+        partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     _checked.cache_clear()
 
 

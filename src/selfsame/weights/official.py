@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from selfsame.images.files import InputError
+from selfsame.images.files import InputError, written_whole
 
 
 def read_official(path: str | Path, what: str = "weights", max_bytes: int = 0) -> Any:
@@ -112,16 +111,12 @@ def write_tensors(path: Path, parts: Mapping[str, Mapping[str, Tensor]], about: 
     Raises:
         InputError: another ending.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     plain = {part: {k: v.detach().contiguous().cpu() for k, v in values.items()} for part, values in parts.items()}
-    try:
+    with written_whole(path) as partial:
         if path.suffix == ".safetensors":
             save_file({f"{part}.{k}": v for part, values in plain.items() for k, v in values.items()}, partial, metadata={"format": "pt", **(about or {})})
         elif path.suffix in (".bin", ".pt"):
             torch.save(plain, partial)
         else:
             raise InputError(f"{path}: end the name in .safetensors or .bin")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path

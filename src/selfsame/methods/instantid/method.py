@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from selfsame.adapters.keeping import Kept, forwards_replaced
 from selfsame.adapters.processors import CrossAttention, cross_attention_paths, processors_replaced
+from selfsame.images.files import written_whole
 from selfsame.methods.instantid.modules import DecoupledCrossAttention, FaceProjections, Resampler
 from selfsame.values.conditioning import Conditioning, FaceCondition, SpatialCondition
 
@@ -180,9 +180,8 @@ class InstantID(nn.Module):
             return {f"{prefix}.{k}": v.detach().to(dtype or v.dtype).contiguous().cpu() for k, v in module.state_dict().items()}
 
         values = kept(self.resampler, "image_proj") | kept(self.adapter, "ip_adapter")
-        partial = folder / "adapter.part"
-        save_file(values, partial, metadata={"format": "pt", "resampler": json.dumps(asdict(self.size)), "net_reads": self.net_reads})
-        os.replace(partial, folder / OURS)
+        with written_whole(folder / OURS) as partial:
+            save_file(values, partial, metadata={"format": "pt", "resampler": json.dumps(asdict(self.size)), "net_reads": self.net_reads})
         for other in ADAPTER_FILES:
             (folder / other).unlink(missing_ok=True)  # an older one would be ambiguous
         net = self.identity_net

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from selfsame.images.files import written_whole
 from selfsame.values.identity import Identity, LearnedWords, is_identity
 from selfsame.weights.official import read_official
 
@@ -100,9 +100,8 @@ def write_words(words: LearnedWords, path: str | Path, form: FORMATS = "diffuser
     vectors = [torch.from_numpy(v.copy()) for v in words.vectors]
     if len(vectors) > 1 and form != "diffusers":
         raise ValueError(f"{path}: the {form} form holds words of one text tower, these have {len(vectors)}; choose diffusers")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     name = words.placeholder.strip("<>")
-    try:
+    with written_whole(path) as partial:
         if form == "diffusers":
             keys = (words.placeholder,) if len(vectors) == 1 else SDXL_TOWERS
             named: dict[str, torch.Tensor] = dict(zip(keys, vectors, strict=True))
@@ -112,7 +111,4 @@ def write_words(words: LearnedWords, path: str | Path, form: FORMATS = "diffuser
             torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": vectors[0]}, "name": name, "step": step}, partial)
         else:
             torch.save(vectors[0][None], partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from selfsame.data.edit_sets import TRACKS, EditCase, is_inner, is_texture, read_track, world_case
 from selfsame.evaluation.metrics import bootstrap_interval, mean, paired_interval, ratio_interval
 from selfsame.evaluation.pictures import SMALLEST, box_of, clean_crop, psnr, ssim
-from selfsame.evaluation.report import WORST, Case, Report, Row, span, write_report
+from selfsame.evaluation.report import WORST, Case, Report, Row, span, with_span, write_report
 from selfsame.images.files import InputError
 from selfsame.images.masks import resized, window_around
 from selfsame.images.resize import squared
@@ -367,12 +367,12 @@ def _comparisons(track: str, scores: Mapping[str, Mapping[str, Mapping[str, floa
         first = GRIDS if name in MASKS and GRIDS in scores else OURS
         for key in ("depth error",) if name == SHAPE_FREE else keys:
             if pairs := paired(name, key, first):
-                middle, low, high = paired_interval(*zip(*pairs, strict=True))
+                difference = paired_interval(*zip(*pairs, strict=True))
                 better = "less is better" if key in LESS_IS_BETTER else "more is better"
-                lines.append(f"{track}, {key} ({better}), {first} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired over {len(pairs)} cases)")
+                lines.append(f"{track}, {key} ({better}), {first} minus {name}: {with_span(difference, f'{len(pairs)} cases')}")
     shares = [("oracle", key, "the oracle's") for key in keys if key not in LESS_IS_BETTER]
     for name, key, whose in (*shares, (SHAPE_FREE, "depth error", "that with the shape free")):
         if pairs := paired(name, key) if name in scores else []:
-            middle, low, high = ratio_interval(*zip(*pairs, strict=True))
-            lines.append(f"{track}, {key}, {OURS} over {whose}: {middle:.3f} ({low:.3f} to {high:.3f})")
+            share = ratio_interval(*zip(*pairs, strict=True))
+            lines.append(f"{track}, {key}, {OURS} over {whose}: {with_span(share)}")
     return lines

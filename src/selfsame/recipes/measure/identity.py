@@ -14,7 +14,7 @@ import torch
 
 from selfsame.data.tables import open_table
 from selfsame.evaluation.metrics import ratio_interval
-from selfsame.evaluation.report import Report, write_report
+from selfsame.evaluation.report import Report, with_span, write_report
 from selfsame.mannequins.render import Picture
 from selfsame.methods.instantid.method import InstantID
 from selfsame.methods.instantid.objective import InstantIDTrainer
@@ -130,8 +130,8 @@ def _of_oracle(tasks: Sequence[Task], judged: Mapping[str, list[dict[str, float]
         ):
             mine = [i for i, t in enumerate(tasks) if style in ("", t.attributes["style"])]
             ours, oracle = ([judged[row][i][key] for i in mine] for row in (name, "oracle"))
-            middle, low, high = ratio_interval(ours, oracle, [tasks[i].person for i in mine])
-            lines.append(f"rank-1, {name}, over the oracle's, {said}: {middle:.3f} ({low:.3f} to {high:.3f})")
+            share = ratio_interval(ours, oracle, [tasks[i].person for i in mine])
+            lines.append(f"rank-1, {name}, over the oracle's, {said}: {with_span(share)}")
     return lines
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from selfsame.data.tables import open_table
 from selfsame.evaluation.metrics import paired_interval
-from selfsame.evaluation.report import Report, Row, write_report
+from selfsame.evaluation.report import Report, Row, with_span, write_report
 from selfsame.mannequins.attributes import STYLES
 from selfsame.mannequins.captions import caption_person
 from selfsame.recipes.base import Denoiser
@@ -82,8 +82,8 @@ def restyling(
     for other in (PLAIN, worded):
         for key, what in (("cosine", "judge cosine"), ("rank1", "rank-1"), ("attributes", "attributes")):
             if RESTYLED in measured and other in measured:
-                middle, low, high = paired_interval(measured[RESTYLED][key], measured[other][key], [t.person for t in photos])
-                notes.append(f"{what}, {RESTYLED} minus {other}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
+                difference = paired_interval(measured[RESTYLED][key], measured[other][key], [t.person for t in photos])
+                notes.append(f"{what}, {RESTYLED} minus {other}: {with_span(difference, 'people')}")
     about = {**p, "style": style, **measured_with()}
     report = Report("InstantID on a restyled base", about, rows, (), [*notes, *notes_on_weights()], strips, worst_of(seen, p["split"]))
     write_report(report, out)

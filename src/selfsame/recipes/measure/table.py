@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from selfsame.evaluation.metrics import mean, paired_interval
-from selfsame.evaluation.report import Row
+from selfsame.evaluation.report import Row, with_span
 from selfsame.recipes.measure.judging import Judges, Seen, columns_of, rows_by_style, spread
 from selfsame.recipes.measure.others import Others
 from selfsame.recipes.measure.protocols import everything_of
@@ -65,6 +65,6 @@ class Table:
             for what, key in (("rank-1", "rank1"), ("judge cosine", "cosine"), ("attributes", "attributes")):
                 if a in self.judged and b in self.judged:
                     ours, theirs_ = ([r[key] for r in self.judged[row]] for row in (a, b))
-                    middle, low, high = paired_interval(ours, theirs_, self.groups)
-                    notes.append(f"{what}, {a} minus {b}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
+                    difference = paired_interval(ours, theirs_, self.groups)
+                    notes.append(f"{what}, {a} minus {b}: {with_span(difference, 'people')}")
         return notes

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from selfsame.evaluation.metrics import bootstrap_interval, is_first, is_monotonic, mean, paired_interval, point_error, ratio_interval
-from selfsame.evaluation.report import Report, Row, span, write_report
+from selfsame.evaluation.report import Report, Row, span, with_span, write_report
 from selfsame.mannequins.attributes import SCENES, Look, View
 from selfsame.mannequins.captions import NUMBER_WORDS, SCENE_PHRASES
 from selfsame.mannequins.people import split_person
@@ -240,11 +240,11 @@ def _of_groups(groups: Sequence[Group], judged: Mapping[str, Sequence[float]]) -
         at = [k for k, i in enumerate(whose) if len(groups[i].people) == count]
         mine, of = {name: [hits[k] for k in at] for name, hits in judged.items()}, [whose[k] for k in at]
         for name in (n for n in mine if at and n != "oracle" and "oracle" in mine):
-            middle, low, high = ratio_interval(mine[name], mine["oracle"], of)
-            lines.append(f"rank-1, {count} people, {name}, over the oracle's: {middle:.3f} ({low:.3f} to {high:.3f})")
+            share = ratio_interval(mine[name], mine["oracle"], of)
+            lines.append(f"rank-1, {count} people, {name}, over the oracle's: {with_span(share)}")
         for name in (n for n in mine if at and n not in ("oracle", first)):
-            middle, low, high = paired_interval(mine[first], mine[name], of)
-            lines.append(f"rank-1, {count} people, {first} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired over pictures)")
+            difference = paired_interval(mine[first], mine[name], of)
+            lines.append(f"rank-1, {count} people, {first} minus {name}: {with_span(difference, 'pictures')}")
     return lines
 
 
@@ -329,9 +329,9 @@ def views(asking: Asking, *, people: int = 0, only: Sequence[str] = ()) -> Repor
     for name, at in cosines.items():
         for yaw, sims in at.items():
             if yaw and 0 in at:
-                middle, low, high = paired_interval(sims, at[0], num_draws=p["bootstrap"])
+                difference = paired_interval(sims, at[0], num_draws=p["bootstrap"])
                 whose = "" if name == "as asked" else f"{name}, "
-                notes.append(f"judge cosine, {whose}yaw {yaw:+d} minus frontal: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired over people)")
+                notes.append(f"judge cosine, {whose}yaw {yaw:+d} minus frontal: {with_span(difference, 'people')}")
     return bench.report("One person from several sides", rows, notes, strips, seen)
 
 
@@ -417,8 +417,8 @@ def mixes(asking: Asking, *, pairs: int = 0, only: Sequence[str] = ()) -> Report
         curves.append(f"{how}, mean cosine to the first and to the second at each share: {steps}")
     first, *others = judged
     for how in others:
-        difference, low, high = paired_interval(judged[first], judged[how], num_draws=p["bootstrap"])
-        curves.append(f"monotonic, {first} minus {how}: {difference:+.2f} ({low:+.2f} to {high:+.2f}, paired over pairs)")
+        difference = paired_interval(judged[first], judged[how], num_draws=p["bootstrap"])
+        curves.append(f"monotonic, {first} minus {how}: {with_span(difference, 'pairs')}")
     notes = [*extent(p, count, f"pairs, {num_steps} steps of {p['seeds']} seeds each"), *curves]
     notes.append("monotonic: the mean cosine over the seeds never turns back; a picture without a face counts as 0, likeness to nobody")
     return bench.report("From one person to another", rows, notes, strips, seen)

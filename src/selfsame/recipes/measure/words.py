@@ -16,7 +16,7 @@ import torch
 
 from selfsame.data.tables import open_table
 from selfsame.evaluation.metrics import bootstrap_interval, frechet_distance, mean, paired_interval, ratio_interval
-from selfsame.evaluation.report import Report, Row, span, write_report
+from selfsame.evaluation.report import Report, Row, span, with_span, write_report
 from selfsame.mannequins.people import celebrities
 from selfsame.methods.stableidentity.modules import WordProjection
 from selfsame.methods.stableidentity.objective import TwoPhaseLoss
@@ -255,12 +255,12 @@ def words(
         if name == whole or whole not in measured:
             continue
         for key, what in (("attributes", "attributes"), ("rank1", "rank-1"), ("cosine", "judge cosine"), ("trusted", "trusted diversity")):
-            middle, low, high = paired_interval(measured[whole][key], measured[name][key], [t.person for t in tasks])
-            notes.append(f"{what}, {whole} minus {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f}, paired bootstrap over people)")
+            difference = paired_interval(measured[whole][key], measured[name][key], [t.person for t in tasks])
+            notes.append(f"{what}, {whole} minus {name}: {with_span(difference, 'people')}")
     if "oracle" in measured:
         for name in (n for n in names if n in methods):
-            middle, low, high = ratio_interval(measured[name]["rank1"], measured["oracle"]["rank1"], [t.person for t in tasks])
-            notes.append(f"rank-1, {name}, over the oracle's: {middle:.3f} ({low:.3f} to {high:.3f})")
+            share = ratio_interval(measured[name]["rank1"], measured["oracle"]["rank1"], [t.person for t in tasks])
+            notes.append(f"rank-1, {name}, over the oracle's: {with_span(share)}")
     notes.append("a picture without a face counts as cosine 0 and as missed")
     notes += [*more, *notes_on_weights()]
     strips.insert(0, ("photos", photos[:1]))
