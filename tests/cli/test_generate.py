@@ -73,6 +73,36 @@ def test_another_speed_brings_its_own_steps(tmp_path: Path):
     assert Generate.like_defaults(["--like", str(b)]).num_steps == 4
 
 
+def test_lcm_brings_its_own_steps_too(tmp_path: Path):
+    a = tmp_path / "a.png"
+    assert main(["generate", "--prompt", "a person", "--guidance-scale", "2", "--out", str(a), *QUICK]) == 0
+    few = Generate.like_defaults(["--like", str(a), "--solver", "lcm"])
+    assert (few.num_steps, few.guidance_scale) == (0, -1)
+    write_image(a, read_image(a), (said := read_metadata(a)) | {"request": said["request"] | {"solver": "lcm", "num_steps": 8, "guidance_scale": 1.0}})
+    assert Generate.like_defaults(["--like", str(a), "--solver=euler"]).num_steps == 0
+    assert Generate.like_defaults(["--like", str(a)]).num_steps == 8
+
+
+def test_flags_of_a_face_go_with_the_face(tmp_path: Path):
+    a = tmp_path / "a.png"
+    assert main(["generate", "--face", ADA, "--which", "0", "--prompt", "a person", "--out", str(a), *QUICK]) == 0
+    said = read_metadata(a)
+    assert Generate.like_defaults(["--like", str(a), "--face", "b.png"]).which is None
+    write_image(a, read_image(a), said | {"request": said["request"] | {"use": "both"}, "order": {"mix": [ADA, ADA], "mix_steps": 3}})
+    assert Generate.like_defaults(["--like", str(a), "--face", "b.png"]).use == "auto"
+    assert Generate.like_defaults(["--like", str(a), "--mix", "a.png:1"]).mix_steps == 0
+
+
+@pytest.mark.parametrize(
+    "args", [["generate", "--prompt", "x", "--face"], ["generate", "--face", "--prompt", "x"], ["edit", "--source", ADA, "--mask", "--person", ADA]]
+)
+def test_a_flag_without_its_values_is_not_a_flag_left_out(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    assert "give at least one value, or leave the flag out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_way_takes_the_place_of_another(tmp_path: Path):
     """What is typed beside --like stands instead of what says the same in another way."""
     a, b = tmp_path / "a.png", tmp_path / "b.png"
@@ -243,7 +273,12 @@ def test_training_and_datasets_refuse_what_is_not_there(tmp_path: Path, capsys: 
 
 def test_faces_says_which_one_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["faces", ADA, "--out", str(tmp_path / "faces.png")]) == 0
-    assert "<- used" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "<- used" in said
+    assert "cut by the border" not in said
+    write_image(tmp_path / "cut.png", np.pad(read_image(ADA)[:, 52:], ((0, 0), (0, 52), (0, 0)), constant_values=255))
+    assert main(["faces", str(tmp_path / "cut.png")]) == 0
+    assert "<- used  (cut by the border: refused by generate)" in capsys.readouterr().out
     assert read_image(tmp_path / "faces.png").shape == (128, 128, 3)
 
 

@@ -37,6 +37,10 @@ def test_a_strip_goes_from_one_to_the_other(tmp_path: Path, monkeypatch: pytest.
     assert main(["generate", "--face", "bo.png", *kps, "--num-steps", "2", "--prompt", "a photo of a person", "--out", str(tmp_path / "bo.png")]) == 0
     assert np.abs(read_image(tmp_path / "bo.png").astype(int) - ends[1].astype(int)).max() <= 1
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.csv").write_text("name,prompt\nink,an ink drawing of {prompt}\n")
+    sheet = ["--style-sheet", "s.csv", "--style", "ink", "--num-steps", "1"]
+    assert main(["generate", "--mix", str(EXAMPLES / "ada.png"), str(EXAMPLES / "bo.png"), "--mix-steps", "2", *sheet, "--out", "ink.png"]) == 0
+    assert main(["generate", "--like", "ink.png"]) == 0
     assert main(["generate", "--like", str(out), "--out", str(tmp_path / "again.png")]) == 0
     assert np.array_equal(read_image(tmp_path / "again.png"), read_image(out))
 

@@ -212,6 +212,21 @@ def test_beside_another_controlnet_only_identity_net_sees_the_face():
     assert not torch.allclose(both, alone, atol=1e-2)
 
 
+def test_an_identity_net_that_learned_from_the_text_is_left_the_text():
+    pipe, method = sdxl()
+    seen: list[Tensor] = []
+    method.identity_net.down_blocks[-1].register_forward_pre_hook(lambda net, args, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True)
+    method.net_reads = "text"
+    with face_in(pipe, method, FACE):
+        text = painted(pipe)
+    assert torch.equal(seen[0][1:], told()["prompt_embeds"])
+    method.net_reads = "face"
+    with face_in(pipe, method, FACE):
+        face = painted(pipe)
+    assert seen[-1].shape[1] == method.size.num_queries
+    assert not torch.allclose(text, face, atol=1e-3)
+
+
 def test_inpainting_keeps_what_is_not_masked():
     pipe, method = sdxl("StableDiffusionXLControlNetInpaintPipeline")
     mask = np.zeros((192, 128), np.uint8)

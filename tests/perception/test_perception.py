@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from selfsame.perception.detector import STRIDE, UNIT, detect, targets
+from selfsame.mannequins.people import split_person
+from selfsame.mannequins.render import draw
+from selfsame.mannequins.world import neutral_scene
+from selfsame.perception.detector import STRIDE, UNIT, FaceDetector, detect, faces_of, targets
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, FaceEncoder, JudgeNet, MarginLoss, rank1, to_crops
 from selfsame.perception.reader import ATTRIBUTES, AttributeReader, agreement, readable, reader_loss
+from selfsame.weights.mannequin import load_into
 
 
 class Oracle(torch.nn.Module):
@@ -39,6 +44,31 @@ def test_found_points_scale_with_the_picture():
     kps = torch.tensor([[[45.0, 50], [75, 50], [60, 65], [48, 80], [72, 80]]])
     large = detect(Oracle(boxes, kps), np.zeros((512, 512, 3), np.uint8))[0]
     assert np.allclose(large.kps, (kps[0] + 0.5) * 4 - 0.5, atol=1e-2)
+
+
+@pytest.mark.parametrize(("side", "cells"), [(192, 2), (256, 2), (512, 4), (512, 2)])
+def test_the_detector_that_ships_finds_small_faces_in_large_pictures(side: int, cells: int):
+    net, people, cell = (
+        load_into(FaceDetector(), "detector.safetensors"),
+        draw([neutral_scene(split_person("test", i)) for i in range(cells * cells)]),
+        side // cells,
+    )
+    image, middles = np.zeros((side, side, 3), np.uint8), []
+    for k, person in enumerate(people):
+        y, x = divmod(k, cells)
+        image[y * cell : (y + 1) * cell, x * cell : (x + 1) * cell] = cv2.resize(person.image, (cell, cell), interpolation=cv2.INTER_AREA)
+        middles.append(person.kps[0].mean(0) * cell / 128 + [x * cell, y * cell])
+    found = faces_of(net, image)
+    assert len(found) == len(people)
+    assert all(min(np.linalg.norm(f.kps.mean(0) - m) for f in found) < 0.05 * cell for m in middles)
+
+
+@pytest.mark.parametrize("zoom", [1, 2, 4, 8])
+def test_one_large_face_is_one_face_in_a_picture_of_any_size(zoom: int):
+    net, person = load_into(FaceDetector(), "detector.safetensors"), draw([neutral_scene(split_person("test", 0))])[0]
+    (small,) = detect(net, person.image)
+    (large,) = faces_of(net, np.kron(person.image, np.ones((zoom, zoom, 1), np.uint8)))
+    assert np.allclose(large.kps, (small.kps + 0.5) * zoom - 0.5, atol=zoom)
 
 
 def test_a_picture_without_a_face_has_no_target():

@@ -251,6 +251,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(root / "sd")
+    index = root / "sd/model_index.json"  # as the released folder has it, of which only what is used is fetched
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"feature_extractor": ["transformers", "CLIPImageProcessor"]}))
     recipe.vit().save_pretrained(root / "vit")
     labels = dict(enumerate(("background", *FACE_NAMES, "hair", "cloth")))
     sizes = {"hidden_sizes": [8, 8, 8, 8], "num_attention_heads": [1, 1, 1, 1], "depths": [1, 1, 1, 1], "decoder_hidden_size": 8}

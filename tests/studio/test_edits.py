@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,14 @@ def test_a_person_is_put_where_the_mask_is_and_nowhere_else(studio: Studio, pict
     assert not notes
 
 
+def test_a_small_person_is_painted_enlarged(pictures: list[np.ndarray]):
+    large = np.array(Image.fromarray(pictures[0]).resize((512, 512)))
+    mask = box(512, 512, 100, 100, 40, 40)
+    assert framed(large, mask, 1.8)[2].side == SIDE  # with a reference nothing is enlarged
+    assert framed(large, mask, 1.8, SIDE, SIDE // 4)[2].side == round(1.8 * 40)
+    assert framed(large, box(512, 512, 9, 9, 9, 9), 1.8, SIDE, SIDE // 4)[2].side == SIDE // 4
+
+
 # ------------------------------------------------------------------------------------------ command line
 
 
@@ -343,7 +352,11 @@ def test_a_tiny_picture_and_no_region_are_refused(editor: Editor, pictures: list
 
 def test_what_edit_does_not_use_it_refuses(files: dict[str, str], capsys: pytest.CaptureFixture[str]):
     plain = ["edit", "--source", files["source"], "--mask", files["mask"]]
+    photos = Path(files["out"]).parent / "photos"
+    photos.mkdir()
+    shutil.copy(EXAMPLES / "ada.png", photos / "1.png")
     for args, says in (
+        ([*plain, "--person", str(photos), "--out", str(photos / "2.png")], "--out"),
         ([*plain, "--reference", files["reference"], "--prompt", "a mug", "--out", files["out"]], "takes no words"),
         ([*plain, "--reference", files["reference"], "--controlnet-scale", "0.5", "--out", files["out"]], "--controlnet-scale belongs to --person"),
         ([*plain, "--reference", files["reference"], "--out", files["source"]], "would be overwritten"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import selfsame
+from selfsame.diffusion.sampling import guided_together
 from selfsame.images.files import InputError, path_and_share, read_image
 from selfsame.images.head import head_kps
 from selfsame.mannequins.attributes import Look, View
@@ -373,9 +375,67 @@ def test_orders_that_contradict_themselves_are_refused(studio: Studio):
         (Order(keep=("glasses",)), "--keep needs --face"),
         (Order(face=(photo,), retries=99), "99 retries"),
         (Order(people=(EXAMPLES.parent / "src", photo)), "no pictures in this folder"),
+        (Order(face=(photo,), start_strength=0.3), "--start-strength belongs to --start"),
+        (Order(face=(photo,), mix_how="linear"), "--mix-how belongs to --mix"),
+        (Order(mix=(f"{photo}:1",), mix_how="sphere"), "did you mean 'spherical'"),
+        (Order(mix=(f"{photo}:1",), photos="joint"), "the mean is used"),
+        (Order(prompt="a mug", retries=2), "--retries looks for people"),
+        (Order(mix=(str(photo), str(photo)), mix_steps=3, retries=1), "none is drawn again"),
+        (Order(people=(photo, photo), scales=("1", "3")), "--scales '3': the Image Adapter's strength 3.0"),
+        (Order(mix=(f"{photo}:0", f"{photo}:0")), "--mix: "),
+        (Order(people=(photo, photo), regions=("0,0,64,\u00b2", "0,0,64,64")), "left,top,right,bottom"),
     ):
         with pytest.raises(InputError, match=match):
             jobs_of(order, studio)
+
+
+def test_what_never_acts_or_does_not_fit_is_said(studio: Studio, ada: Identity):
+    def said(start: np.ndarray | None = None, **request: Any) -> str:
+        return "; ".join(studio.jobs(Request(**request), ada, start=start)[0].notes)
+
+    assert said() == said(num_steps=4, adapter_end=0.25) == ""
+    assert said(num_steps=4, adapter_end=0.2) == "the Image Adapter never acts: no whole step of 4 lies between 0 and 0.2 of the run"
+    assert said(num_steps=4, adapter_end=0.2, adapter_scale=0.0) == ""
+    assert "IdentityNet never acts" in said(num_steps=16, controlnet_start=0.9, controlnet_end=0.95)
+    assert "guidance never acts" in said(num_steps=4, guidance_start=0.9)
+    assert "the negative prompt acts by guidance" in said(guidance_scale=1.0, negative_prompt="hats")
+    assert said(np.zeros((256, 256, 3), np.uint8)) == said(np.zeros((130, 128, 3), np.uint8)) == ""
+    assert "50% of the start picture, 400 x 200, is cut off at 128 x 128" in said(np.zeros((200, 400, 3), np.uint8))
+
+
+@pytest.mark.parametrize(("start", "acting"), [(0.0, 16 - 4), (0.75, 4), (0.7, 4)])
+def test_a_late_guidance_window_acts_at_any_speed(start: float, acting: int, studio: Studio, monkeypatch: pytest.MonkeyPatch):
+    guided: list[Any] = []
+    monkeypatch.setattr("selfsame.studio.painting.guided_together", lambda *how: guided.append(how) or guided_together(*how))
+    studio.generate(Request(prompt="a mug", num_steps=16, speed="fast", guidance_start=start))
+    assert len(guided) == acting
+
+
+def test_a_face_stands_in_its_mask_whatever_its_shape(ada: Identity):
+    mask = np.zeros((128, 128), np.float32)
+    mask[:, :48] = mask[96:] = 1  # an L
+    (face,), _ = shown([Person(ada, mask)], [torch.zeros(1, 1, 512)], 128, 128, Strengths())
+    assert mask[tuple(face.kps.mean(0).round().astype(int)[::-1])] == 1
+    with pytest.raises(InputError, match="region 1 holds values from 0 to 255: give a mask from 0 to 1"):
+        shown([Person(ada, mask * 255)], [torch.zeros(1, 1, 512)], 128, 128, Strengths())
+
+
+def test_small_people_of_a_large_picture_are_found_and_refined(studio: Studio):
+    seeds = (300_001, 300_005)
+    stand = [PersonIn(person_of(s), Look(), View(scale=0.5, x=x, y=0.2)) for s, x in zip(seeds, (-0.9, 0.9), strict=True)]
+    small = draw([Scene(tuple(stand), width=256)])[0].image
+    picture = np.full((256, 256, 3), 200, np.uint8)
+    picture[64:192] = small
+    who = [studio.identity(draw([Scene((PersonIn(person_of(s), Look(), View(y=0.16)),))])[0].image) for s in seeds]
+    job = studio.jobs(Request(prompt="a photo of two people", height=256, width=256, num_steps=4), who)[0]
+    made = Made(picture, job.request, 0, matches=tuple(studio.recognised(picture, job.people)))
+    assert made.everybody
+    refined = studio.refined(made, job, studio.painter(), 0.5)
+    assert not refined.notes
+    changed = (refined.pixels != picture).any(2)
+    assert changed[:, :128].any()
+    assert changed[:, 128:].any()
+    assert [m.likeness for m in refined.matches] == [m.likeness for m in studio.recognised(refined.pixels, job.people)]
 
 
 def test_paths_and_shares_are_told_apart():
@@ -439,6 +499,9 @@ def test_a_style_sheet_wraps_prompts(tmp_path: Path):
         ("s.json", '[{"name": 3}]', "entry 1"),
         ("s.csv", "name,prompt\n,x\n", "entry 1 has no name"),
         ("s.csv", "", "holds no styles"),
+        ("s.csv", "name;prompt\nink;x\n", "has the columns name;prompt; give name, prompt and negative_prompt, with commas"),
+        ("s.csv", "name,prompt\nink,x\nink,y\n", "entry 2 has the name 'ink', which"),
+        ("S.JSON", "{", "cannot be read as"),
     ],
 )
 def test_sheets_that_cannot_be_read_are_refused(name: str, content: str, match: str, tmp_path: Path):

@@ -288,6 +288,9 @@ def test_what_is_missing_is_said_with_its_remedy(
         RealStudio(Folders(folders.base, folders.instantid, tmp_path / "buffalo_l")).identity(photo)
     with pytest.raises(InputError, match="lacks unet"):
         RealStudio(Folders(tmp_path))
+    for wrong in (tmp_path / "none", tmp_path, folders.instantid / "ip-adapter.bin"):  # before anything large is loaded
+        with pytest.raises(InputError, match="holds no InstantID; give the folder with ip-adapter"):
+            RealStudio(Folders(folders.base, wrong))
     shutil.copytree(own_sd15.folders.base, tmp_path / "inpainting")
     config = tmp_path / "inpainting/unet/config.json"
     config.write_text(config.read_text().replace('"in_channels": 4', '"in_channels": 9'))

@@ -93,7 +93,7 @@ class Edit(EditRequest, ModelFlags):
         people = tuple(p for path in self.person for p in (pictures_in(path) if path.is_dir() else [path]))
         after = (*self.reference, *self.reference_mask, *people)
         paths = numbered(out, self.num_images)
-        spare_inputs(paths, (self.source, *self.mask, *after))
+        spare_inputs(paths, (self.source, *self.mask, *after, *self.person))
         kept = read_source(self.source)
         source, masks = kept.pixels, []
         for note in kept.notes:

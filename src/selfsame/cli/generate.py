@@ -17,8 +17,9 @@ MIXED = ("mix", "mix_steps")
 # With --like: flags that are typed, and what of the picture's own order they take the place of.
 INSTEAD: dict[tuple[str, ...], tuple[str, ...]] = {
     ("pose",): TURNED, ("view",): TURNED, ("yaw", "pitch", "roll"): ("pose", "view"),
-    ("face",): (*PLACED, *MIXED, "identity"), ("identity",): (*PLACED, *MIXED), ("people",): ("face", "identity", "which", "keep", *MIXED, *TURNED),
-    ("mix",): ("face", "identity", "which", "keep", *PLACED),
+    ("face",): (*PLACED, *MIXED, "identity", "which", "use"), ("identity",): (*PLACED, *MIXED),
+    ("people",): ("face", "identity", "which", "keep", *MIXED, *TURNED),
+    ("mix",): ("face", "identity", "which", "keep", "mix_steps", *PLACED),
 }  # fmt: skip
 
 
@@ -56,8 +57,11 @@ class Generate(ModelFlags, Order):
         order = Order.of(Request.from_json(content.get("request", {})).to_json() | content["order"])
         known: dict[str, Any] = dict(vars(order))
         speed = _value_of(args, "--speed") or order.speed
+        solver = _value_of(args, "--solver") or order.solver
         if "turbo" in (speed, order.speed) and speed != order.speed:  # whose steps, guidance and solver are its own
             known |= {name: getattr(Request(), name) for name in ("num_steps", "guidance_scale", "solver")}
+        elif "lcm" in (solver, order.solver) and solver != order.solver:  # whose steps and guidance are
+            known |= {name: getattr(Request(), name) for name in ("num_steps", "guidance_scale")}
         for typed, rivals in INSTEAD.items():  # who is shown, and how the head is turned, is said in one way
             if any(_value_of(args, f"--{name}") for name in typed):
                 known |= {f.name: f.default for f in fields(Order) if f.name in rivals}
@@ -105,7 +109,8 @@ class Generate(ModelFlags, Order):
                 print("  ".join([str(path), *self._found(studio, made, photo), f"{time.monotonic() - began:.1f} s"]))
             if strip:
                 encoder = jobs[0].people[0].identity.encoder
-                whole = {"request": self.request.to_json(), "order": self.extras, "sources": sources, "encoder": encoder}
+                extras = {k: v for k, v in self.extras.items() if k != "style_sheet"}  # whose words stand in the request
+                whole = {"request": self.request.to_json(), "order": extras, "sources": sources, "encoder": encoder}
                 print(write_image(out, beside([strip[i] for i in sorted(strip)]), whole | made_by | {"memory": studio.preset}))
         return 0
 

@@ -32,6 +32,7 @@ class Faces:
     def run(self) -> int:
         from selfsame.images.draw import draw_faces
         from selfsame.images.files import InputError, check_output, read_image, spare_inputs, write_image
+        from selfsame.studio.people import is_cut
         from selfsame.studio.studio import OWN_FACES
 
         image = read_image(self.picture)
@@ -47,6 +48,8 @@ class Faces:
         for i, (face, norm) in enumerate(ordered):
             x0, y0, x1, y1 = (round(float(v)) for v in face.box)
             used = "  <- used" if face is found[0] else ""
+            if not self.models and is_cut(face, image.shape):
+                used += "  (cut by the border: refused by generate)"
             labels.append(f"{x1 - x0} x {y1 - y0}  {face.score:.2f}  norm {norm:.1f}")
             print(f"{i}: box {x0},{y0} to {x1},{y1}  {x1 - x0} x {y1 - y0} px  score {face.score:.2f}  embedding norm {norm:.1f}{used}")
         if self.out:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Annotated, Any, get_args
 
 import tyro
@@ -57,6 +58,15 @@ def _parsed(args: list[str]) -> Any:
         raise
 
 
+def check_lists(command: Any, args: Sequence[str]) -> None:
+    """Refuse a flag of several values that is given without any, as an unset variable of a shell leaves it: it would be as if nobody had said it."""
+    said = {a.partition("=")[0].replace("_", "-") for a in args}
+    for f in fields(command):
+        flag = f"--{f.name.replace('_', '-')}"
+        if flag in said and getattr(command, f.name) == ():
+            raise ValueError(f"{flag}: give at least one value, or leave the flag out")
+
+
 def one_line(box: str, args: Sequence[str]) -> str:
     """The message inside a box of the parser, and where the help is."""
     rows = [line.strip("│ ").strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
@@ -72,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         command = _parsed(args)
+        check_lists(command, args)
         return command.run()
     except KeyboardInterrupt:
         print("stopped; nothing was left half-written", file=sys.stderr)

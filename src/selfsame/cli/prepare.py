@@ -46,8 +46,8 @@ class Prepare:
     """So many clips of the miniature world."""
     split: str = "train"
     """Name of the split; of the world: train, judge, validation or test."""
-    size: int = 128
-    """Height and width of the squares in pixels: the model's, 512 for Stable Diffusion."""
+    size: int = 0
+    """Height and width of the squares in pixels: the model's, 512 for Stable Diffusion 1.5; 0: of pairs 128, the miniature's, of portraits 1024, SDXL's."""
     pairs_per_source: int = 2
     """Pairs of frames a clip, or things a still, at most."""
     ssim_low: float = 0.30
@@ -73,7 +73,7 @@ class Prepare:
         if self.world and self.split not in SPLITS:
             raise InputError(f"--split {self.split!r}: the world has {', '.join(SPLITS)}")
         how = PairSamples(ssim_low=self.ssim_low, ssim_high=self.ssim_high)
-        job = PairsJob(self.out, self.split, self.videos, self.stills, self.world, self.size, self.pairs_per_source, how, self.shards)
+        job = PairsJob(self.out, self.split, self.videos, self.stills, self.world, self.size or 128, self.pairs_per_source, how, self.shards)
         total = Report()
         with bar(f"pairs of {job.kind}", len(job.sources())) as tick:
             for report in prepare_pairs(job, self.processes):
@@ -101,7 +101,7 @@ class Prepare:
         if self.photos is None or self.face_models is None:
             raise InputError("portraits need --photos FOLDER (a folder for each person) and --face-models FOLDER (such as antelopev2's)")
         reader = reader_of(self.face_models)
-        job = PortraitsJob(self.out, self.photos, reader.name, self.split, self.size, self.caption or CAPTION)
+        job = PortraitsJob(self.out, self.photos, reader.name, self.split, self.size or PortraitsJob.size, self.caption or CAPTION)
         total = Report()
         with bar("portraits", len(job.sources)) as tick:
             for report in prepare_portraits(job, reader):

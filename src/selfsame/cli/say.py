@@ -35,7 +35,7 @@ def fail(error: Exception) -> int:
         print(f"selfsame: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if isinstance(error, RuntimeError) and ("out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower()):
-        remedy = "give a smaller --height and --width, fewer pictures at once, or for photographs --memory low"
+        remedy = "paint smaller (--height, --width), fewer at once, photographs with --memory low; learn and train with a smaller --batch-size"
         print(f"selfsame: out of memory ({' '.join(str(error).split())[:120]}); {remedy}", file=sys.stderr)
         return 2
     raise error

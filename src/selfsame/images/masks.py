@@ -116,7 +116,7 @@ def ellipse(shape: tuple[int, ...], box: Sequence[float] | np.ndarray, margin: f
     """h w uint8, 255 in the upright ellipse that fills a box (left, top, right, bottom) grown by a share of its size on every side."""
     x0, y0, x1, y1 = (float(v) for v in box)
     rx, ry = (max(1.0, (0.5 + margin) * (b - a)) for a, b in ((x0, x1), (y0, y1)))
-    y, x = np.mgrid[: shape[0], : shape[1]]
+    y, x = np.ogrid[: shape[0], : shape[1]]
     return ((((x - (x0 + x1) / 2) / rx) ** 2 + ((y - (y0 + y1) / 2) / ry) ** 2 <= 1) * 255).astype(np.uint8)
 
 

@@ -100,7 +100,7 @@ def unpacked(path: Path, config: Path, into: Path) -> Path:
     folder = _folder_of(path, into)
     if (folder / "model_index.json").exists():
         return folder
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     kind: Any = StableDiffusionXLPipeline if (config / "text_encoder_2").is_dir() else StableDiffusionPipeline
@@ -109,7 +109,7 @@ def unpacked(path: Path, config: Path, into: Path) -> Path:
     try:
         pipe = kind.from_single_file(str(path), config=str(config), local_files_only=True, torch_dtype=dtype, **without)
         if said := prediction_of(path):
-            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **said)
+            pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **said)  # which knows of zero SNR; others drop it
         with folder_written_whole(folder) as partial:
             pipe.save_pretrained(partial)
             write_json(partial / SEEN, _seen(path))

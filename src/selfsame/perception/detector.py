@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 STRIDE = 8
 UNIT = 32.0  # offsets are learned in units of this many pixels
+# Pictures are looked at so many pixels high or wide, as far as they have them: in those of 128 the network has learned faces of 64 to 90, hair and all.
+SIZES = (128, 192, 256, 384, 512, 768, 1024)
+SMALLEST = 66  # pixels of a face's longer side; what looks smaller is looked at enlarged
+SURE = 0.7  # score of a face that only an enlarged look finds: there are more places to be wrong in
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,29 @@ def detect(net: nn.Module, image: np.ndarray, *, threshold: float = 0.5, size: i
         box = points[:2].reshape(4)
         if all(_overlap(box, f.box) < 0.35 for f in found):
             found.append(Found(box, points[2:], float(score[y, x])))
-    return sorted(found, key=lambda f: -float((f.box[2] - f.box[0]) * (f.box[3] - f.box[1])))
+    return sorted(found, key=_area, reverse=True)
+
+
+def faces_of(net: nn.Module, image: np.ndarray) -> list[Found]:
+    """Faces of one picture of any size, small ones beside large ones, largest first.
+
+    Args:
+        image: h w 3 uint8.
+    """
+    shorter = min(image.shape[:2])
+    sizes = [size for size in SIZES if size <= shorter] or [SIZES[0]]
+    found: list[Found] = []
+    for size in sizes:  # from whole faces to details, among which parts of large faces may look like faces again
+        for face in detect(net, image, size=size, threshold=0.5 if size == sizes[0] else SURE):
+            x, y = face.kps.mean(0)
+            is_clear = size == sizes[-1] or float((face.box[2:] - face.box[:2]).max()) * size / shorter >= SMALLEST
+            if is_clear and all(_overlap(face.box, f.box) < 0.35 and not (f.box[0] <= x <= f.box[2] and f.box[1] <= y <= f.box[3]) for f in found):
+                found.append(face)
+    return sorted(found, key=_area, reverse=True)
+
+
+def _area(face: Found) -> float:
+    return float((face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:

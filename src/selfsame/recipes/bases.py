@@ -22,6 +22,7 @@ from selfsame.methods.stableidentity.interop import towers_of, words_added
 from selfsame.methods.stableidentity.modules import WordProjection
 from selfsame.methods.stableidentity.samples import CAPTIONS, encoder_pixels, framed, square
 from selfsame.models.mannequin import SCHEDULE, alphas_cumprod, load_image_encoder
+from selfsame.models.single_file import kind_of
 from selfsame.perception.embedders import embed, to_crops
 from selfsame.perception.face_vit import FACE_VIT_CROP, cls_feature
 from selfsame.perception.parser import parse
@@ -31,9 +32,11 @@ from selfsame.recipes.common import to_pixels
 from selfsame.recipes.naming import taught_projection
 from selfsame.studio.painting import Row
 from selfsame.studio.people import chosen_face, whole
+from selfsame.studio.real import folder_of_file
 from selfsame.studio.request import Request
 from selfsame.studio.studio import Studio
 from selfsame.values.identity import Identity, LearnedWords
+from selfsame.weights.official import variant_of
 
 SMALLEST_FACE = 48  # pixels of the miniature: less shows nobody
 SMALLEST_PHOTO = 64  # of a photograph
@@ -146,6 +149,8 @@ def stable_diffusion_base(
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from transformers import SegformerForSemanticSegmentation, ViTModel
 
+    if folder.is_file():
+        folder = folder_of_file(folder, kind_of(folder))
     for path, what in ((folder, "the base model"), (face_vit, "the face transformer"), (parser, "the face parser")):
         if not path.is_dir():
             raise InputError(f"{path}: no such folder for {what}; download it first, for instance with `hf download`")
@@ -157,10 +162,10 @@ def stable_diffusion_base(
         raise InputError(f"{names}: is not UTF-8 text; save it in that encoding") from None
     try:
         is_xl = (folder / "text_encoder_2").is_dir()
-        variant: dict[str, Any] = {"variant": "fp16"} if any((folder / "unet").glob("*.fp16.safetensors")) else {}
-        unchecked: dict[str, Any] = variant if is_xl else variant | {"safety_checker": None, "requires_safety_checker": False}
+        unused: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}  # base folders name them, and may not hold them
+        unused |= {} if is_xl else {"safety_checker": None, "requires_safety_checker": False}
         kind: Any = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
-        pipe: Any = kind.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32, **unchecked).to(device)
+        pipe: Any = kind.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32, **unused, **variant_of(folder / "unet")).to(device)
     except (OSError, ValueError) as error:
         raise InputError(f"a model cannot be read ({str(error).splitlines()[0]}); check that the folders hold what diffusers and transformers saved") from None
     vit = read_stock(ViTModel, face_vit, "the face transformer", ("vit",))

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -160,16 +161,9 @@ def spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
 
 
-_orders: dict[tuple[int, int, int], np.ndarray] = {}
-
-
+@lru_cache(4)
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
-    key = (count, seed, epoch)
-    if key not in _orders:
-        if len(_orders) > 3:
-            _orders.clear()
-        _orders[key] = np.random.default_rng([seed, 77, epoch]).permutation(count)
-    return _orders[key]
+    return np.random.default_rng([seed, 77, epoch]).permutation(count)
 
 
 def to_pixels(images: np.ndarray) -> Tensor:

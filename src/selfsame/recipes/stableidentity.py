@@ -262,6 +262,7 @@ def learn(
 
     def trained() -> Result:
         if not how.steps:
+            module.to(next(base.unet.parameters()).device)
             shown(learned(module, 0), 0)
             return Result(module, 0, 0, {})
         return train(run, module, objective, samples.batch, on_progress=on_progress, look=look, device=next(base.unet.parameters()).device)

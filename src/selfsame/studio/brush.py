@@ -26,7 +26,7 @@ from selfsame.perception.stock import read_stock
 from selfsame.studio.edits import Editor
 from selfsame.studio.painting import scheduler_of
 from selfsame.studio.request import Limits
-from selfsame.weights.official import read_official, read_whole
+from selfsame.weights.official import read_official, read_whole, variant_of
 
 BRUSH, VAE, TOWER, DEPTH = "mimicbrush/mimicbrush.bin", "sd-vae-ft-mse", "image_encoder", "depth_model/depth_anything_vitb14.pth"
 UNET = {  # Stable Diffusion 1.5, both nets
@@ -59,7 +59,7 @@ def stock_part(kind: Any, folder: Path) -> Any:
     Raises:
         InputError: it cannot be loaded, or not whole.
     """
-    return read_whole(kind, folder, f"the {folder.name}", torch_dtype=torch.float32)
+    return read_whole(kind, folder, f"the {folder.name}", torch_dtype=torch.float32, **variant_of(folder))
 
 
 class BrushStudio:

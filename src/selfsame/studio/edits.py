@@ -228,13 +228,16 @@ class Editor:
         return made
 
 
-def framed(picture: np.ndarray, mask: np.ndarray, context: float, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, Window]:
+def framed(picture: np.ndarray, mask: np.ndarray, context: float, side: int = SIDE, at_least: int | None = None) -> tuple[np.ndarray, np.ndarray, Window]:
     """The square that is worked on, what of it is painted (whole cells of the latents, so that a thin line counts), and where it lies.
+
+    Args:
+        at_least: pixels of the square in the picture, where it has them; None: as many as are painted, nothing is enlarged.
 
     Raises:
         InputError: the mask reaches over more pixels than a square of them could hold.
     """
-    window = window_around(mask > 0, context, side)
+    window = window_around(mask > 0, context, side if at_least is None else at_least)
     if window.side > LARGEST:
         raise InputError(f"the mask and its surroundings are {window.side} pixels wide or high, at most {LARGEST} are painted at once: mask a smaller part")
     return resized(window.crop(picture, 255), side), _painted(mask, window, side), window

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsame.diffusion.sampling import Step
+from selfsame.diffusion.windows import ever_in_window
 from selfsame.images.files import InputError, read_image
 from selfsame.images.masks import ellipse, laid_over, resized, window_around
 from selfsame.images.resize import resize_to_fill
 from selfsame.models.latents import pixels_of
 from selfsame.perception.detector import Found
+from selfsame.studio.crowd import Shown
 from selfsame.studio.painting import PACES, Painter, Row, calls_of, run_steps
 from selfsame.studio.people import Cast, Who, people_of, placed
 from selfsame.studio.places import Match, Person, Places, Pose, matched, shown
@@ -29,6 +31,7 @@ from selfsame.studio.request import Limits, Made, Request, Strengths
 from selfsame.values.identity import Identity, LearnedWords
 
 ANOTHER = 1_000_003  # from a seed to the next try's
+LOST = 0.1  # of a start picture that may be cut off without a word
 AROUND = 2.0  # side of the square in which a face is refined, over the face's: heads fill half of the pictures that models learn from
 # What rows of one batch need not share.
 OWN = ("prompt", "negative_prompt", "style", *(f.name for f in fields(Strengths)), "use", "photos", "seed", "num_images")
@@ -53,6 +56,37 @@ class Job:
         # Work that is reused between steps is made anew when somebody's window opens or closes: in one batch that must be at the same steps.
         acts = tuple(face.strengths.windows for face in self.row.faces) if PACES[self.request.speed].reuses else ()
         return shared, said, self.row.start is not None, acts
+
+
+def idle(request: Request, faces: Sequence[Shown], num_calls: int) -> tuple[str, ...]:
+    """What is asked for and never acts in a run of so many calls of the networks."""
+    notes = []
+    if request.negative_prompt and request.guidance_scale <= 1:
+        notes.append(f"the negative prompt acts by guidance, and there is none (guidance {request.guidance_scale:g})")
+    elif request.guidance_scale > 1 and not ever_in_window(num_calls, request.guidance_start, request.guidance_end):
+        notes.append(_never("guidance", request.guidance_start, request.guidance_end, num_calls))
+    for s in dict.fromkeys(face.strengths for face in faces):
+        for who, scale, start, end in (
+            ("the Image Adapter", s.adapter_scale, s.adapter_start, s.adapter_end),
+            ("IdentityNet", s.controlnet_scale, s.controlnet_start, s.controlnet_end),
+        ):
+            if scale and not ever_in_window(num_calls, start, end):
+                notes.append(_never(who, start, end, num_calls))
+    return tuple(notes)
+
+
+def _never(who: str, start: float, end: float, num_calls: int) -> str:
+    return f"{who} never acts: no whole step of {num_calls} lies between {start:g} and {end:g} of the run"
+
+
+def cut_off(start: np.ndarray, request: Request) -> tuple[str, ...]:
+    """What of a start picture does not fit into the picture's shape, as a note."""
+    height, width = start.shape[:2]
+    zoom = max(request.height / height, request.width / width)
+    lost = 1 - request.height * request.width / (height * width * zoom**2)
+    if lost < LOST:
+        return ()
+    return (f"{lost:.0%} of the start picture, {width} x {height}, is cut off at {request.width} x {request.height}: give --width and --height of its shape",)
 
 
 class Family(ABC):
@@ -208,7 +242,9 @@ class Family(ABC):
             self.prepare(request, len(people))
         cast = placed(people, self.cast(people, request), *request.size, self.limits.least)
         faces, notes = shown(cast.faces, [self.embedding(p.identity, request.photos) for p in cast.faces], *request.size, request.strengths, self.limits.least)
-        notes = (*cast.notes, *notes)
+        notes = (*cast.notes, *notes, *idle(request, faces, self.num_calls(request, has_start=start is not None)))
+        if start is not None:
+            notes += cut_off(start, request)
         row = Row(request.full_prompt, request.negative_prompt, faces, None if start is None else self.to_latents(start, request))
         each = [replace(request, seed=(request.seed + i) % 2**63, num_images=1) for i in range(request.num_images)]
         return [Job(row, one, cast.words, cast.faces, notes) for one in each]
@@ -315,7 +351,8 @@ class Family(ABC):
                 notes.append(f"{match.name or 'the face'} {why}, and was not refined")
             else:
                 pixels = refined
-        return replace(made, pixels=pixels, notes=(*made.notes, *notes))
+        matches = self.recognised(pixels, job.people) if made.matches else ()
+        return replace(made, pixels=pixels, notes=(*made.notes, *notes), matches=tuple(matches))
 
     def _face_anew(
         self, pixels: np.ndarray, match: Match, job: Job, painter: Painter, seed: int, strength: float, on_step: Callable[[Step], None] | None

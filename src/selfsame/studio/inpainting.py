@@ -22,6 +22,7 @@ from selfsame.studio.request import EditRequest, Request
 from selfsame.values.identity import Identity
 
 HAIR = 0.3  # of a face's box on every side: its hair belongs to whoever comes instead
+ENLARGED = 4  # times at most, that what is masked and its surroundings are enlarged for painting
 FACE_SHARE = 0.4  # of a region's side lies between the eyes, when a face must be fitted into it
 
 
@@ -48,7 +49,7 @@ def put_person(
     must_show("the source", source)
     side = studio.limits.side
     request = studio.sized(replace(request, height=side, width=side), ())
-    square, inside, window = framed(source, mask, edit.context, side)
+    square, inside, window = framed(source, mask, edit.context, side, side // ENLARGED)
     if identity.words and identity.words.placeholder in request.full_prompt:
         raise InputError(f"a person is put into a picture by the face: say `a person` for {identity.words.placeholder}")
     studio.cast([Person(identity)], replace(request, use="face"))  # refuses what cannot be painted before anything large is loaded

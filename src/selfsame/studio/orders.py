@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -18,6 +19,7 @@ VIEWS = {
     "front": (0, 0, 0), "left": (-27, 0, 0), "right": (27, 0, 0), "half-left": (-14, 0, 0), "half-right": (14, 0, 0),
     "up": (0, 14, 0), "down": (0, -14, 0), "tilted-left": (0, 0, -12), "tilted-right": (0, 0, 12),
 }  # fmt: skip
+MIXES = ("even", "linear", "spherical")
 KEEPS = ("expression", "glasses", "hat", "clothes")
 
 
@@ -155,10 +157,19 @@ class Order(Request):
         if any(not math.isfinite(v) or abs(v) > 60 for v in turned):
             raise InputError(f"a head turned by {max(turned, key=abs):g} degrees does not show its five key points: give -60 to 60")
         between(self.refine_faces, 0, 1, "refine faces")
+        nearest(self.mix_how, MIXES, "--mix-how")
+        if self.start is None and self.start_strength != Order.start_strength:
+            raise InputError("--start-strength belongs to --start, a picture to change")
+        if self.mix_how != Order.mix_how and not self.mix:
+            raise InputError("--mix-how belongs to --mix")
+        if self.photos == "joint" and self.mix:
+            raise InputError("--photos joint belongs to --face; of those in a --mix the mean is used")
         if self.mix_steps and (len(self.mix) != 2 or self.num_images != 1 or not 2 <= self.mix_steps <= 64):
             raise InputError("--mix-steps goes from one of two people to the other, in 2 to 64 pictures; leave out --num-images")
         if self.mix_steps and any(path_and_share(text)[1] for text in self.mix):
             raise InputError("--mix-steps makes its own shares: give the two people without any")
+        if self.retries and (self.mix_steps or not given):
+            raise InputError("--retries looks for people: give --face, --people or --mix; all of --mix-steps are by one seed, and none is drawn again")
         if not 0 <= self.retries <= 20:
             raise InputError(f"{self.retries} retries: give 0 to 20")
         for name in self.keep:
@@ -174,7 +185,7 @@ def _plain(value: Any) -> Any:
 def is_box(text: str) -> bool:
     """Whether a region is four numbers rather than a file."""
     parts = text.split(",")
-    return len(parts) == 4 and all(p.strip().lstrip("-").isdigit() for p in parts)
+    return len(parts) == 4 and all(re.fullmatch(r"\s*-?[0-9]+\s*", p) for p in parts)
 
 
 def _read(name: str, value: Any, hint: Any, folder: Path, is_table: bool) -> Any:

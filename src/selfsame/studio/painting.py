@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfsame.adapters.keeping import DeepReuse
 from selfsame.diffusion.sampling import Predict, Step, guided_together, holding, sample, set_steps
-from selfsame.diffusion.windows import in_window
+from selfsame.diffusion.windows import ever_in_window, in_window
 from selfsame.methods.instantid.method import InstantID, Residuals, predict, residuals_of
 from selfsame.studio.crowd import Act, Crowd, DrawKps, Shown
 from selfsame.studio.request import Request
@@ -181,7 +181,9 @@ class _Run:
     def predict(self, latents: Tensor, t: Tensor, index: int) -> Tensor:
         """The guided prediction of one step."""
         r, pace = self.request, self.pace
-        end = min(r.guidance_end, pace.guidance_end) if r.guidance_start < pace.guidance_end else r.guidance_end  # a late window stays what was asked for
+        end = min(r.guidance_end, pace.guidance_end)
+        if not ever_in_window(self.calls, r.guidance_start, end):  # a late window stays what was asked for
+            end = r.guidance_end
         guided = r.guidance_scale > 1 and in_window(index, self.calls, r.guidance_start, end)
         act = None if self.crowd is None else self.crowd.act(index, self.calls)
         c = self._condition(guided, act)

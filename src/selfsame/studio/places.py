@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import cv2
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -128,6 +129,8 @@ def _checked(region: Box | np.ndarray | None, height: int, width: int, number: i
     if isinstance(region, np.ndarray):
         if region.shape != (height, width):
             raise InputError(f"region {number} is {region.shape[1]} x {region.shape[0]}, the picture {width} x {height}: make them of one size")
+        if not 0 <= region.min() <= region.max() <= 1:
+            raise InputError(f"region {number} holds values from {region.min():g} to {region.max():g}: give a mask from 0 to 1")
         return region.astype(np.float32)
     assert region is not None
     x0, y0, x1, y1 = region
@@ -141,6 +144,15 @@ def _bounds(mask: np.ndarray) -> Box:
     if not len(rows):
         return 0, 0, 0, 0
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _deepest(mask: np.ndarray) -> Box:
+    """The square around the point of a mask that is farthest from its edge and from the picture's."""
+    inside = np.pad((mask > 0.5).astype(np.uint8), 1)
+    far = cv2.distanceTransform(inside, cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = (int(v) for v in np.unravel_index(far.argmax(), far.shape))
+    reach = max(1, int(far.max()))
+    return max(0, x - reach), max(0, y - reach), min(mask.shape[1], x + reach + 1), min(mask.shape[0], y + reach + 1)
 
 
 def _overlaps(masks: Sequence[np.ndarray]) -> list[str]:
@@ -168,6 +180,8 @@ def shown(
     for person, embedding, mask, box in zip(people, embeddings, places.masks, places.boxes, strict=True):
         pose = person.pose or Pose.of(person.identity)
         kps = pose.in_picture(height, width) if mask is None else pose.in_box(box)
+        if mask is not None and not _holds(mask, kps.mean(0)):  # a ring, an L: the middle of its bounds is not in it
+            kps = pose.in_box(_deepest(mask))
         faces.append(Shown(embedding, kps, mask, person.strengths or strengths))
     return tuple(faces), places.notes
 

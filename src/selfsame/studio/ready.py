@@ -127,7 +127,7 @@ def _mixed(people: Sequence[Identity], shares: Sequence[float], order: Order) ->
     try:
         return Person(mixed(people, shares, order.mix_how), name="the mix")
     except ValueError as error:
-        raise InputError(str(error)) from None
+        raise InputError(f"--mix: {error}") from None
 
 
 def _person_of(studio: Family, path: Path, notes: list[str]) -> Identity:
@@ -202,4 +202,7 @@ def _strengths(text: str, other: Strengths) -> Strengths:
     numbers = [_number(part, "--scales") for part in text.split(",")]
     if len(numbers) > 2:
         raise InputError(f"--scales {text!r}: give one number, or two as adapter,identitynet")
-    return replace(other, adapter_scale=numbers[0], controlnet_scale=numbers[-1])
+    try:
+        return replace(other, adapter_scale=numbers[0], controlnet_scale=numbers[-1])
+    except InputError as error:
+        raise InputError(f"--scales {text!r}: {error}") from None

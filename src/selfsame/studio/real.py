@@ -18,7 +18,7 @@ from selfsame.images.files import InputError, read_json
 from selfsame.images.head import head_kps
 from selfsame.images.masks import Window
 from selfsame.images.resize import official_size, resize_official
-from selfsame.methods.instantid.checkpoint import ABOUT, OFFICIAL_ENCODER, encoder_of, instantid_from_official, weights_in
+from selfsame.methods.instantid.checkpoint import ABOUT, OFFICIAL_ENCODER, encoder_of, instantid_from_official, is_instantid, weights_in
 from selfsame.methods.instantid.method import InstantID
 from selfsame.models.latents import encode, pictures_of
 from selfsame.models.loras import Lora, fuse_text, fuse_unet
@@ -37,7 +37,7 @@ from selfsame.training.run import fast_bf16
 from selfsame.values.identity import Identity, LearnedWords
 from selfsame.weights.catalogue import CATALOGUE
 from selfsame.weights.fetch import cache_folder, local, missing_of
-from selfsame.weights.official import read_whole
+from selfsame.weights.official import read_whole, variant_of
 
 AROUND = 2.4  # of a face's larger side: how much of a photo is asked about
 SD15, SDXL = Limits(512, 8, 1024, least=64), Limits(1024, 8, 2048)
@@ -69,7 +69,7 @@ class Folders:
         """
         kind = {"instantid-sdxl": "sdxl", "instantid-sd15": "sd15"}[model]
         if base is not None and base.is_file():
-            base = _folder_of_file(base, kind)
+            base = folder_of_file(base, kind)
         base = base or local(CATALOGUE[kind])
         instantid = instantid or (_fetched("instantid") if kind == "sdxl" else None)
         return cls(base, instantid, face_models or _fetched("antelopev2"))
@@ -80,7 +80,7 @@ def _fetched(name: str) -> Path | None:
     return None if missing_of(CATALOGUE[name]) else local(CATALOGUE[name])
 
 
-def _folder_of_file(path: Path, kind: str) -> Path:
+def folder_of_file(path: Path, kind: str) -> Path:
     """The folder of a fine-tune in one file.
 
     Raises:
@@ -137,6 +137,8 @@ class RealStudio(Family):
         absent = [name for name in NEEDED if not (folders.base / name).is_dir()]
         if absent:
             raise InputError(f"{folders.base}: lacks {', '.join(absent)}; give a diffusers folder of Stable Diffusion 1.5 or SDXL (with model_index.json)")
+        if folders.instantid is not None and not is_instantid(folders.instantid):
+            raise InputError(f"{folders.instantid}: holds no InstantID; give the folder with ip-adapter.bin and ControlNetModel")
         channels = int(read_json(folders.base / "unet" / "config.json").get("in_channels", 4))
         if channels != 4:
             what = "for inpainting" if channels == 9 else "for another task"
@@ -149,8 +151,8 @@ class RealStudio(Family):
     # ------------------------------------------------------------------------------------------ parts
 
     def _part(self, cls: Any, name: str, dtype: torch.dtype | None = None) -> Any:
-        variant: dict[str, Any] = {"variant": "fp16"} if any((self.folders.base / name).glob("*.fp16.safetensors")) else {}
-        return read_whole(cls, self.folders.base / name, f"the base's {name}", torch_dtype=dtype or self.dtype, **variant).to(self.device)
+        folder = self.folders.base / name
+        return read_whole(cls, folder, f"the base's {name}", torch_dtype=dtype or self.dtype, **variant_of(folder)).to(self.device)
 
     # ------------------------------------------------------------------------------------------ memory
 

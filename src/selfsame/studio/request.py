@@ -292,7 +292,7 @@ class EditRequest:
     solver: str = "dpmpp-2m"
     """dpmpp-2m, dpmpp-2m-karras, euler, ddim, unipc or heun; lcm for weights distilled to few steps."""
     context: float = 1.8
-    """Side of the square that is looked at, over the side of the masked region."""
+    """Side of the square that is looked at, over the side of the masked region; with a reference the square is never smaller than what is painted at once."""
     feather: int = 4
     """Softness of the edge: so many rounds of a small blur, none of which reaches more than a pixel farther; 10 fade over about 6 pixels."""
     match_colour: bool = False

@@ -22,7 +22,7 @@ from selfsame.mannequins.world import CANONICAL_VIEWS, average_kps
 from selfsame.methods.instantid.method import InstantID
 from selfsame.models.latents import encode, pictures_of
 from selfsame.models.text import encode_prompts
-from selfsame.perception.detector import FaceDetector, Found, detect
+from selfsame.perception.detector import FaceDetector, Found, faces_of
 from selfsame.perception.embedders import ENCODER_CROP, JUDGE_CROP, FaceEncoder, JudgeNet, embed, to_crops
 from selfsame.perception.face_vit import FaceViT
 from selfsame.perception.parser import FaceParser
@@ -181,7 +181,7 @@ class Studio(Family):
 
     def faces(self, image: np.ndarray) -> list[Found]:
         """Faces of a picture, largest first."""
-        return detect(self.detector, image)
+        return faces_of(self.detector, image)
 
     def face(self, image: np.ndarray, *, which: int | None = None, name: str = "the picture") -> tuple[Found, tuple[str, ...]]:
         """The face to use: the largest, or number `which` counted from image left, from 0. Also warnings.

@@ -40,11 +40,13 @@ def read_styles(path: Path) -> dict[str, Style]:
     if "\ufffd" in text:
         raise InputError(f"{path}: holds bytes that are not UTF-8; save the sheet as UTF-8 (Excel: CSV UTF-8)")
     try:
-        entries = json.loads(text) if path.suffix == ".json" else list(csv.DictReader(io.StringIO(text)))
+        entries = json.loads(text) if path.suffix.lower() == ".json" else list(csv.DictReader(io.StringIO(text)))
     except (json.JSONDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as {path.suffix.lstrip('.') or 'CSV'} ({error})") from None
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path}: holds no styles; give a list of entries with name, prompt and negative_prompt")
+    if isinstance(entries[0], dict) and "name" not in entries[0]:
+        raise InputError(f"{path}: has the columns {', '.join(map(str, entries[0]))}; give name, prompt and negative_prompt, with commas between")
     styles: dict[str, Style] = {}
     for number, entry in enumerate(entries, 1):
         values = {k: entry.get(k) or "" for k in ("name", "prompt", "negative_prompt")} if isinstance(entry, dict) else {}
@@ -52,6 +54,8 @@ def read_styles(path: Path) -> dict[str, Style]:
             continue  # an empty line between two
         if not values.get("name") or not all(isinstance(v, str) for v in values.values()):
             raise InputError(f"{path}: entry {number} has no name, or something else than text; give name, prompt and negative_prompt")
+        if values["name"] in styles:
+            raise InputError(f"{path}: entry {number} has the name {values['name']!r}, which an entry before it has; give it another")
         styles[values["name"]] = Style(values["prompt"], values["negative_prompt"])
     if not styles:
         raise InputError(f"{path}: holds no styles; give a list of entries with name, prompt and negative_prompt")

@@ -148,7 +148,7 @@ def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Small models load in a blink: no library's progress bar."""
     from transformers.utils import logging
 
@@ -164,7 +164,7 @@ def _quiet() -> Iterator[None]:
 def _folder_model(cls: Any, sub: str, folder: Path | None) -> Any:
     root = folder or FOLDER
     checked_folder(sub, root)
-    with _quiet():
+    with quietly():
         model = cls.from_pretrained(root / sub, torch_dtype=torch.float32, local_files_only=True)
     return model.eval().requires_grad_(False)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selfsame.images.files import InputError, written_whole
+from selfsame.weights.mannequin import quietly
 
 
 def read_official(path: str | Path, what: str = "weights", max_bytes: int = 0) -> Any:
@@ -50,6 +51,11 @@ def read_official(path: str | Path, what: str = "weights", max_bytes: int = 0) -
         raise InputError(f"{path}: damaged, or no file of {what} ({type(error).__name__}); make or download it anew") from None
 
 
+def variant_of(folder: Path) -> dict[str, str]:
+    """What `from_pretrained` must be told of a model's folder that holds half precision under a name of its own."""
+    return {"variant": "fp16"} if any(folder.glob("*.fp16.safetensors")) else {}
+
+
 def read_stock_model(kind: Any, folder: Path, what: str, **options: Any) -> tuple[Any, Mapping[str, Any]]:
     """A diffusers or transformers model from its own folder, and what the library says of its keys; nothing in the files is executed.
 
@@ -60,11 +66,12 @@ def read_stock_model(kind: Any, folder: Path, what: str, **options: Any) -> tupl
     Raises:
         InputError: it cannot be loaded; the message says what the files look like where they are no weights.
     """
-    talk = logging.getLogger("transformers.modeling_utils")
+    talk = logging.getLogger("transformers")
     level = talk.level
     talk.setLevel(logging.ERROR)  # its table of keys is for the message to say
     try:
-        return kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+        with quietly():
+            return kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         if not any(folder.glob("*.safetensors")):
             for path in sorted(folder.glob("*.bin")):

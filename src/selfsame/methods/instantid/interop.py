@@ -151,7 +151,8 @@ def face_in(pipe: Any, method: InstantID, embedding: Any, *, ip_scale: float = 0
 
     with ExitStack() as stack:
         for net in nets:
-            stack.callback(net.register_forward_pre_hook(see_the_face, with_kwargs=True).remove)
+            if method.net_reads == "face":
+                stack.callback(net.register_forward_pre_hook(see_the_face, with_kwargs=True).remove)
             stack.callback(net.register_forward_hook(inside_the_region, with_kwargs=True).remove)
         layers = {name.replace("/", "."): layer for name, layer in method.adapter.layers.items()}
         bound = {path: BoundFace(pipe.unet.get_submodule(path).processor, layer, binding) for path, layer in layers.items()}
