@@ -15,7 +15,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, EulerDiscreteScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -25,7 +25,7 @@ from selfsame.adapters.processors import cross_attention_paths
 from selfsame.cli.main import main
 from selfsame.images.draw import draw_kps
 from selfsame.images.files import InputError, read_image, read_metadata, write_image
-from selfsame.methods.instantid.checkpoint import instantid_to_official, read_adapter
+from selfsame.methods.instantid.checkpoint import dtypes_of, instantid_to_official, read_adapter
 from selfsame.methods.instantid.interop import face_in
 from selfsame.models.text import tower_hash
 from selfsame.models.weighted import encode_weighted
@@ -482,6 +482,9 @@ def test_a_whole_instantid_goes_to_other_forms_and_back(folders: Folders, tmp_pa
     assert studios[0].sizes == studios[1].sizes
     states = [s.instantid.state_dict() for s in studios]
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+    ControlNetModel.from_pretrained(tmp_path / "official/ControlNetModel").half().save_pretrained(tmp_path / "official/ControlNetModel")
+    assert main(["convert", str(tmp_path / "official"), *args[2:], "--out", str(tmp_path / "mixed")]) == 0
+    assert [str(d) for d in dtypes_of(tmp_path / "mixed")] == ["torch.float32", "torch.float16"]  # as released
     capsys.readouterr()
     for more, says in (
         (["--out", str(tmp_path / "official")], "exists"), (["--form", "a1111", "--out", str(tmp_path / "x")], "is of learned words"),

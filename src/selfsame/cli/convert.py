@@ -78,7 +78,7 @@ class Convert:
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         from selfsame.images.files import InputError, read_json
-        from selfsame.methods.instantid.checkpoint import dtype_of, instantid_from_official, instantid_to_official
+        from selfsame.methods.instantid.checkpoint import dtypes_of, instantid_from_official, instantid_to_official
 
         if self.overwrite:
             raise InputError("--overwrite is of single files: choose another folder for a folder")
@@ -88,7 +88,9 @@ class Convert:
             raise InputError("a folder of InstantID needs --base, the diffusers folder of the base that it is for: its layers are numbered by it")
         with init_empty_weights():  # the layers' names and widths alone are needed
             unet: Any = UNet2DConditionModel.from_config(read_json(self.base / "unet" / "config.json"))
-        method = instantid_from_official(self.source, unet, dtype=dtype_of(self.source))
+        adapter, net = dtypes_of(self.source)
+        method = instantid_from_official(self.source, unet, dtype=adapter)
+        method.identity_net.to(dtype=net)
         if self.form == "selfsame":
             method.save_pretrained(out)
             return out

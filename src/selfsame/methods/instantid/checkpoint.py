@@ -20,7 +20,7 @@ from torch import Tensor
 from selfsame.images.files import InputError, read_json
 from selfsame.methods.instantid.method import ADAPTER_FILES, OURS, ImageAdapter, InstantID, ResamplerSize, noted_reads, noted_size
 from selfsame.methods.instantid.modules import Resampler
-from selfsame.models.single_file import header_of
+from selfsame.models.single_file import DTYPES, header_of
 from selfsame.weights.official import read_official, read_stock_model, tensors_under, write_tensors
 
 ABOUT = "selfsame.json"  # beside one's own weights: which encoder's embeddings they read
@@ -177,10 +177,11 @@ def is_instantid(folder: Path) -> bool:
     return bool(adapters_in(folder))
 
 
-def dtype_of(folder: Path) -> torch.dtype:
-    """What the adapter in a folder is written in."""
-    path = adapters_in(folder)[0]
-    return next(iter(read_adapter(path)[0].values())).dtype
+def dtypes_of(folder: Path) -> tuple[torch.dtype, torch.dtype]:
+    """What the adapter and IdentityNet in a folder are written in; released, they differ."""
+    adapter, net = next(iter(read_adapter(adapters_in(folder)[0])[0].values())).dtype, weights_in(folder)[-1]
+    files = [net] if net.is_file() else sorted(net.glob("*.safetensors"))
+    return adapter, next((DTYPES[v["dtype"]] for file in files for v in header_of(file).values() if v["dtype"] in DTYPES), adapter)
 
 
 def adapters_in(folder: Path) -> list[Path]:
