@@ -16,13 +16,17 @@ import selfsame
 from selfsame.cli.main import main
 from selfsame.data.edit_sets import world_case
 from selfsame.images.files import InputError, read_image, read_metadata, write_image
-from selfsame.images.masks import Window
+from selfsame.images.masks import Window, ellipse
+from selfsame.mannequins.attributes import Look, View
 from selfsame.mannequins.clips import clip_scene
-from selfsame.mannequins.render import draw
+from selfsame.mannequins.people import person_of
+from selfsame.mannequins.render import PersonIn, Scene, draw
 from selfsame.methods.mimicbrush.method import MimicBrush
 from selfsame.perception.depth import DepthNet, depth_of
+from selfsame.perception.detector import Found
 from selfsame.studio.edits import SIDE, Editor, Region, Square, framed, put_back
-from selfsame.studio.inpainting import put_person
+from selfsame.studio.inpainting import face_to_replace, put_person
+from selfsame.studio.places import Person
 from selfsame.studio.request import EditRequest, Request
 from selfsame.studio.studio import Studio
 
@@ -184,6 +188,27 @@ def test_a_person_is_put_where_the_mask_is_and_nowhere_else(studio: Studio, pict
     bo = read_image(EXAMPLES / "bo.png")
     _, notes = put_person(studio, bo, box(*bo.shape[:2], 20, 20, 90, 90), who, Request(num_steps=2), QUICK)
     assert not notes
+
+
+@pytest.mark.parametrize("zoom", [1, 2])
+def test_who_takes_a_faces_place_is_as_large_as_the_face_was(studio: Studio, zoom: int):
+    stand = [PersonIn(person_of(s), Look(), View(scale=0.75, x=x, y=0.2)) for s, x in ((300_001, -0.5), (300_005, 0.5))]
+    source = np.kron(draw([Scene(tuple(stand), width=192)])[0].image, np.ones((zoom, zoom, 1), np.uint8))
+    ada = studio.identity(EXAMPLES / "ada.png")
+
+    def right(image: np.ndarray) -> Found:
+        return max(studio.faces(image), key=lambda f: float(f.kps[:, 0].mean()))
+
+    mask, _ = face_to_replace(studio, source, 1)
+    face = (ellipse(source.shape, right(source).box) > 0).astype(np.uint8) * 255  # a mask that leaves the hair is looked at no closer
+    for painted, gain in ((mask, 0.2), (face, 0.0)):
+        (made,), notes = put_person(studio, source, painted, ada, Request(prompt="a photo of a person", num_steps=8), EditRequest())
+        assert not notes
+        assert 0.75 < np.ptp(right(made).kps[:, 0]) / np.ptp(right(source).kps[:, 0]) < 1.33
+        before, after = (studio.recognised(image, [Person(ada)])[0].likeness for image in (source, made))
+        assert before is not None
+        assert after is not None
+        assert after > before + gain
 
 
 def test_a_small_person_is_painted_enlarged(pictures: list[np.ndarray]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,10 +192,10 @@ class Edit(EditRequest, ModelFlags):
         if not who.num_photos:
             raise InputError(f"{known[0]}: holds learned words and no photo; give a photo of the person")
         mask, seen = (masks[0], ()) if masks else face_to_replace(studio, source, self.into)
-        made_by, request = self.made_by(studio, asked), request.settled(studio.limits)
-        shared |= {"num_steps": request.num_steps, "guidance_scale": request.guidance_scale}
+        made_by, settled = self.made_by(studio, asked), replace(request.settled(studio.limits), context=request.context)
+        shared |= {"num_steps": settled.num_steps, "guidance_scale": settled.guidance_scale}
         with bar("painting", studio.num_calls(asked) * -(-self.num_images // studio.together)) as tick:
             made, more = put_person(studio, source, mask, who, asked, request, on_step=lambda _: tick(1))
         for note in (*notes, *seen, *more):
             warn(note)
-        return made, {**shared, "edit": asdict(request), "which": self.which, "into": self.into, "encoder": who.encoder, **made_by, "memory": studio.preset}
+        return made, {**shared, "edit": asdict(settled), "which": self.which, "into": self.into, "encoder": who.encoder, **made_by, "memory": studio.preset}

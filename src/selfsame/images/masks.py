@@ -53,6 +53,10 @@ class Window:
     x: int
     side: int
 
+    def points(self, points: np.ndarray, side: int) -> np.ndarray:
+        """Points n 2 of the picture, in pixels x y, as they lie in the square at another size."""
+        return (points.astype(np.float64) + 0.5 - [self.x, self.y]) * (side / self.side) - 0.5
+
     def crop(self, image: np.ndarray, around: int) -> np.ndarray:
         """Its pixels, side side ...; `around` fills what lies beyond the border."""
         h, w = image.shape[:2]

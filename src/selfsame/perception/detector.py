@@ -14,7 +14,7 @@ STRIDE = 8
 UNIT = 32.0  # offsets are learned in units of this many pixels
 # Pictures are looked at so many pixels high or wide, as far as they have them: in those of 128 the network has learned faces of 64 to 90, hair and all.
 SIZES = (128, 192, 256, 384, 512, 768, 1024)
-SMALLEST = 66  # pixels of a face's longer side; what looks smaller is looked at enlarged
+SMALLEST = 70  # pixels of a face's longer side: faces are found down to 50, but drawn too large; what looks smaller is looked at enlarged
 SURE = 0.7  # score of a face that only an enlarged look finds: there are more places to be wrong in
 
 

@@ -84,7 +84,7 @@ class BrushStudio:
 class BrushEditor(Editor):
     """Repainting by the official weights: things and textures; people belong to InstantID."""
 
-    limits = Limits(512, 8, 512, 50, 5.0)  # the official demo's steps and guidance
+    limits = Limits(512, 8, 512, 50, 5.0, context=1.8)  # the official demo's steps and guidance
     guides_shape = False  # officially both rows are told the depth
     together, kept_references = 2, 1  # features of one reference over 50 steps: 0.7 GB in half precision
 

@@ -60,7 +60,7 @@ class Editor:
     side = SIDE  # pixels of the square that is painted
     dtype = torch.float32
     together = 8  # pictures painted at a time
-    limits = replace(MANNEQUIN, guidance_scale=2.0)  # measured on validation things
+    limits = replace(MANNEQUIN, guidance_scale=2.0, context=1.8)  # measured on validation things
     guides_shape = True  # the shape to keep is guided as the reference is, not told to the row without one
     kept_references = 4  # whose features stay in memory, of every timestep
 
@@ -205,7 +205,7 @@ class Editor:
         Raises:
             InputError: no region, or a picture too small to show anything.
         """
-        request = request or EditRequest()
+        request = (request or EditRequest()).settled(self.limits)
         if not regions:
             raise InputError("nothing to paint: give a mask and a reference")
         for name, image in (("the source", source), *(("a reference", r.reference) for r in regions)):

@@ -363,8 +363,7 @@ class Family(ABC):
         window = window_around(ellipse(pixels.shape[:2], match.found.box) > 0, AROUND)
         if window.side >= side:
             return None
-        zoom = side / window.side
-        kps = (match.found.kps.astype(np.float64) + 0.5 - [window.x, window.y]) * zoom - 0.5
+        kps = window.points(match.found.kps, side)
         own = job.row.faces[match.person]
         request = replace(job.request, height=side, width=side, start_strength=strength).sized(self.limits)
         row = Row(request.full_prompt, request.negative_prompt, (replace(own, kps=kps, region=None),), self.to_latents(window.crop(pixels, 255), request))

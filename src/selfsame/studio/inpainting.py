@@ -12,13 +12,14 @@ from selfsame.images.files import InputError, must_show
 from selfsame.images.masks import ellipse
 from selfsame.methods.mimicbrush.pictures import latent_mask
 from selfsame.models.latents import pixels_of
+from selfsame.perception.detector import Found
 from selfsame.studio.crowd import Shown
 from selfsame.studio.edits import framed, put_back
-from selfsame.studio.family import Family
+from selfsame.studio.family import AROUND, Family
 from selfsame.studio.painting import Row
 from selfsame.studio.people import chosen_face
 from selfsame.studio.places import Person
-from selfsame.studio.request import EditRequest, Request
+from selfsame.studio.request import OWN, EditRequest, Request
 from selfsame.values.identity import Identity
 
 HAIR = 0.3  # of a face's box on every side: its hair belongs to whoever comes instead
@@ -41,7 +42,8 @@ def put_person(
     Args:
         source, mask: h w 3 and h w uint8; white is painted, and outside its feathered edge the source's pixels stay, bit for bit.
         request: prompt, strengths, steps, guidance, seed and number of pictures; its size is the model's own square.
-        edit: context, feather and colours.
+        edit: context, feather and colours. Unless it says a context, a face that is there fills half of the square that is painted, as heads do in the pictures
+            that models learn from.
 
     Returns:
         `request.num_images` pictures of the source's size, and warnings.
@@ -49,11 +51,19 @@ def put_person(
     must_show("the source", source)
     side = studio.limits.side
     request = studio.sized(replace(request, height=side, width=side), ())
-    square, inside, window = framed(source, mask, edit.context, side, side // ENLARGED)
+    there = _face_under(studio, source, mask)
+    extent = 0.0 if there is None or edit.context != OWN else float((there.box[2:] - there.box[:2]).max())
+    edit = edit.settled(studio.limits)
+    square, inside, window = framed(source, mask, edit.context, side, max(side // ENLARGED, round(AROUND * extent)))
     if identity.words and identity.words.placeholder in request.full_prompt:
         raise InputError(f"a person is put into a picture by the face: say `a person` for {identity.words.placeholder}")
     studio.cast([Person(identity)], replace(request, use="face"))  # refuses what cannot be painted before anything large is loaded
-    kps, notes = _pose_in(studio, square, inside, identity)
+    if there is not None:
+        kps, notes = window.points(there.kps, side), ()
+    elif (enlarged := _face_under(studio, square, inside)) is not None:  # one that is too small to be found in the whole picture
+        kps, notes = enlarged.kps.astype(np.float64), ()
+    else:
+        kps, notes = _fitted(inside, identity)
     row = Row(request.full_prompt, request.negative_prompt, (Shown(studio.embedding(identity, request.photos), kps, strengths=request.strengths),))
     studio.prepare(request, 1)
     known = studio.encode(pixels_of(square)), latent_mask(inside).to(studio.device)
@@ -80,12 +90,17 @@ def face_to_replace(studio: Family, source: np.ndarray, into: int | None) -> tup
     return ellipse(source.shape[:2], chosen.box, HAIR), notes
 
 
-def _pose_in(studio: Family, square: np.ndarray, inside: np.ndarray, identity: Identity) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Key points 5 2 of the face under the mask; else the photo's, scaled into the masked region."""
-    for found in studio.known_faces(square)[0]:
-        x, y = found.kps.mean(0).round().astype(int).clip(0, len(inside) - 1)
-        if inside[y, x]:
-            return found.kps.astype(np.float64), ()
+def _face_under(studio: Family, image: np.ndarray, mask: np.ndarray) -> Found | None:
+    """The largest face of a picture whose middle a mask h w covers."""
+    for found in studio.known_faces(image)[0]:
+        x, y = found.kps.mean(0).round().astype(int)
+        if 0 <= x < mask.shape[1] and 0 <= y < mask.shape[0] and mask[y, x]:
+            return found
+    return None
+
+
+def _fitted(inside: np.ndarray, identity: Identity) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Key points 5 2 of the photo, scaled into the masked region."""
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     (y0, y1), (x0, x1) = (rows[0], rows[-1]), (columns[0], columns[-1])
     own = identity.kps[0].astype(np.float64)

@@ -87,6 +87,7 @@ class Limits:
     guidance_scale: float = 5.0  # likewise
     strength: float = 0.8  # likewise, of the Image Adapter and of IdentityNet
     turbo: FewSteps = FewSteps("lcm", FEW_STEPS)  # LCM-LoRA's
+    context: float = 1.25  # of an edit: a face with its hair then fills half of the square, as in the pictures that models learn from
     least: int = 32  # pixels of a person's region, the cells of the coarsest layers: smaller ones may fall between those
 
     def settled(self, num_steps: int, guidance_scale: float, solver: str, speed: str = "exact") -> dict[str, Any]:
@@ -291,8 +292,9 @@ class EditRequest:
     person 3; photographs 5, with solver lcm none)."""
     solver: str = "dpmpp-2m"
     """dpmpp-2m, dpmpp-2m-karras, euler, ddim, unipc or heun; lcm for weights distilled to few steps."""
-    context: float = 1.8
-    """Side of the square that is looked at, over the side of the masked region; with a reference the square is never smaller than what is painted at once."""
+    context: float = OWN
+    """Side of the square that is looked at, over the side of the masked region, 1 to 8; -1: the model's own (1.8 with a reference, 1.25 with a person). With a
+    reference the square is never smaller than what is painted at once."""
     feather: int = 4
     """Softness of the edge: so many rounds of a small blur, none of which reaches more than a pixel farther; 10 fade over about 6 pixels."""
     match_colour: bool = False
@@ -300,7 +302,8 @@ class EditRequest:
 
     def __post_init__(self) -> None:
         _guidance(self.guidance_scale)
-        between(self.context, 1, 8, "context")
+        if self.context != OWN:
+            between(self.context, 1, 8, "context")
         nearest(self.solver, SOLVERS, "solver")
         _steps_of(self.solver, self.num_steps)
         if not 0 <= self.feather <= 100:
@@ -308,5 +311,6 @@ class EditRequest:
         _counts(self.num_images, self.num_steps, self.seed)
 
     def settled(self, limits: Limits) -> EditRequest:
-        """This request with steps and guidance in numbers, and the solver."""
-        return replace(self, **limits.settled(self.num_steps, self.guidance_scale, self.solver))
+        """This request with steps, guidance and context in numbers, and the solver."""
+        context = limits.context if self.context == OWN else self.context
+        return replace(self, context=context, **limits.settled(self.num_steps, self.guidance_scale, self.solver))

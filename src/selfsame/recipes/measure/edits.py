@@ -243,7 +243,7 @@ def edits(
     notes += more
     names = tuple(only) or known
     total = len(names) * sum(map(len, sets.values()))
-    request = EditRequest(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"])
+    request = EditRequest(num_steps=p["num_steps"], guidance_scale=p["guidance_scale"], solver=p["solver"]).settled(editor.limits)
     if weights is not None:
         request = EditRequest(solver=OFFICIAL_SOLVER).settled(editor.limits)
         notes.append(f"the weights in {weights}, {request.num_steps} steps, guidance {request.guidance_scale:g}, {request.solver}")

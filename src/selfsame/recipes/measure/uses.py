@@ -248,12 +248,17 @@ def _of_groups(groups: Sequence[Group], judged: Mapping[str, Sequence[float]]) -
     return lines
 
 
+def oracle_group(bench: Bench, g: Group) -> np.ndarray:
+    """The renderer's picture of a group, through the VAE."""
+    n, rng = len(g.people), np.random.default_rng([0x6809, g.seed])
+    subjects = [PersonIn(split_person(bench.split, who), Look(), group_view(n, k, g.width)) for k, who in enumerate(g.people)]
+    return bench.through_vae(draw([Scene(tuple(subjects), g.scene, "photo", draw_light(g.scene, rng), g.seed, SIZE, g.width)])[0].image)
+
+
 def _group_picture(bench: Bench, g: Group, name: str) -> np.ndarray:
-    n = len(g.people)
     if name == "oracle":
-        rng = np.random.default_rng([0x6809, g.seed])
-        subjects = [PersonIn(split_person(bench.split, who), Look(), group_view(n, k, g.width)) for k, who in enumerate(g.people)]
-        return bench.through_vae(draw([Scene(tuple(subjects), g.scene, "photo", draw_light(g.scene, rng), g.seed, SIZE, g.width)])[0].image)
+        return oracle_group(bench, g)
+    n = len(g.people)
     request = replace(bench.request, width=g.width, height=SIZE)
     strengths = Strengths(adapter_scale=0.0 if name == "IdentityNet alone" else 1.0)
     everyone = [Person(bench.identity(who)) for who in g.people]
