@@ -89,7 +89,7 @@ class Convert:
         with init_empty_weights():  # the layers' names and widths alone are needed
             unet: Any = UNet2DConditionModel.from_config(read_json(self.base / "unet" / "config.json"))
         adapter, net = dtypes_of(self.source)
-        method = instantid_from_official(self.source, unet, dtype=adapter)
+        method: Any = instantid_from_official(self.source, unet, dtype=adapter)
         method.identity_net.to(dtype=net)
         if self.form == "selfsame":
             method.save_pretrained(out)

@@ -51,7 +51,7 @@ def read_official(path: str | Path, what: str = "weights", max_bytes: int = 0) -
         raise InputError(f"{path}: damaged, or no file of {what} ({type(error).__name__}); make or download it anew") from None
 
 
-def variant_of(folder: Path) -> dict[str, str]:
+def variant_of(folder: Path) -> dict[str, Any]:
     """What `from_pretrained` must be told of a model's folder that holds half precision under a name of its own."""
     return {"variant": "fp16"} if any(folder.glob("*.fp16.safetensors")) else {}
 
