@@ -51,13 +51,13 @@ def put_person(
     must_show("the source", source)
     side = studio.limits.side
     request = studio.sized(replace(request, height=side, width=side), ())
+    if identity.words and identity.words.placeholder in request.full_prompt:
+        raise InputError(f"a person is put into a picture by the face: say `a person` for {identity.words.placeholder}")
+    studio.cast([Person(identity)], replace(request, use="face"))  # refuses what cannot be painted before anything large is loaded
     there = _face_under(studio, source, mask)
     extent = 0.0 if there is None or edit.context != OWN else float((there.box[2:] - there.box[:2]).max())
     edit = edit.settled(studio.limits)
     square, inside, window = framed(source, mask, edit.context, side, max(side // ENLARGED, round(AROUND * extent)))
-    if identity.words and identity.words.placeholder in request.full_prompt:
-        raise InputError(f"a person is put into a picture by the face: say `a person` for {identity.words.placeholder}")
-    studio.cast([Person(identity)], replace(request, use="face"))  # refuses what cannot be painted before anything large is loaded
     if there is not None:
         kps, notes = window.points(there.kps, side), ()
     elif (enlarged := _face_under(studio, square, inside)) is not None:  # one that is too small to be found in the whole picture
