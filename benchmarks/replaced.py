@@ -50,9 +50,9 @@ def main(count: int, split: str) -> None:
 def replaced(bench: Bench, group: Group, who: int, context: float) -> np.ndarray:
     """The group's render with the person on the right replaced."""
     source = oracle_group(bench, group)
-    mask, _ = face_to_replace(bench.studio, source, 1)
+    face, _ = face_to_replace(bench.studio, source, 1)
     request = Request(prompt=group.prompt.replace("two people", "a person"), seed=group.seed)
-    return put_person(bench.studio, source, mask, bench.identity(who), request, EditRequest(context=context))[0][0]
+    return put_person(bench.studio, source, face, bench.identity(who), request, EditRequest(context=context))[0][0]
 
 
 if __name__ == "__main__":

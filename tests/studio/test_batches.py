@@ -285,3 +285,5 @@ def test_pictures_of_others_are_not_written_over(studio: Studio, tmp_path: Path)
     assert known_results(out)["0001"]["parameters"]["prompt"] == "a photo of a mug"
     third = second.rename(tmp_path / "third.jsonl")  # under another name, its own pictures are still its own
     assert run(studio, third, out)["0003"].status == "kept"
+    (out / RESULTS).unlink()
+    assert run(studio, third, out)["0003"].status == "made"

@@ -191,11 +191,11 @@ class Edit(EditRequest, ModelFlags):
         who, notes = (read_identity(known[0]), ()) if known else studio.introduced(*people, which=self.which)
         if not who.num_photos:
             raise InputError(f"{known[0]}: holds learned words and no photo; give a photo of the person")
-        mask, seen = (masks[0], ()) if masks else face_to_replace(studio, source, self.into)
+        where, seen = (masks[0], ()) if masks else face_to_replace(studio, source, self.into)
         made_by, settled = self.made_by(studio, asked), replace(request.settled(studio.limits), context=request.context)
         shared |= {"num_steps": settled.num_steps, "guidance_scale": settled.guidance_scale}
         with bar("painting", studio.num_calls(asked) * -(-self.num_images // studio.together)) as tick:
-            made, more = put_person(studio, source, mask, who, asked, request, on_step=lambda _: tick(1))
+            made, more = put_person(studio, source, where, who, asked, request, on_step=lambda _: tick(1))
         for note in (*notes, *seen, *more):
             warn(note)
         return made, {**shared, "edit": asdict(settled), "which": self.which, "into": self.into, "encoder": who.encoder, **made_by, "memory": studio.preset}

@@ -109,8 +109,7 @@ class Generate(ModelFlags, Order):
                 print("  ".join([str(path), *self._found(studio, made, photo), f"{time.monotonic() - began:.1f} s"]))
             if strip:
                 encoder = jobs[0].people[0].identity.encoder
-                extras = {k: v for k, v in self.extras.items() if k != "style_sheet"}  # whose words stand in the request
-                whole = {"request": self.request.to_json(), "order": extras, "sources": sources, "encoder": encoder}
+                whole = {"request": self.request.to_json(), "order": self.extras, "sources": sources, "encoder": encoder}
                 print(write_image(out, beside([strip[i] for i in sorted(strip)]), whole | made_by | {"memory": studio.preset}))
         return 0
 

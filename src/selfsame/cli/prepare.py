@@ -73,7 +73,7 @@ class Prepare:
         if self.world and self.split not in SPLITS:
             raise InputError(f"--split {self.split!r}: the world has {', '.join(SPLITS)}")
         how = PairSamples(ssim_low=self.ssim_low, ssim_high=self.ssim_high)
-        job = PairsJob(self.out, self.split, self.videos, self.stills, self.world, self.size or 128, self.pairs_per_source, how, self.shards)
+        job = PairsJob(self.out, self.split, self.videos, self.stills, self.world, self.size or PairsJob.size, self.pairs_per_source, how, self.shards)
         total = Report()
         with bar(f"pairs of {job.kind}", len(job.sources())) as tick:
             for report in prepare_pairs(job, self.processes):

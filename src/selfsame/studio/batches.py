@@ -184,15 +184,22 @@ def known_results(folder: Path) -> dict[str, dict[str, Any]]:
 class Prepared:
     """An order whose pictures are to be painted; those that a run before this one left whole are not painted again."""
 
-    def __init__(self, line: Line, files: str, digest: str, jobs: list[Job], notes: tuple[str, ...], photos: list[Path], folder: Path, seconds: float) -> None:
+    def __init__(
+        self, line: Line, files: str, digest: str, jobs: list[Job], notes: tuple[str, ...], photos: list[Path],
+        there: Sequence[Mapping[str, Any] | None], seconds: float,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            there: how each picture that is there came out; None: it is to be painted.
+        """
         assert line.order is not None
         self.line, self.order, self.files, self.digest, self.jobs, self.seconds = line, line.order, files, digest, jobs, seconds
         self.notes, self.photos, self.is_done = list(notes), photos, False
         self.scores: dict[int, float | None] = {}
         self.people: dict[int, tuple[dict[str, Any], ...]] = {}
-        self.left = [k for k, name in enumerate(line.files) if not _is_whole(folder / name, digest)]
-        for k in sorted({*range(line.count)} - {*self.left}):
-            self.hear(k, read_metadata(folder / line.files[k]).get(RESULT) or {})
+        self.left = [k for k, said in enumerate(there) if said is None]
+        for k, said in enumerate(there):
+            self.hear(k, said or {})
 
     def hear(self, k: int, said: Mapping[str, Any]) -> None:
         """What is known of a picture, now or from the run that made it."""
@@ -204,12 +211,12 @@ class Prepared:
         self.seconds += float(said.get("seconds", 0.0))
 
 
-def _is_whole(path: Path, digest: str) -> bool:
-    """Whether a picture is there that this very order made."""
+def _about(path: Path) -> dict[str, Any]:
+    """What a picture's file says of itself; nothing where there is none of ours, or not a whole one."""
     try:
-        return path.is_file() and read_metadata(path).get("digest") == digest
+        return read_metadata(path) if path.is_file() else {}
     except InputError:
-        return False
+        return {}
 
 
 def run_batch(
@@ -264,28 +271,19 @@ def _prepared(studio: Family, line: Line, into: Into, known: Mapping[str, dict[s
     try:
         began, files = time.monotonic(), files_digest(line.order)
         digest, outputs = _digest(line.order, files, into.made_by), [into.folder / f for f in line.files]
-        if known.get(line.name, {}).get("digest") == digest and all(_is_whole(path, digest) for path in outputs):
+        said = [_about(path) for path in outputs]
+        there = [about.get(RESULT) or {} if about.get("digest") == digest else None for about in said]  # this very order made those
+        if known.get(line.name, {}).get("digest") == digest and None not in there:
             return Result(line.name, line.number, "kept", files=tuple(line.files), digest=digest)
         spare_resolved(outputs, spared)
-        _spare_others(outputs, into.manifest)
+        for path, about, kept in zip(outputs, said, there, strict=True):
+            if kept is None and path.exists() and about.get("manifest") != into.manifest:
+                whose = f"is a picture of {about['manifest']}" if about.get("manifest") else "is no picture of this manifest"
+                raise InputError(f"{path} is there already and {whose}; give this line another id, or choose another --out")
         jobs, notes, photos = jobs_of(line.order, studio)
-        return Prepared(line, files, digest, jobs, notes, photos, into.folder, time.monotonic() - began)
+        return Prepared(line, files, digest, jobs, notes, photos, there, time.monotonic() - began)
     except Exception as error:
         return Result(line.name, line.number, "failed", _said(line.number, error))
-
-
-def _spare_others(outputs: Sequence[Path], manifest: str) -> None:
-    """Refuse to write over pictures of other manifests, and over what no manifest made."""
-    for path in outputs:
-        if not path.exists():
-            continue
-        try:
-            maker = read_metadata(path).get("manifest")
-        except InputError:
-            maker = None
-        if maker != manifest:
-            whose = f"is a picture of {maker}" if maker else "is no picture of this manifest"
-            raise InputError(f"{path} is there already and {whose}; give this line another id, or choose another --out")
 
 
 def _painted(studio: Family, ready: Sequence[Prepared], into: Into, on_picture: Callable[[int], None]) -> Iterator[Result]:

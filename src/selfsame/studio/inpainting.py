@@ -30,17 +30,19 @@ FACE_SHARE = 0.4  # of a region's side lies between the eyes, when a face must b
 def put_person(
     studio: Family,
     source: np.ndarray,
-    mask: np.ndarray,
+    where: np.ndarray | Found,
     identity: Identity,
     request: Request,
     edit: EditRequest,
     *,
     on_step: Callable[[Step], None] | None = None,
 ) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """Paint a person into the masked region: in the pose of the face that is there, else in that of the photo, fitted into the region.
+    """Paint a person into a region: in the pose of the face that is there, else in that of the photo, fitted into the region.
 
     Args:
-        source, mask: h w 3 and h w uint8; white is painted, and outside its feathered edge the source's pixels stay, bit for bit.
+        source: h w 3 uint8.
+        where: a mask h w uint8, white is painted; or a face of the source, which is painted over with its hair. Outside the feathered edge the source's pixels
+            stay, bit for bit.
         request: prompt, strengths, steps, guidance, seed and number of pictures; its size is the model's own square.
         edit: context, feather and colours. Unless it says a context, a face that is there fills half of the square that is painted, as heads do in the pictures
             that models learn from.
@@ -54,7 +56,7 @@ def put_person(
     if identity.words and identity.words.placeholder in request.full_prompt:
         raise InputError(f"a person is put into a picture by the face: say `a person` for {identity.words.placeholder}")
     studio.cast([Person(identity)], replace(request, use="face"))  # refuses what cannot be painted before anything large is loaded
-    there = _face_under(studio, source, mask)
+    mask, there = (where, _face_under(studio, source, where)) if isinstance(where, np.ndarray) else (ellipse(source.shape[:2], where.box, HAIR), where)
     extent = 0.0 if there is None or edit.context != OWN else float((there.box[2:] - there.box[:2]).max())
     edit = edit.settled(studio.limits)
     square, inside, window = framed(source, mask, edit.context, side, max(side // ENLARGED, round(AROUND * extent)))
@@ -77,8 +79,8 @@ def put_person(
     return made, tuple(dict.fromkeys(notes))
 
 
-def face_to_replace(studio: Family, source: np.ndarray, into: int | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """A mask h w uint8 over a face of the source with its hair: the largest, or number `into` counted from the left, from 0. Also warnings.
+def face_to_replace(studio: Family, source: np.ndarray, into: int | None) -> tuple[Found, tuple[str, ...]]:
+    """A face of the source: the largest, or number `into` counted from the left, from 0. Also warnings.
 
     Raises:
         InputError: the source shows no face, or no such one.
@@ -86,8 +88,7 @@ def face_to_replace(studio: Family, source: np.ndarray, into: int | None) -> tup
     found = studio.known_faces(source)[0]
     if not found:
         raise InputError("the source: no face was found in it; give --mask, white where the person shall be")
-    chosen, notes = chosen_face(found, into, "the source", flag="--into", of="")
-    return ellipse(source.shape[:2], chosen.box, HAIR), notes
+    return chosen_face(found, into, "the source", flag="--into", of="")
 
 
 def _face_under(studio: Family, image: np.ndarray, mask: np.ndarray) -> Found | None:

@@ -86,8 +86,8 @@ class Order(Request):
 
     @property
     def extras(self) -> dict[str, Any]:
-        """Everything beside the request that is not as it would be unsaid, files by their full paths."""
-        own = [f for f in fields(Order) if f.name not in {g.name for g in fields(Request)}]
+        """Everything beside the request that is not as it would be unsaid, files by their full paths; but a style sheet, whose words stand in the request."""
+        own = [f for f in fields(Order) if f.name not in {"style_sheet", *(g.name for g in fields(Request))}]
         said = {f.name: _plain(getattr(self, f.name)) for f in own if getattr(self, f.name) != f.default}
         return said | {name: [_moved(name, part, Path.cwd()) for part in said[name]] for name in ("mix", "regions") if name in said}
 
@@ -237,4 +237,4 @@ def _path(folder: Path, value: str) -> Path:
 
 def order_json(order: Order) -> dict[str, Any]:
     """Request and extras in one table."""
-    return asdict(order.request) | {k: v for k, v in order.extras.items() if k != "style_sheet"}  # whose words stand in the request
+    return asdict(order.request) | order.extras

@@ -164,6 +164,8 @@ class _Run:
     ) -> None:  # fmt: skip
         self.unet, self.net, self.crowd, self.request, self.calls, self.pace = unet, net, crowd, request, calls, pace
         self.told, self.both = told, stacked(against, told) if request.guidance_scale > 1 else told
+        cut = min(request.guidance_end, pace.guidance_end)
+        self.guidance_end = cut if ever_in_window(calls, request.guidance_start, cut) else request.guidance_end  # a late window stays what was asked for
         self.deep = DeepReuse(unet)
         self._conditions: dict[tuple[bool, Act | None], Conditioning] = {}
         self._before: tuple[bool, Act | None] | None = None
@@ -181,10 +183,7 @@ class _Run:
     def predict(self, latents: Tensor, t: Tensor, index: int) -> Tensor:
         """The guided prediction of one step."""
         r, pace = self.request, self.pace
-        end = min(r.guidance_end, pace.guidance_end)
-        if not ever_in_window(self.calls, r.guidance_start, end):  # a late window stays what was asked for
-            end = r.guidance_end
-        guided = r.guidance_scale > 1 and in_window(index, self.calls, r.guidance_start, end)
+        guided = r.guidance_scale > 1 and in_window(index, self.calls, r.guidance_start, self.guidance_end)
         act = None if self.crowd is None else self.crowd.act(index, self.calls)
         c = self._condition(guided, act)
         changed = (guided, act) != self._before  # other rows or other people: nothing of before fits

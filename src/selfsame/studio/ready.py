@@ -72,7 +72,7 @@ def about_picture(order: Order, job: Job, made: Made, files: str) -> dict[str, A
     Args:
         files: `files_digest` of the order.
     """
-    extras = {k: v for k, v in order.extras.items() if k not in ("keep", "style_sheet", "retries", "mix_steps")}
+    extras = {k: v for k, v in order.extras.items() if k not in ("keep", "retries", "mix_steps")}
     if order.mix_steps and job.share is not None:
         extras["mix"] = [f"{text}:{share}" for text, share in zip(extras["mix"], (1 - job.share, job.share), strict=True)]
     sources = [s for p in job.people for s in p.identity.sources]
